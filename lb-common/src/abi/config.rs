@@ -1,0 +1,49 @@
+//! Settings of the datapath that the agent may change while it runs.
+
+use super::{FlowState, plain};
+
+/// Time in the datapath: `CLOCK_MONOTONIC_COARSE` in nanoseconds, shifted right by [`TICK_SHIFT`].
+/// It wraps after 2.3 years; compare with wrapping arithmetic.
+pub type Tick = u32;
+
+/// A tick is 2^24 ns, about 16.8 ms.
+pub const TICK_SHIFT: u32 = 24;
+
+/// The number of ticks in a number of seconds, rounded up.
+#[must_use]
+pub const fn ticks_from_seconds(seconds: u32) -> Tick {
+    ((seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT)) as Tick
+}
+
+/// The one element of the array `config`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Config {
+    /// Changes with every change of routes or neighbours; flows compare it with theirs and look
+    /// the way back to the client up again. Never 0.
+    pub route_generation: u32,
+    /// First source port used towards backends, in native order.
+    pub snat_port_first: u16,
+    /// Number of source ports used towards backends.
+    pub snat_port_count: u16,
+    /// Idle time in ticks after which a flow may be forgotten, by [`FlowState`].
+    pub timeouts: [Tick; FlowState::COUNT],
+}
+plain!(Config, size = 48, {
+    route_generation: u32, snat_port_first: u16, snat_port_count: u16, timeouts: [Tick; FlowState::COUNT],
+});
+
+impl Default for Config {
+    /// Timeouts as in nf_conntrack (net/netfilter/nf_conntrack_proto_tcp.c, _udp.c), but for
+    /// established connections: 24 hours in place of five days. Source ports lie below Linux's
+    /// default ephemeral range (32768 to 60999), so that the node's own connections never meet them.
+    fn default() -> Self {
+        let mut timeouts = [0; FlowState::COUNT];
+        let mut index = 0;
+        while index < FlowState::COUNT {
+            timeouts[index] = ticks_from_seconds(FlowState::ALL[index].default_timeout_seconds());
+            index += 1;
+        }
+        Self { route_generation: 1, snat_port_first: 1024, snat_port_count: 31_744, timeouts }
+    }
+}

@@ -1,0 +1,71 @@
+//! Names and default sizes of the maps. Names have at most 15 characters (BPF_OBJ_NAME_LEN), and
+//! are the file names of the pins.
+
+/// Directory of the pins below the BPF file system; the version is appended as `v<ABI_VERSION>`.
+pub const PIN_ROOT: &str = "/sys/fs/bpf/pointsman";
+
+macro_rules! maps {
+    ($($(#[doc = $doc:literal])+ $constant:ident = $name:literal, $entries:expr;)+) => {
+        $($(#[doc = $doc])+ pub const $constant: Map = Map { name: $name, default_entries: $entries };)+
+        /// All maps.
+        pub const ALL: &[Map] = &[$($constant),+];
+    };
+}
+
+/// A map's name and the number of entries it is created with unless configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Map {
+    /// The name in the kernel, in the object, and of the pin.
+    pub name: &'static str,
+    /// Number of entries unless configured.
+    pub default_entries: u32,
+}
+
+/// Flows of each family that are kept for as long as they live, unless configured.
+pub const DEFAULT_FLOWS: u32 = 262_144;
+
+maps! {
+    /// Established IPv4 flows: hash, [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow), two entries a flow.
+    FLOWS_V4 = "flows_v4", 2 * DEFAULT_FLOWS;
+    /// Established IPv6 flows.
+    FLOWS_V6 = "flows_v6", DEFAULT_FLOWS;
+    /// IPv4 flows that begin or end: LRU hash of the same layout.
+    TRANSIENT_V4 = "transient_v4", 2 * DEFAULT_FLOWS;
+    /// IPv6 flows that begin or end.
+    TRANSIENT_V6 = "transient_v6", DEFAULT_FLOWS;
+    /// [`VipKey`](super::VipKey) to the index in `services`.
+    VIPS_V4 = "vips_v4", 65_536;
+    /// The same for IPv6.
+    VIPS_V6 = "vips_v6", 65_536;
+    /// Array of [`Service`](super::Service).
+    SERVICES = "services", 65_536;
+    /// Array of [`ServiceName`](super::ServiceName).
+    SERVICE_NAMES = "service_names", 65_536;
+    /// Array of `u64`: the round-robin counter of each Service entry.
+    ROUND_ROBIN = "round_robin", 65_536;
+    /// Array of `u32`: indices in `backends`, in the order in which a Service uses them.
+    SLOTS = "slots", 1_048_576;
+    /// Array of [`Backend`](super::Backend).
+    BACKENDS = "backends", 262_144;
+    /// Array of 16-byte addresses; an IPv4 address is in the first four bytes.
+    SNAT_ADDRESSES = "snat_addresses", 256;
+    /// Array with one [`Config`](super::Config).
+    CONFIG = "config", 1;
+    /// Per-CPU array of [`ServiceStats`](super::ServiceStats).
+    SERVICE_STATS = "service_stats", 65_536;
+    /// Per-CPU array of [`BackendStats`](super::BackendStats).
+    BACKEND_STATS = "backend_stats", 262_144;
+    /// Per-CPU array of [`DropStats`](super::DropStats) by [`DropReason`](super::DropReason).
+    DROPS = "drops", 64;
+    /// IPv4 fragments under way: LRU hash, [`FragmentKey`](super::FragmentKey) to [`Fragment`](super::Fragment).
+    FRAGMENTS_V4 = "fragments_v4", 8_192;
+    /// IPv6 fragments under way.
+    FRAGMENTS_V6 = "fragments_v6", 8_192;
+    /// Device map (hash) of the devices that packets may be redirected to, by index.
+    DEVICES = "devices", 1_024;
+    /// Program array; element 0 is the slow path.
+    PROGRAMS = "programs", 4;
+}
+
+/// Index of the slow path in the program array.
+pub const PROGRAM_SLOW_PATH: u32 = 0;

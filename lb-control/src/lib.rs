@@ -1,0 +1,2 @@
+//! The Pointsman agent. ARCHITECTURE.md explains the floors; a module imports only from floors
+//! below its own.
