@@ -26,19 +26,27 @@ pub struct Config {
     pub snat_port_first: u16,
     /// Number of source ports used towards backends.
     pub snat_port_count: u16,
-    /// Idle time in ticks after which a flow may be forgotten, by [`FlowState`].
-    pub timeouts: [Tick; FlowState::COUNT],
+    /// Idle time in ticks after which a flow may be forgotten, by [`FlowState`]. A power of two of
+    /// them, so that a mask bounds the index.
+    pub timeouts: [Tick; Self::TIMEOUTS],
 }
-plain!(Config, size = 48, {
-    route_generation: u32, snat_port_first: u16, snat_port_count: u16, timeouts: [Tick; FlowState::COUNT],
+plain!(Config, size = 72, {
+    route_generation: u32, snat_port_first: u16, snat_port_count: u16, timeouts: [Tick; Config::TIMEOUTS],
 });
+
+impl Config {
+    /// Number of timeouts there is room for.
+    pub const TIMEOUTS: usize = 16;
+}
+
+const _: () = assert!(FlowState::COUNT <= Config::TIMEOUTS);
 
 impl Default for Config {
     /// Timeouts as in nf_conntrack (net/netfilter/nf_conntrack_proto_tcp.c, _udp.c), but for
     /// established connections: 24 hours in place of five days. Source ports lie below Linux's
     /// default ephemeral range (32768 to 60999), so that the node's own connections never meet them.
     fn default() -> Self {
-        let mut timeouts = [0; FlowState::COUNT];
+        let mut timeouts = [0; Self::TIMEOUTS];
         let mut index = 0;
         while index < FlowState::COUNT {
             timeouts[index] = ticks_from_seconds(FlowState::ALL[index].default_timeout_seconds());

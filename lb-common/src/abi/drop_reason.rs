@@ -63,6 +63,8 @@ drop_reasons! {
     BadIcmpQuote = 12, "bad-icmp-quote", true;
     /// The program that handles new and unusual packets is not in place.
     NoSlowPath = 13, "no-slow-path", false;
+    /// The device towards the next hop is not in the map `devices`: the agent has not set it up.
+    NoDevice = 14, "no-device", false;
 }
 
 impl DropReason {

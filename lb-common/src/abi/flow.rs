@@ -10,22 +10,24 @@ use super::{NextHop, Tick, plain};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C, align(8))]
 pub struct FlowKey<A> {
-    /// Source address.
-    pub source: A,
-    /// Destination address.
-    pub destination: A,
     /// Source port.
     pub source_port: [u8; 2],
     /// Destination port.
     pub destination_port: [u8; 2],
     /// IANA protocol number. A whole word, so that the key has no padding.
     pub protocol: u32,
+    // Not in wire order: a compiler that copies the neighbours on the wire as one word would store it
+    // across the alignment of the stack, which the verifier forbids.
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
 }
 plain!(FlowKey<[u8; 4]>, size = 16, {
-    source: [u8; 4], destination: [u8; 4], source_port: [u8; 2], destination_port: [u8; 2], protocol: u32,
+    source_port: [u8; 2], destination_port: [u8; 2], protocol: u32, source: [u8; 4], destination: [u8; 4],
 });
 plain!(FlowKey<[u8; 16]>, size = 40, {
-    source: [u8; 16], destination: [u8; 16], source_port: [u8; 2], destination_port: [u8; 2], protocol: u32,
+    source_port: [u8; 2], destination_port: [u8; 2], protocol: u32, source: [u8; 16], destination: [u8; 16],
 });
 
 impl<A: Copy> FlowKey<A> {

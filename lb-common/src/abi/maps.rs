@@ -63,9 +63,23 @@ maps! {
     FRAGMENTS_V6 = "fragments_v6", 8_192;
     /// Device map (hash) of the devices that packets may be redirected to, by index.
     DEVICES = "devices", 1_024;
-    /// Program array; element 0 is the slow path.
+    /// Program array: the slow paths.
     PROGRAMS = "programs", 4;
+    /// Per-CPU array of one: what the slow path has under construction (IPv4).
+    SCRATCH_V4 = "scratch_v4", 1;
+    /// The same for IPv6.
+    SCRATCH_V6 = "scratch_v6", 1;
+    /// Per-CPU array of one: the parameters of `bpf_fib_lookup`.
+    SCRATCH_FIB = "scratch_fib", 1;
 }
 
-/// Index of the slow path in the program array.
-pub const PROGRAM_SLOW_PATH: u32 = 0;
+/// Name of the program that is attached to devices.
+pub const ENTRY_PROGRAM: &str = "pointsman_xdp";
+
+/// Names of the programs that it calls, in the order of their indices in the program array.
+pub const CALLED_PROGRAMS: [&str; 4] = ["slow_v4", "slow_v6", "unknown_v4", "unknown_v6"];
+
+/// Index of the slow path for IPv4 in the program array; that for IPv6 is the next.
+pub const PROGRAM_SLOW_V4: u32 = 0;
+/// Index of the path for unknown IPv4 flows in the program array; that for IPv6 is the next.
+pub const PROGRAM_UNKNOWN_V4: u32 = 2;

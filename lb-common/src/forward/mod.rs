@@ -1,1 +1,59 @@
-//! The forwarding core.
+//! The forwarding core: what happens to a packet. Pure: it sees the packet, the maps and the time
+//! only through [`platform`], so the code that tests and fuzzers run is the code that the kernel
+//! runs.
+//!
+//! Three steps, each a kernel program of its own: [`fast`] for packets of established flows, [`slow`]
+//! for what it declines, [`unknown`] for packets of no known flow.
+
+pub mod checksum;
+pub mod emit;
+mod fast;
+mod fragment;
+mod icmp;
+pub mod ip;
+mod new_flow;
+mod pair;
+pub mod parse;
+pub mod platform;
+mod refuse;
+pub mod scratch;
+mod slow;
+pub mod snat;
+pub mod tcp_options;
+pub mod tcp_state;
+pub mod wire;
+
+pub use fast::{Fast, fast};
+pub use slow::{Slow, slow, unknown};
+
+use crate::abi::DropReason;
+use platform::Datapath;
+
+/// What is to happen to the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not ours, and untouched: the kernel goes on with it.
+    Pass,
+    /// Send it back by the device that it came in by.
+    Transmit,
+    /// Send it by another device, given by its index.
+    Redirect(u32),
+    /// Drop it, for a reason that was counted.
+    Drop(DropReason),
+}
+
+impl Verdict {
+    /// Sends by a device.
+    #[inline(always)]
+    pub(crate) fn send<D: Datapath>(datapath: &D, ifindex: u32) -> Self {
+        if ifindex == datapath.ingress_device() { Self::Transmit } else { Self::Redirect(ifindex) }
+    }
+
+    /// Drops the packet at hand and counts it.
+    #[inline(always)]
+    pub(crate) fn drop<D: Datapath>(datapath: &D, reason: DropReason) -> Self {
+        use platform::Packet;
+        datapath.count_drop(reason, datapath.packet().length() as u64);
+        Self::Drop(reason)
+    }
+}

@@ -1,0 +1,126 @@
+//! The edit of a packet, and its way out.
+
+use super::Verdict;
+use super::checksum;
+use super::fragment;
+use super::ip::{IpFamily, IpHeader};
+use super::parse::{Ip, Link, Part, Transport};
+use super::platform::{Datapath, Packet};
+use super::tcp_options;
+use super::wire::{ETHER_TYPE_SERVICE_VLAN, ETHER_TYPE_VLAN, Ethernet, Tcp, Udp, VlanTag, copy_mac};
+use crate::abi::{DropReason, Flow, FlowFlags, IPPROTO_TCP, NextHop};
+
+/// A parsed packet of a family.
+#[derive(Clone, Copy)]
+pub struct Parsed<A> {
+    /// Ethernet and tags.
+    pub link: Link,
+    /// IP.
+    pub ip: Ip<A>,
+    /// TCP or UDP.
+    pub transport: Transport,
+}
+
+/// Edits addresses, ports, checksums, timestamps and TTL as the flow says, and sends the packet to
+/// the next hop.
+#[inline(always)]
+pub fn forward<D: Datapath, F: IpFamily>(
+    datapath: &D,
+    parsed: &Parsed<F::Address>,
+    flow: &Flow<F::Address>,
+    hop: &NextHop,
+    cursor: &mut usize,
+) -> Verdict {
+    if hop.ifindex == 0 {
+        return Verdict::drop(datapath, DropReason::NoNeighbour);
+    }
+    let packet = datapath.packet();
+    if flow.status.flags & FlowFlags::EDIT_TIMESTAMPS != 0 && parsed.ip.protocol == IPPROTO_TCP {
+        let shift = (flow.timestamp_delta, flow.is_reply());
+        tcp_options::shift(datapath, cursor, parsed.ip.l4, &parsed.transport, shift);
+    }
+    let Some(header) = packet.at::<F::Header>(parsed.ip.l3) else {
+        return Verdict::drop(datapath, DropReason::EditFailed);
+    };
+    header.forward(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
+    if edit_ports(packet, &parsed.ip, flow).is_none() {
+        return Verdict::drop(datapath, DropReason::EditFailed);
+    }
+    if parsed.ip.part != Part::Whole {
+        fragment::edit_identification::<_, F>(packet, &parsed.ip);
+    }
+    let bytes = packet.length() as u64;
+    let verdict = send(datapath, &parsed.link, hop);
+    if !matches!(verdict, Verdict::Drop(_)) {
+        datapath.count_forwarded(flow.service, flow.backend, flow.is_reply(), bytes);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn edit_ports<P: Packet, A>(packet: P, ip: &Ip<A>, flow: &Flow<A>) -> Option<()> {
+    if let Part::Later(_) = ip.part {
+        return Some(());
+    }
+    if ip.protocol == IPPROTO_TCP {
+        let tcp = packet.at::<Tcp>(ip.l4)?;
+        tcp.source_port = flow.new_source_port;
+        tcp.destination_port = flow.new_destination_port;
+        checksum::apply(&mut tcp.checksum, flow.l4_checksum_delta);
+    } else {
+        let udp = packet.at::<Udp>(ip.l4)?;
+        udp.source_port = flow.new_source_port;
+        udp.destination_port = flow.new_destination_port;
+        checksum::apply_udp(&mut udp.checksum, flow.l4_checksum_delta);
+    }
+    Some(())
+}
+
+/// Sends the packet to a next hop: tags and Ethernet addresses are replaced.
+#[inline(always)]
+pub fn send<D: Datapath>(datapath: &D, link: &Link, hop: &NextHop) -> Verdict {
+    if u32::from_ne_bytes(hop.vlan) != u32::from_ne_bytes(link.vlan) && retag(datapath, link, hop).is_none() {
+        return Verdict::drop(datapath, DropReason::EditFailed);
+    }
+    let Some(ethernet) = datapath.packet().head::<Ethernet>() else {
+        return Verdict::drop(datapath, DropReason::EditFailed);
+    };
+    copy_mac(&mut ethernet.destination, &hop.destination_mac);
+    copy_mac(&mut ethernet.source, &hop.source_mac);
+    Verdict::send(datapath, hop.ifindex)
+}
+
+/// Number of tags.
+#[inline(always)]
+fn depth(vlan: [u8; 4]) -> i32 {
+    i32::from(vlan[0] | vlan[1] != 0) + i32::from(vlan[2] | vlan[3] != 0)
+}
+
+/// Replaces the packet's tags by those of the next hop.
+#[inline(always)]
+fn retag<D: Datapath>(datapath: &D, link: &Link, hop: &NextHop) -> Option<()> {
+    let have = (link.l3 as i32 - size_of::<Ethernet>() as i32) / 4;
+    let want = depth(hop.vlan);
+    if have != want {
+        datapath.move_head((have - want) * 4).ok()?;
+    }
+    let packet = datapath.packet();
+    let ethernet = packet.head::<Ethernet>()?;
+    let [outer_high, outer_low, inner_high, inner_low] = hop.vlan;
+    match want {
+        0 => ethernet.ether_type = link.ether_type,
+        1 => {
+            ethernet.ether_type = ETHER_TYPE_VLAN;
+            *packet.at::<VlanTag>(14)? =
+                VlanTag { control: [outer_high, outer_low], ether_type: link.ether_type };
+        }
+        _ => {
+            ethernet.ether_type = ETHER_TYPE_SERVICE_VLAN;
+            *packet.at::<VlanTag>(14)? =
+                VlanTag { control: [outer_high, outer_low], ether_type: ETHER_TYPE_VLAN };
+            *packet.at::<VlanTag>(18)? =
+                VlanTag { control: [inner_high, inner_low], ether_type: link.ether_type };
+        }
+    }
+    Some(())
+}

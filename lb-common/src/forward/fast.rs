@@ -1,0 +1,111 @@
+//! The path of a packet of an established flow: one look into the flow table, all edits from that
+//! one entry, out. Whatever is not that takes the slow path.
+
+use super::Verdict;
+use super::checksum;
+use super::ip::{IpFamily, IpHeader};
+use super::parse::{self, Link};
+use super::platform::{Packet, Tables};
+use super::wire::{
+    ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_SERVICE_VLAN, ETHER_TYPE_VLAN, Ethernet, Frame, TCP_FIN,
+    TCP_RST, TCP_SYN, TcpFrame, copy_mac,
+};
+use crate::abi::{FlowFlags, FlowKey, IPPROTO_TCP, IPPROTO_UDP, NextHop, V4, V6};
+
+/// What the fast path says of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fast {
+    /// The verdict.
+    Done(Verdict),
+    /// It needs the slow path for IPv4.
+    SlowV4,
+    /// It needs the slow path for IPv6.
+    SlowV6,
+}
+
+/// Decides about a packet of an established flow, or names the slow path that it needs.
+#[inline(always)]
+pub fn fast<D: Tables<V4> + Tables<V6>>(datapath: &D) -> Fast {
+    let Some(ethernet) = datapath.packet().head::<Ethernet>() else {
+        return Fast::Done(Verdict::Pass);
+    };
+    match ethernet.ether_type {
+        ETHER_TYPE_IPV4 => ip::<D, V4>(datapath).map_or(Fast::SlowV4, Fast::Done),
+        ETHER_TYPE_IPV6 => ip::<D, V6>(datapath).map_or(Fast::SlowV6, Fast::Done),
+        ETHER_TYPE_VLAN | ETHER_TYPE_SERVICE_VLAN => match parse::link(datapath.packet()) {
+            Some(Link { ether_type: ETHER_TYPE_IPV4, .. }) => Fast::SlowV4,
+            Some(Link { ether_type: ETHER_TYPE_IPV6, .. }) => Fast::SlowV6,
+            _ => Fast::Done(Verdict::Pass),
+        },
+        _ => Fast::Done(Verdict::Pass),
+    }
+}
+
+#[inline(always)]
+fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
+    let packet = datapath.packet();
+    let frame = packet.head::<Frame<F::Header>>()?;
+    let protocol = frame.ip.protocol();
+    let payload = match protocol {
+        IPPROTO_TCP => 20,
+        IPPROTO_UDP => 8,
+        _ => return None,
+    };
+    let available = packet.length() - size_of::<Ethernet>();
+    if !frame.ip.is_plain(available, payload) || frame.ip.hops_left() <= 1 {
+        return None;
+    }
+    if protocol == IPPROTO_TCP {
+        let tcp = packet.head::<TcpFrame<F::Header>>()?;
+        if tcp.tcp.flags[0] & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
+            return None;
+        }
+    }
+    let key = FlowKey {
+        source: frame.ip.source(),
+        destination: frame.ip.destination(),
+        source_port: frame.udp.source_port,
+        destination_port: frame.udp.destination_port,
+        protocol: u32::from(protocol),
+    };
+    let mut flow = datapath.established(&key)?;
+    if flow.status.flags & FlowFlags::EDIT_TIMESTAMPS != 0 {
+        return None;
+    }
+    let reply = flow.is_reply();
+    let hop: &NextHop = if reply {
+        if flow.generation != datapath.config()?.route_generation {
+            return None;
+        }
+        &flow.next_hop
+    } else {
+        let backend = datapath.backend(flow.backend)?;
+        if backend.generation != flow.generation {
+            return None;
+        }
+        &backend.next_hop
+    };
+    if hop.ifindex == 0 || u32::from_ne_bytes(hop.vlan) != 0 {
+        return None;
+    }
+    let ifindex = hop.ifindex;
+    copy_mac(&mut frame.ethernet.destination, &hop.destination_mac);
+    copy_mac(&mut frame.ethernet.source, &hop.source_mac);
+
+    frame.ip.forward(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
+    frame.udp.source_port = flow.new_source_port;
+    frame.udp.destination_port = flow.new_destination_port;
+    if protocol == IPPROTO_TCP {
+        let tcp = packet.head::<TcpFrame<F::Header>>()?;
+        checksum::apply(&mut tcp.tcp.checksum, flow.l4_checksum_delta);
+    } else {
+        checksum::apply_udp(&mut frame.udp.checksum, flow.l4_checksum_delta);
+    }
+    let now = datapath.now();
+    if flow.last_seen != now {
+        // Only when it changes: a line that is only read can be shared by CPUs.
+        flow.last_seen = now;
+    }
+    datapath.count_forwarded(flow.service, flow.backend, reply, packet.length() as u64);
+    Some(Verdict::send(datapath, ifindex))
+}

@@ -1,0 +1,89 @@
+//! Fragments: the first one has the ports and decides; the others follow it.
+//!
+//! A later fragment that overtakes its first one cannot be told from one that is not ours, and is
+//! passed to the kernel, which drops it; the sender's retransmission takes care of it.
+
+use super::Verdict;
+use super::checksum;
+use super::emit;
+use super::ip::IpFamily;
+use super::parse::{Ip, Part};
+use super::platform::{Packet, Tables};
+use super::scratch::Scratch;
+use super::slow::find_hop;
+use super::wire::{Ipv4, Ipv6Extension};
+use crate::abi::{DropReason, Tick, ticks_from_seconds};
+
+/// How long the other fragments may take: net.ipv4.ipfrag_time.
+const LIFETIME: Tick = ticks_from_seconds(30);
+
+/// Identification that a fragment leaves with. Clients that share a source address must not share
+/// identifications (RFC 6864), or the receiver mixes up their datagrams; each client's own stay
+/// distinct.
+#[inline(always)]
+fn translated<F: IpFamily>(ip: &Ip<F::Address>, identification: [u8; 4]) -> [u8; 4] {
+    let hash = F::sum(&ip.source).wrapping_mul(0x9e37_79b1);
+    let mixed = u32::from_be_bytes(identification) ^ (hash >> 16);
+    mixed.to_be_bytes()
+}
+
+#[inline(always)]
+fn set_key<F: IpFamily>(scratch: &mut Scratch<F::Address>, identification: [u8; 4]) {
+    scratch.fragment_key.source = scratch.parsed.ip.source;
+    scratch.fragment_key.destination = scratch.parsed.ip.destination;
+    scratch.fragment_key.identification = identification;
+    scratch.fragment_key.protocol = u32::from(scratch.parsed.ip.protocol);
+}
+
+/// Remembers which flow the first fragment of a datagram belongs to.
+#[inline(always)]
+pub fn remember<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    identification: [u8; 4],
+) {
+    set_key::<F>(scratch, identification);
+    scratch.fragment.flow = scratch.key;
+    scratch.fragment.created = datapath.now();
+    scratch.fragment.new_identification = translated::<F>(&scratch.parsed.ip, identification);
+    datapath.insert_fragment(&scratch.fragment_key, &scratch.fragment);
+}
+
+/// Replaces the identification of a fragment.
+#[inline(always)]
+pub fn edit_identification<P: Packet, F: IpFamily>(packet: P, ip: &Ip<F::Address>) {
+    let (Part::First(identification) | Part::Later(identification)) = ip.part else { return };
+    let new = translated::<F>(ip, identification);
+    if F::VERSION == 4 {
+        if let Some(header) = packet.at::<Ipv4>(ip.l3) {
+            let change = checksum::fold(checksum::replaced(&header.identification, &[new[2], new[3]]));
+            header.identification = [new[2], new[3]];
+            checksum::apply(&mut header.checksum, change);
+        }
+    } else if let Some(header) = packet.at::<Ipv6Extension>(ip.fragment_header) {
+        header.identification = new;
+    }
+}
+
+/// Forwards a later fragment, by the flow of its first one.
+#[inline(always)]
+pub fn later<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    identification: [u8; 4],
+) -> Verdict {
+    set_key::<F>(scratch, identification);
+    let Some(first) = datapath.fragment(&scratch.fragment_key) else { return Verdict::Pass };
+    let now = datapath.now();
+    if now.wrapping_sub(first.created) > LIFETIME {
+        return Verdict::drop(datapath, DropReason::FragmentWithoutFirst);
+    }
+    let Some(mut flow) = datapath.established(&first.flow).or_else(|| datapath.transient(&first.flow)) else {
+        return Verdict::drop(datapath, DropReason::FragmentWithoutFirst);
+    };
+    flow.last_seen = now;
+    if !find_hop::<D, F>(datapath, &mut flow, &mut scratch.hop) {
+        return Verdict::drop(datapath, DropReason::BackendGone);
+    }
+    emit::forward::<D, F>(datapath, &scratch.parsed, &flow, &scratch.hop, &mut scratch.cursor)
+}

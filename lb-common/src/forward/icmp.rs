@@ -1,0 +1,129 @@
+//! ICMP errors about packets that were translated: translated by their quote, both ways, so that
+//! path MTU discovery and "unreachable" work through the load balancer (RFC 5508, section 4).
+
+use super::Verdict;
+use super::checksum::{self, TTL_DECREMENT, fold, replaced};
+use super::emit;
+use super::ip::{IpFamily, IpHeader};
+use super::parse::{Ip, Parse, Part};
+use super::platform::{Packet, Tables};
+use super::scratch::Scratch;
+use super::slow::find_hop;
+use super::wire::{Icmp, Ipv4, Udp};
+use crate::abi::{DropReason, Flow, IPPROTO_TCP, IPPROTO_UDP};
+
+/// Whether a type is an error message about a packet: destination unreachable, time exceeded,
+/// parameter problem; packet too big (RFC 792, RFC 4443).
+#[inline(always)]
+fn is_error<F: IpFamily>(kind: u8) -> bool {
+    if F::VERSION == 4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) }
+}
+
+/// Translates an ICMP error about a flow; passes everything else.
+#[inline(always)]
+pub fn translate<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Verdict {
+    let packet = datapath.packet();
+    let Scratch { parsed, quote, key, hop, .. } = scratch;
+    let Some(icmp) = packet.at::<Icmp>(parsed.ip.l4) else { return Verdict::Pass };
+    if parsed.ip.part != Part::Whole || !is_error::<F>(icmp.kind[0]) {
+        return Verdict::Pass;
+    }
+    quote.l3 = parsed.ip.l4 + size_of::<Icmp>();
+    if !F::parse(packet, false, quote)
+        || matches!(quote.part, Part::Later(_))
+        || !matches!(quote.protocol, IPPROTO_TCP | IPPROTO_UDP)
+        || quote.source != parsed.ip.destination
+    {
+        return Verdict::Pass;
+    }
+    let Some(ports) = packet.at::<Udp>(quote.l4) else { return Verdict::Pass };
+    // The error travels against the packet that it quotes, like that packet's answer.
+    key.source = quote.destination;
+    key.destination = quote.source;
+    key.source_port = ports.destination_port;
+    key.destination_port = ports.source_port;
+    key.protocol = u32::from(quote.protocol);
+    let Some(mut flow) = datapath.established(key).or_else(|| datapath.transient(key)) else {
+        return Verdict::Pass;
+    };
+    if quote.l4 + size_of::<Udp>() > parsed.ip.end {
+        return Verdict::drop(datapath, DropReason::BadIcmpQuote);
+    }
+    if parsed.ip.hops_left <= 1 {
+        // No ICMP error about an ICMP error (RFC 1122, section 3.2.2).
+        return Verdict::drop(datapath, DropReason::TtlExpired);
+    }
+    if !find_hop::<D, F>(datapath, &mut flow, hop) {
+        return Verdict::drop(datapath, DropReason::BackendGone);
+    }
+    if hop.ifindex == 0 {
+        return Verdict::drop(datapath, DropReason::NoNeighbour);
+    }
+    if edit::<_, F>(packet, &parsed.ip, quote, &flow).is_none() {
+        return Verdict::drop(datapath, DropReason::EditFailed);
+    }
+    datapath.count_forwarded(flow.service, flow.backend, flow.is_reply(), packet.length() as u64);
+    emit::send(datapath, &parsed.link, hop)
+}
+
+/// Edits the quote, the outer header, and the ICMP checksum, which covers the quote and in IPv6 the
+/// outer addresses too.
+#[inline(never)]
+fn edit<P: Packet, F: IpFamily>(
+    packet: P,
+    ip: &Ip<F::Address>,
+    quote: &Ip<F::Address>,
+    flow: &Flow<F::Address>,
+) -> Option<()> {
+    let mut change = edit_quote::<P, F>(packet, ip, quote, flow)?;
+    let outer =
+        F::replaced(&ip.source, &flow.new_source) + F::replaced(&ip.destination, &flow.new_destination);
+    let header = packet.at::<F::Header>(ip.l3)?;
+    header.forward(&flow.new_source, &flow.new_destination, fold(outer + u32::from(TTL_DECREMENT)));
+    if F::VERSION == 6 {
+        change += outer;
+    }
+    checksum::apply(&mut packet.at::<Icmp>(ip.l4)?.checksum, fold(change));
+    Some(())
+}
+
+/// Edits the quoted packet into the one that the receiver of the error has sent. Gives what that
+/// adds to the ICMP checksum.
+#[inline(always)]
+fn edit_quote<P: Packet, F: IpFamily>(
+    packet: P,
+    ip: &Ip<F::Address>,
+    quote: &Ip<F::Address>,
+    flow: &Flow<F::Address>,
+) -> Option<u32> {
+    let addresses =
+        F::replaced(&quote.source, &flow.new_destination) + F::replaced(&quote.destination, &flow.new_source);
+    let mut change = addresses;
+    packet.at::<F::Header>(quote.l3)?.readdress(&flow.new_destination, &flow.new_source);
+    if F::VERSION == 4 {
+        let field = &mut packet.at::<Ipv4>(quote.l3)?.checksum;
+        let old = *field;
+        checksum::apply(field, fold(addresses));
+        change += replaced(&old, field);
+    }
+    let ports = packet.at::<Udp>(quote.l4)?;
+    let ports_change = replaced(&ports.source_port, &flow.new_destination_port)
+        + replaced(&ports.destination_port, &flow.new_source_port);
+    ports.source_port = flow.new_destination_port;
+    ports.destination_port = flow.new_source_port;
+    change += ports_change;
+    // The checksum of TCP lies beyond the eight bytes that a quote must have.
+    let offset = quote.l4 + if quote.protocol == IPPROTO_TCP { 16 } else { 6 };
+    if offset + 2 <= ip.end
+        && let Some(field) = packet.at::<[u8; 2]>(offset)
+    {
+        let old = *field;
+        if quote.protocol == IPPROTO_TCP {
+            checksum::apply(field, fold(addresses + ports_change));
+        } else {
+            checksum::apply_udp(field, fold(addresses + ports_change));
+        }
+        change += replaced(&old, field);
+    }
+    Some(change)
+}

@@ -1,0 +1,227 @@
+//! What differs between IPv4 and IPv6 in the forwarding core.
+
+use super::checksum::{self, Delta};
+use super::wire::{Ipv4, Ipv6, Wire};
+use crate::abi::{AddressFamily, IPPROTO_ICMP, IPPROTO_ICMPV6, V4, V6};
+
+/// An address family with its header.
+pub trait IpFamily: AddressFamily {
+    /// The fixed part of the header.
+    type Header: IpHeader<Self::Address>;
+    /// Length of the fixed part in bytes.
+    const HEADER_LENGTH: usize;
+    /// Protocol number of the ICMP of this family.
+    const ICMP: u8;
+
+    /// The sum of the words of an address.
+    fn sum(address: &Self::Address) -> u32;
+    /// What replacing one address with another adds to a sum.
+    fn replaced(old: &Self::Address, new: &Self::Address) -> u32;
+    /// Whether an address is one that an error may be sent to (RFC 1122, section 3.2.2).
+    fn may_be_answered(source: &Self::Address) -> bool;
+    /// Writes a whole header for a packet of our own. `payload` is the number of bytes after it.
+    fn write_header(
+        header: &mut Self::Header,
+        source: &Self::Address,
+        destination: &Self::Address,
+        protocol: u8,
+        payload: u16,
+    );
+}
+
+/// TTL and hop limit of packets of our own: the default of Linux.
+const OWN_HOPS: u8 = 64;
+
+/// The fixed part of an IP header.
+pub trait IpHeader<A>: Wire {
+    /// Version, length and fragment fields are those of a packet without options or extension
+    /// headers that is no fragment, and whose length fits into `available` bytes and has room for
+    /// `payload` bytes after the header.
+    fn is_plain(&self, available: usize, payload: usize) -> bool;
+    /// Protocol, or next header.
+    fn protocol(&self) -> u8;
+    /// TTL, or hop limit.
+    fn hops_left(&self) -> u8;
+    /// Source address.
+    fn source(&self) -> A;
+    /// Destination address.
+    fn destination(&self) -> A;
+    /// Replaces the addresses, and nothing else.
+    fn readdress(&mut self, source: &A, destination: &A);
+    /// Replaces the addresses, takes one hop off, and adds a delta to the header checksum.
+    fn forward(&mut self, source: &A, destination: &A, checksum_delta: Delta);
+}
+
+impl IpFamily for V4 {
+    type Header = Ipv4;
+    const HEADER_LENGTH: usize = 20;
+    const ICMP: u8 = IPPROTO_ICMP;
+
+    #[inline(always)]
+    fn sum(address: &[u8; 4]) -> u32 {
+        checksum::sum(address)
+    }
+
+    #[inline(always)]
+    fn replaced(old: &[u8; 4], new: &[u8; 4]) -> u32 {
+        checksum::replaced(old, new)
+    }
+
+    #[inline(always)]
+    fn may_be_answered(source: &[u8; 4]) -> bool {
+        !matches!(source[0], 0 | 127 | 224..=255)
+    }
+
+    #[inline(always)]
+    fn write_header(header: &mut Ipv4, source: &[u8; 4], destination: &[u8; 4], protocol: u8, payload: u16) {
+        *header = Ipv4 {
+            version_ihl: [0x45],
+            traffic_class: [0],
+            total_length: (payload + 20).to_be_bytes(),
+            identification: [0; 2],
+            // Do not fragment: so an identification of 0 is allowed (RFC 6864).
+            fragment: [0x40, 0],
+            ttl: [OWN_HOPS],
+            protocol: [protocol],
+            checksum: [0; 2],
+            source: *source,
+            destination: *destination,
+        };
+        let total = checksum::sum(&[0x45, 0])
+            + checksum::sum(&header.total_length)
+            + checksum::sum(&header.fragment)
+            + checksum::sum(&[OWN_HOPS, protocol])
+            + checksum::sum(source)
+            + checksum::sum(destination);
+        header.checksum = (!checksum::fold(total)).to_ne_bytes();
+    }
+}
+
+impl IpFamily for V6 {
+    type Header = Ipv6;
+    const HEADER_LENGTH: usize = 40;
+    const ICMP: u8 = IPPROTO_ICMPV6;
+
+    #[inline(always)]
+    fn sum(address: &[u8; 16]) -> u32 {
+        checksum::sum(address)
+    }
+
+    #[inline(always)]
+    fn replaced(old: &[u8; 16], new: &[u8; 16]) -> u32 {
+        checksum::replaced(old, new)
+    }
+
+    #[inline(always)]
+    fn may_be_answered(source: &[u8; 16]) -> bool {
+        // Neither multicast nor of the range that holds the unspecified and the loopback address.
+        source[0] != 0xff && source[0] != 0
+    }
+
+    #[inline(always)]
+    fn write_header(
+        header: &mut Ipv6,
+        source: &[u8; 16],
+        destination: &[u8; 16],
+        protocol: u8,
+        payload: u16,
+    ) {
+        *header = Ipv6 {
+            version_class_label: [0x60, 0, 0, 0],
+            payload_length: payload.to_be_bytes(),
+            next_header: [protocol],
+            hop_limit: [OWN_HOPS],
+            source: *source,
+            destination: *destination,
+        };
+    }
+}
+
+/// More fragments, or a fragment offset, in native order of the loaded field.
+const FRAGMENT_BITS: u16 = u16::from_ne_bytes([0x3f, 0xff]);
+
+impl IpHeader<[u8; 4]> for Ipv4 {
+    #[inline(always)]
+    fn is_plain(&self, available: usize, payload: usize) -> bool {
+        let total = usize::from(u16::from_be_bytes(self.total_length));
+        self.version_ihl == [0x45]
+            && u16::from_ne_bytes(self.fragment) & FRAGMENT_BITS == 0
+            && total <= available
+            && total >= 20 + payload
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.protocol[0]
+    }
+
+    #[inline(always)]
+    fn hops_left(&self) -> u8 {
+        self.ttl[0]
+    }
+
+    #[inline(always)]
+    fn source(&self) -> [u8; 4] {
+        self.source
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> [u8; 4] {
+        self.destination
+    }
+
+    #[inline(always)]
+    fn readdress(&mut self, source: &[u8; 4], destination: &[u8; 4]) {
+        self.source = *source;
+        self.destination = *destination;
+    }
+
+    #[inline(always)]
+    fn forward(&mut self, source: &[u8; 4], destination: &[u8; 4], checksum_delta: Delta) {
+        self.ttl = [self.ttl[0].wrapping_sub(1)];
+        self.source = *source;
+        self.destination = *destination;
+        checksum::apply(&mut self.checksum, checksum_delta);
+    }
+}
+
+impl IpHeader<[u8; 16]> for Ipv6 {
+    #[inline(always)]
+    fn is_plain(&self, available: usize, payload: usize) -> bool {
+        let length = usize::from(u16::from_be_bytes(self.payload_length));
+        self.version_class_label[0] >> 4 == 6 && length + 40 <= available && length >= payload
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.next_header[0]
+    }
+
+    #[inline(always)]
+    fn hops_left(&self) -> u8 {
+        self.hop_limit[0]
+    }
+
+    #[inline(always)]
+    fn source(&self) -> [u8; 16] {
+        self.source
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> [u8; 16] {
+        self.destination
+    }
+
+    #[inline(always)]
+    fn readdress(&mut self, source: &[u8; 16], destination: &[u8; 16]) {
+        self.source = *source;
+        self.destination = *destination;
+    }
+
+    #[inline(always)]
+    fn forward(&mut self, source: &[u8; 16], destination: &[u8; 16], _checksum_delta: Delta) {
+        self.hop_limit = [self.hop_limit[0].wrapping_sub(1)];
+        self.source = *source;
+        self.destination = *destination;
+    }
+}

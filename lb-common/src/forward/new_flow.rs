@@ -1,0 +1,164 @@
+//! A new connection: which backend, which source port, and the two entries.
+
+use super::Verdict;
+use super::ip::IpFamily;
+use super::pair::{is_peer, set_peer_key, set_up, set_way_back, turn};
+use super::platform::{InsertFailed, Tables};
+use super::scratch::Scratch;
+use super::snat::{self, Fit, History};
+use super::tcp_options::{self, Timestamp};
+use super::{emit, refuse};
+use crate::abi::{Backend, DropReason, FlowFlags, FlowState, FlowStatus, IPPROTO_TCP, NextHop};
+
+/// Gives a packet that begins a connection to the Service `service` a backend, and forwards it.
+#[inline(always)]
+pub fn begin<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    service: u32,
+) -> Verdict {
+    let Some(entry) = datapath.service(service) else {
+        return Verdict::drop(datapath, DropReason::BadSlot);
+    };
+    if entry.slot_count == 0 {
+        datapath.count_refused(service);
+        return refuse::connection::<D, F>(datapath, &scratch.parsed, DropReason::NoBackend);
+    }
+    let turn = datapath.next_turn(service) % u64::from(entry.slot_count);
+    let index = datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0);
+    let Some(backend) = datapath.backend(index) else {
+        return Verdict::drop(datapath, DropReason::BadSlot);
+    };
+    if index == 0 || backend.state == 0 || backend.family != F::VERSION {
+        return Verdict::drop(datapath, DropReason::BadSlot);
+    }
+    find_next_hop::<D, F>(datapath, backend, &mut scratch.hop);
+    if scratch.hop.ifindex == 0 {
+        // No entry is made: the client's retransmission takes its turn with the next backend.
+        return Verdict::drop(datapath, DropReason::NoNeighbour);
+    }
+    let state =
+        if scratch.parsed.ip.protocol == IPPROTO_TCP { FlowState::SynSent } else { FlowState::UdpUnreplied };
+    scratch.flow.backend = index;
+    scratch.flow.service = service;
+    scratch.flow.last_seen = datapath.now();
+    scratch.flow.status = FlowStatus { state: state as u8, flags: FlowFlags::REPLY, epoch: 0 };
+    scratch.out.destination = F::from_wide(&backend.address);
+    scratch.out.destination_port = backend.port;
+    scratch.out.protocol = scratch.key.protocol;
+    let timestamp_delta = match claim_port::<D, F>(datapath, scratch, backend) {
+        Ok(delta) => delta,
+        Err(reason) => return Verdict::drop(datapath, reason),
+    };
+    let Scratch { key, out, flow, .. } = scratch;
+    set_up::<F>(flow, key, out);
+    flow.status.flags = if timestamp_delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
+    flow.generation = backend.generation;
+    flow.timestamp_delta = timestamp_delta;
+    flow.mark = if state == FlowState::UdpUnreplied { flow.last_seen } else { 0 };
+    if datapath.insert_transient(key, flow).is_err() {
+        datapath.remove_transient(&scratch.peer_key);
+        return Verdict::drop(datapath, DropReason::TableFull);
+    }
+    datapath.count_new_flow(service, index);
+    emit::forward::<D, F>(datapath, &scratch.parsed, &scratch.flow, &scratch.hop, &mut scratch.cursor)
+}
+
+/// The way to a backend: what the agent keeps current or, until it has, what the kernel knows.
+#[inline(always)]
+pub fn find_next_hop<D: Tables<F>, F: IpFamily>(datapath: &D, backend: &Backend, hop: &mut NextHop) {
+    *hop = backend.next_hop;
+    if hop.ifindex == 0 {
+        let source = datapath.snat_address(u32::from(backend.snat_first)).unwrap_or([0; 16]);
+        if let Some(found) = datapath.route(&F::from_wide(&source), &F::from_wide(&backend.address)) {
+            *hop = found;
+        }
+    }
+}
+
+/// Finds a source address and port towards the backend, inserts the reply entry under `peer_key`,
+/// and completes `out`. Gives what has to be added to the client's timestamps.
+#[inline(always)]
+fn claim_port<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    backend: &Backend,
+) -> Result<u32, DropReason> {
+    let config = datapath.config().ok_or(DropReason::NoSnatAddress)?;
+    if backend.snat_count == 0 {
+        return Err(DropReason::NoSnatAddress);
+    }
+    let hash = snat::client_hash::<F>(&scratch.key.source);
+    // Before the loop, and in memory: the verifier would follow each of its paths in each turn.
+    let Scratch { parsed, cursor, timestamp, .. } = scratch;
+    *timestamp = if parsed.ip.protocol == IPPROTO_TCP {
+        tcp_options::timestamp(datapath, cursor, parsed.ip.l4, &parsed.transport)
+    } else {
+        Timestamp::default()
+    };
+    for attempt in 0..snat::ATTEMPTS {
+        let index =
+            u32::from(backend.snat_first) + hash.wrapping_add(attempt) % u32::from(backend.snat_count);
+        let address = datapath.snat_address(index).ok_or(DropReason::NoSnatAddress)?;
+        scratch.out.source = F::from_wide(&address);
+        scratch.out.source_port = snat::candidate(config, scratch.key.source_port, hash, attempt);
+        turn(&mut scratch.peer_key, &scratch.out);
+        if datapath.established(&scratch.peer_key).is_some() {
+            continue;
+        }
+        let Scratch { parsed, key, peer_key, out, flow, .. } = scratch;
+        // Replies leave with the client's own tuple turned around.
+        turn(out, key);
+        set_up::<F>(flow, peer_key, out);
+        turn(out, peer_key);
+        set_way_back(datapath, &parsed.link, &mut flow.next_hop);
+        match datapath.insert_new_transient(peer_key, flow) {
+            Ok(()) => return Ok(0),
+            Err(InsertFailed::Full) => return Err(DropReason::TableFull),
+            Err(InsertFailed::Exists) => {
+                if let Some(delta) = take_over::<D, F>(datapath, scratch, attempt) {
+                    return Ok(delta);
+                }
+            }
+        }
+    }
+    Err(DropReason::SnatPortsExhausted)
+}
+
+/// Takes over the port of a flow that has ended, if the backend will accept a new connection on it.
+#[inline(always)]
+fn take_over<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    attempt: u32,
+) -> Option<u32> {
+    let mut old = datapath.transient(&scratch.peer_key)?;
+    let before = old.status;
+    let history = History {
+        status: before,
+        idle: scratch.flow.last_seen.wrapping_sub(old.last_seen),
+        timeout: datapath.timeout(old.state()),
+        mark: old.mark,
+    };
+    let Scratch { parsed, peer_key, out, flow, timestamp, .. } = scratch;
+    let delta = match snat::fit(&history, attempt, *timestamp, parsed.transport.sequence) {
+        Fit::No => return None,
+        Fit::Yes => 0,
+        Fit::ShiftTimestamps(delta) => delta,
+    };
+    flow.status.flags = FlowFlags::REPLY | if delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
+    flow.status.epoch = before.epoch.wrapping_add(1);
+    flow.timestamp_delta = delta;
+    // Another CPU may want the same port: the status word decides who gets it.
+    if !datapath.replace_status(&mut old.status, before, flow.status) {
+        return None;
+    }
+    // What is left of the old client's entry would lead its stray segments into the new connection.
+    set_peer_key(out, &old, peer_key.protocol);
+    if datapath.transient(out).is_some_and(|client| is_peer::<F>(peer_key, &client)) {
+        datapath.remove_transient(out);
+    }
+    turn(out, peer_key);
+    *old = *flow;
+    Some(delta)
+}

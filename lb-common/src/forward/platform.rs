@@ -1,0 +1,148 @@
+//! What the forwarding core asks of the world that it runs in: the kernel, or a test on the host.
+
+use core::ops::{Deref, DerefMut};
+
+use super::ip::IpFamily;
+use super::scratch::Scratch;
+use super::wire::Wire;
+use crate::abi::{
+    Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop,
+    Service, Tick, VipKey,
+};
+
+/// A handle to the bytes of the packet at hand.
+///
+/// Views are bounds-checked. A view must not be used after the packet was resized, nor two
+/// overlapping ones at a time; the kernel's verifier enforces the former.
+pub trait Packet: Copy {
+    /// Length in bytes from the Ethernet header on.
+    fn length(self) -> usize;
+
+    /// A view of the first bytes.
+    fn head<'p, T: Wire>(self) -> Option<&'p mut T>;
+
+    /// A view of the bytes at an offset; offsets from 512 on are out of reach.
+    fn at<'p, T: Wire>(self, offset: usize) -> Option<&'p mut T>;
+}
+
+/// The maps and helpers that do not depend on the address family.
+pub trait Datapath {
+    /// Handle to the packet.
+    type Packet: Packet;
+
+    /// The packet as it is now.
+    fn packet(&self) -> Self::Packet;
+    /// Moves the start of the packet: positive cuts off, negative adds bytes in front.
+    /// # Errors
+    /// When there is no room.
+    fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed>;
+    /// Moves the end of the packet: negative cuts off.
+    /// # Errors
+    /// When there is no room.
+    fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed>;
+    /// Gives back `value`, by way of `slot`. For the kernel's verifier: what a map's memory returns is
+    /// a number that it knows nothing of, so it need not follow each value that it could be. `slot`
+    /// lies in [`Scratch`].
+    fn forget(&self, slot: &mut usize, value: usize) -> usize;
+    /// Index of the device that the packet came in by.
+    fn ingress_device(&self) -> u32;
+    /// The time.
+    fn now(&self) -> Tick;
+
+    /// The settings.
+    fn config(&self) -> Option<&Config>;
+    /// Idle time after which a flow in a state may be forgotten.
+    fn timeout(&self, state: FlowState) -> Tick;
+    /// A Service entry.
+    fn service(&self, index: u32) -> Option<Service>;
+    /// A slot: the index of a backend.
+    fn slot(&self, index: u32) -> Option<u32>;
+    /// A backend's entry.
+    fn backend(&self, index: u32) -> Option<&Backend>;
+    /// A source address towards backends.
+    fn snat_address(&self, index: u32) -> Option<[u8; 16]>;
+    /// Takes the next number of a Service's round-robin counter; exact over all CPUs.
+    fn next_turn(&self, service: u32) -> u64;
+
+    /// Counts a forwarded packet for its Service and its backend.
+    fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64);
+    /// Counts a new flow for its Service and its backend.
+    fn count_new_flow(&self, service: u32, backend: u32);
+    /// Counts a refused connection or packet for its Service.
+    fn count_refused(&self, service: u32);
+    /// Counts a packet that is not forwarded.
+    fn count_drop(&self, reason: DropReason, bytes: u64);
+
+    /// Replaces the status word of an entry if it is still as expected, atomically.
+    fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool;
+}
+
+/// The packet could not be made longer or shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResizeFailed;
+
+/// Why an entry was not inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertFailed {
+    /// There is one already.
+    Exists,
+    /// There is no room.
+    Full,
+}
+
+/// The maps that exist once for each address family.
+pub trait Tables<F: IpFamily>: Datapath {
+    /// A flow entry in place.
+    type FlowRef: DerefMut<Target = Flow<F::Address>>;
+    /// A fragment's note in place.
+    type FragmentRef<'m>: Deref<Target = Fragment<F::Address>>
+    where
+        Self: 'm;
+
+    /// Room for what is under construction: a kernel program's stack is 512 bytes. There is one for
+    /// each CPU; its content does not outlive the packet.
+    fn scratch<'s>(&self) -> Option<&'s mut Scratch<F::Address>>;
+
+    /// Looks up an established flow.
+    fn established(&self, key: &FlowKey<F::Address>) -> Option<Self::FlowRef>;
+    /// Looks up a flow that begins or ends.
+    fn transient(&self, key: &FlowKey<F::Address>) -> Option<Self::FlowRef>;
+    /// Inserts or replaces an established flow.
+    /// # Errors
+    /// When the table is full.
+    fn insert_established(
+        &self,
+        key: &FlowKey<F::Address>,
+        flow: &Flow<F::Address>,
+    ) -> Result<(), InsertFailed>;
+    /// Inserts a flow that begins, unless there is one.
+    /// # Errors
+    /// When there is one, or no room.
+    fn insert_new_transient(
+        &self,
+        key: &FlowKey<F::Address>,
+        flow: &Flow<F::Address>,
+    ) -> Result<(), InsertFailed>;
+    /// Inserts or replaces a flow that begins or ends.
+    /// # Errors
+    /// When there is no room.
+    fn insert_transient(
+        &self,
+        key: &FlowKey<F::Address>,
+        flow: &Flow<F::Address>,
+    ) -> Result<(), InsertFailed>;
+    /// Removes an established flow, if it is there.
+    fn remove_established(&self, key: &FlowKey<F::Address>);
+    /// Removes a flow that begins or ends, if it is there.
+    fn remove_transient(&self, key: &FlowKey<F::Address>);
+
+    /// The index of the Service entry of a VIP.
+    fn vip(&self, key: &VipKey<F::Address>) -> Option<u32>;
+    /// What the first fragment left, in place.
+    fn fragment<'m>(&'m self, key: &FragmentKey<F::Address>) -> Option<Self::FragmentRef<'m>>;
+    /// Leaves a note for the other fragments; best effort.
+    fn insert_fragment(&self, key: &FragmentKey<F::Address>, fragment: &Fragment<F::Address>);
+    /// The next hop to an address by the node's routes, if its neighbour is known and frames can be
+    /// sent by its device.
+    fn route(&self, source: &F::Address, destination: &F::Address) -> Option<NextHop>;
+}

@@ -1,0 +1,145 @@
+//! Refusals: an answer at once in place of silence.
+
+use super::Verdict;
+use super::checksum::{fold, sum};
+use super::emit::Parsed;
+use super::ip::IpFamily;
+use super::parse::{Ip, Link};
+use super::platform::{Datapath, Packet};
+use super::wire::{Ethernet, Icmp, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, VlanTag, copy_mac};
+use crate::abi::{DropReason, IPPROTO_TCP};
+
+/// Refuses a connection: TCP by a RST, UDP by ICMP "port unreachable".
+#[inline(always)]
+pub fn connection<D: Datapath, F: IpFamily>(
+    datapath: &D,
+    parsed: &Parsed<F::Address>,
+    reason: DropReason,
+) -> Verdict {
+    if parsed.ip.protocol == IPPROTO_TCP {
+        if parsed.transport.flags & TCP_RST != 0 {
+            return Verdict::drop(datapath, DropReason::ResetWithoutFlow);
+        }
+        let dropped = Verdict::drop(datapath, reason);
+        return reset::<D, F>(datapath, parsed).map_or(dropped, |()| Verdict::Transmit);
+    }
+    let (kind, code) = if F::VERSION == 4 { (3, 3) } else { (1, 4) };
+    icmp_error::<D, F>(datapath, &parsed.link, &parsed.ip, kind, code, reason)
+}
+
+/// Answers a packet whose TTL or hop limit ran out: ICMP "time exceeded in transit".
+#[inline(always)]
+pub fn expired<D: Datapath, F: IpFamily>(datapath: &D, link: &Link, ip: &Ip<F::Address>) -> Verdict {
+    let kind = if F::VERSION == 4 { 11 } else { 3 };
+    icmp_error::<D, F>(datapath, link, ip, kind, 0, DropReason::TtlExpired)
+}
+
+#[inline(always)]
+fn turn_around(ethernet: &mut Ethernet) {
+    let (mut from, mut to) = ([0; 6], [0; 6]);
+    copy_mac(&mut from, &ethernet.source);
+    copy_mac(&mut to, &ethernet.destination);
+    copy_mac(&mut ethernet.source, &to);
+    copy_mac(&mut ethernet.destination, &from);
+}
+
+/// Sum of a pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1).
+#[inline(always)]
+fn pseudo_header<F: IpFamily>(ip: &Ip<F::Address>, protocol: u8, length: u16) -> u32 {
+    F::sum(&ip.source) + F::sum(&ip.destination) + sum(&[0, protocol]) + sum(&length.to_be_bytes())
+}
+
+/// Turns the packet into a RST to its sender (RFC 9293, section 3.10.7.1). The packet gets no
+/// longer: what it had was at least a TCP header.
+#[inline(never)]
+fn reset<D: Datapath, F: IpFamily>(datapath: &D, parsed: &Parsed<F::Address>) -> Option<()> {
+    let Parsed { link, ip, transport } = parsed;
+    let l4 = link.l3 + F::HEADER_LENGTH;
+    let length = (l4 + size_of::<Tcp>()) as i32;
+    datapath.move_tail(length - datapath.packet().length() as i32).ok()?;
+    let packet = datapath.packet();
+    turn_around(packet.head::<Ethernet>()?);
+    F::write_header(packet.at(link.l3)?, &ip.destination, &ip.source, IPPROTO_TCP, 20);
+    let (sequence, acknowledgment, flags) = if transport.flags & TCP_ACK != 0 {
+        (transport.acknowledgment, 0, TCP_RST)
+    } else {
+        let payload = ip.end.saturating_sub(ip.l4 + transport.header_length) as u32;
+        let controls = u32::from(transport.flags & TCP_SYN != 0) + u32::from(transport.flags & TCP_FIN != 0);
+        (0, transport.sequence.wrapping_add(payload).wrapping_add(controls), TCP_RST | TCP_ACK)
+    };
+    *packet.at::<Tcp>(l4)? = Tcp {
+        source_port: transport.destination_port,
+        destination_port: transport.source_port,
+        sequence: sequence.to_be_bytes(),
+        acknowledgment: acknowledgment.to_be_bytes(),
+        data_offset: [5 << 4],
+        flags: [flags],
+        window: [0; 2],
+        checksum: [0; 2],
+        urgent: [0; 2],
+    };
+    let total = pseudo_header::<F>(ip, IPPROTO_TCP, 20) + sum(packet.at::<[u8; 20]>(l4)?);
+    packet.at::<Tcp>(l4)?.checksum = (!fold(total)).to_ne_bytes();
+    Some(())
+}
+
+/// Words of a quote that are summed up at most: IPv4 with all options and eight bytes are 17; IPv6
+/// with extension headers may be cut.
+const QUOTE_WORDS: usize = 24;
+
+/// Answers with an ICMP error that quotes the packet up to the first eight bytes of its payload
+/// (RFC 792). Its source is the address that the packet was sent to.
+#[inline(always)]
+fn icmp_error<D: Datapath, F: IpFamily>(
+    datapath: &D,
+    link: &Link,
+    ip: &Ip<F::Address>,
+    kind: u8,
+    code: u8,
+    reason: DropReason,
+) -> Verdict {
+    let dropped = Verdict::drop(datapath, reason);
+    if !F::may_be_answered(&ip.source) {
+        return dropped;
+    }
+    write_icmp_error::<D, F>(datapath, link, ip, kind, code).map_or(dropped, |()| Verdict::Transmit)
+}
+
+#[inline(never)]
+fn write_icmp_error<D: Datapath, F: IpFamily>(
+    datapath: &D,
+    link: &Link,
+    ip: &Ip<F::Address>,
+    kind: u8,
+    code: u8,
+) -> Option<()> {
+    let quoted = (ip.l4 - ip.l3 + 8).min(QUOTE_WORDS * 4);
+    let room = F::HEADER_LENGTH + size_of::<Icmp>();
+    datapath.move_tail((link.l3 + quoted) as i32 - datapath.packet().length() as i32).ok()?;
+    datapath.move_head(-(room as i32)).ok()?;
+    let packet = datapath.packet();
+    *packet.head::<Ethernet>()? = *packet.at::<Ethernet>(room)?;
+    if link.l3 > 14 {
+        *packet.at::<VlanTag>(14)? = *packet.at::<VlanTag>(room + 14)?;
+    }
+    if link.l3 > 18 {
+        *packet.at::<VlanTag>(18)? = *packet.at::<VlanTag>(room + 18)?;
+    }
+    turn_around(packet.head::<Ethernet>()?);
+    let length = (size_of::<Icmp>() + quoted) as u16;
+    F::write_header(packet.at(link.l3)?, &ip.destination, &ip.source, F::ICMP, length);
+    let l4 = link.l3 + F::HEADER_LENGTH;
+    *packet.at::<Icmp>(l4)? = Icmp { kind: [kind], code: [code], checksum: [0; 2], rest: [0; 4] };
+    let mut total = sum(&[kind, code]);
+    if F::VERSION == 6 {
+        total += pseudo_header::<F>(ip, F::ICMP, length);
+    }
+    for word in 0..QUOTE_WORDS {
+        if word * 4 >= quoted {
+            break;
+        }
+        total += sum(packet.at::<[u8; 4]>(l4 + size_of::<Icmp>() + word * 4)?);
+    }
+    packet.at::<Icmp>(l4)?.checksum = (!fold(total)).to_ne_bytes();
+    Some(())
+}

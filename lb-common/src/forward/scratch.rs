@@ -1,0 +1,98 @@
+//! What is under construction while a packet takes the slow path.
+
+use super::emit::Parsed;
+use super::parse::{Ip, Link, Part, Transport};
+use super::tcp_options::Timestamp;
+use crate::abi::{Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, VipKey};
+
+/// Everything that is too large for the stack of a kernel program. All bytes zero is a valid value.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub struct Scratch<A> {
+    /// The packet.
+    pub parsed: Parsed<A>,
+    /// The packet that an ICMP error quotes.
+    pub quote: Ip<A>,
+    /// The packet's tuple.
+    pub key: FlowKey<A>,
+    /// The tuple of the other direction as it comes in.
+    pub peer_key: FlowKey<A>,
+    /// The tuple as it goes out.
+    pub out: FlowKey<A>,
+    /// An entry to be inserted.
+    pub flow: Flow<A>,
+    /// Key of a note for fragments.
+    pub fragment_key: FragmentKey<A>,
+    /// The note.
+    pub fragment: Fragment<A>,
+    /// What the client connects to.
+    pub vip: VipKey<A>,
+    /// The TCP timestamp of the packet.
+    pub timestamp: Timestamp,
+    /// A slot for [`Datapath::forget`](super::platform::Datapath::forget).
+    pub cursor: usize,
+    /// Where the packet goes.
+    pub hop: NextHop,
+}
+
+impl<A: Copy> Scratch<A> {
+    /// An empty one; `address` is any address.
+    pub fn new(address: A) -> Self {
+        let key = FlowKey {
+            source: address,
+            destination: address,
+            source_port: [0; 2],
+            destination_port: [0; 2],
+            protocol: 0,
+        };
+        let ip = Ip {
+            l3: 0,
+            l4: 0,
+            end: 0,
+            fragment_header: 0,
+            source: address,
+            destination: address,
+            protocol: 0,
+            hops_left: 0,
+            part: Part::Whole,
+        };
+        Self {
+            parsed: Parsed {
+                link: Link { ether_type: [0; 2], l3: 0, vlan: [0; 4] },
+                ip,
+                transport: Transport::default(),
+            },
+            quote: ip,
+            key,
+            peer_key: key,
+            out: key,
+            flow: Flow {
+                new_source: address,
+                new_destination: address,
+                new_source_port: [0; 2],
+                new_destination_port: [0; 2],
+                l3_checksum_delta: 0,
+                l4_checksum_delta: 0,
+                next_hop: NextHop::default(),
+                backend: 0,
+                service: 0,
+                last_seen: 0,
+                status: FlowStatus::default(),
+                generation: 0,
+                timestamp_delta: 0,
+                mark: 0,
+            },
+            fragment_key: FragmentKey {
+                source: address,
+                destination: address,
+                identification: [0; 4],
+                protocol: 0,
+            },
+            fragment: Fragment { flow: key, created: 0, new_identification: [0; 4] },
+            vip: VipKey::new(address, [0; 2], 0),
+            timestamp: Timestamp::default(),
+            cursor: 0,
+            hop: NextHop::default(),
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Everything but the packets in the middle of an established flow: connections that begin and
+//! end, ICMP, fragments, VLAN tags, options, refusals.
+
+use super::emit::{self, Parsed};
+use super::ip::IpFamily;
+use super::pair::{demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key};
+use super::parse::{self, Parse, Part};
+use super::platform::{Datapath, Tables};
+use super::scratch::Scratch;
+use super::tcp_options;
+use super::tcp_state::{self, Step};
+use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use super::{Verdict, fragment, icmp, new_flow, refuse};
+use crate::abi::{DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop};
+
+/// What the slow path says of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slow {
+    /// The verdict.
+    Done(Verdict),
+    /// It is of no flow that is known: [`unknown`] decides.
+    Unknown,
+}
+
+/// Decides about any packet of a family that is not of an unknown flow. Packets of other kinds are
+/// passed.
+#[inline(always)]
+pub fn slow<D: Tables<F>, F: Parse>(datapath: &D) -> Slow {
+    const PASS: Slow = Slow::Done(Verdict::Pass);
+    let (Some(link), Some(scratch)) = (parse::link(datapath.packet()), datapath.scratch()) else {
+        return PASS;
+    };
+    let expected = if F::VERSION == 4 { ETHER_TYPE_IPV4 } else { ETHER_TYPE_IPV6 };
+    if link.ether_type != expected {
+        return PASS;
+    }
+    scratch.parsed.link = link;
+    scratch.parsed.ip.l3 = link.l3;
+    if !F::parse(datapath.packet(), true, &mut scratch.parsed.ip) {
+        return PASS;
+    }
+    if let Part::Later(identification) = scratch.parsed.ip.part {
+        return Slow::Done(fragment::later::<D, F>(datapath, scratch, identification));
+    }
+    if scratch.parsed.ip.protocol == F::ICMP {
+        return Slow::Done(icmp::translate::<D, F>(datapath, scratch));
+    }
+    let Scratch { parsed, key, .. } = scratch;
+    if !parse::transport(datapath.packet(), &parsed.ip, &mut parsed.transport) {
+        return PASS;
+    }
+    key.source = parsed.ip.source;
+    key.destination = parsed.ip.destination;
+    key.source_port = parsed.transport.source_port;
+    key.destination_port = parsed.transport.destination_port;
+    key.protocol = u32::from(parsed.ip.protocol);
+    match known::<D, F>(datapath, scratch) {
+        Some(verdict) => {
+            remember_first::<D, F>(datapath, scratch, verdict);
+            Slow::Done(verdict)
+        }
+        None => Slow::Unknown,
+    }
+}
+
+/// If the packet is the first fragment of a datagram and goes out, the others are to follow it.
+#[inline(always)]
+fn remember_first<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    verdict: Verdict,
+) {
+    if let (Part::First(identification), Verdict::Transmit | Verdict::Redirect(_)) =
+        (scratch.parsed.ip.part, verdict)
+    {
+        fragment::remember::<D, F>(datapath, scratch, identification);
+    }
+}
+
+/// Decides about a packet for which [`slow`] said [`Slow::Unknown`]: it has left what it found out
+/// in the scratch.
+#[inline(always)]
+pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
+    let Some(scratch) = datapath.scratch() else { return Verdict::Pass };
+    let Scratch { parsed, key, vip, .. } = scratch;
+    vip.address = key.destination;
+    vip.port = key.destination_port;
+    vip.protocol = parsed.ip.protocol;
+    let Some(service) = datapath.vip(vip) else { return Verdict::Pass };
+    if parsed.ip.hops_left <= 1 {
+        return refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip);
+    }
+    if parsed.ip.protocol == IPPROTO_TCP
+        && parsed.transport.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) != TCP_SYN
+    {
+        datapath.count_refused(service);
+        return refuse::connection::<D, F>(datapath, parsed, DropReason::NoFlow);
+    }
+    let verdict = new_flow::begin::<D, F>(datapath, scratch, service);
+    remember_first::<D, F>(datapath, scratch, verdict);
+    verdict
+}
+
+/// A packet of a known flow; `None` if the flow is over and the packet begins another.
+#[inline(always)]
+fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Option<Verdict> {
+    let Scratch { parsed, key, hop, cursor, .. } = scratch;
+    let (mut flow, established) = match datapath.established(key) {
+        Some(flow) => (flow, true),
+        None => (datapath.transient(key)?, false),
+    };
+    let now = datapath.now();
+    let state = flow.state();
+    let is_tcp = parsed.ip.protocol == IPPROTO_TCP;
+    let next = if is_tcp {
+        let answers = answers_syn_ack(parsed, &flow);
+        match tcp_state::step(state, parsed.transport.flags, flow.is_reply(), answers) {
+            Step::Stay => state,
+            Step::To(next) => next,
+            Step::Renew => return renew::<D, F>(datapath, scratch, &flow, established),
+        }
+    } else if flow.is_reply() {
+        FlowState::UdpReplied
+    } else {
+        if now.wrapping_sub(flow.last_seen) > datapath.timeout(state) {
+            return renew::<D, F>(datapath, scratch, &flow, established);
+        }
+        state
+    };
+    if parsed.ip.hops_left <= 1 {
+        return Some(refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip));
+    }
+    if !find_hop::<D, F>(datapath, &mut flow, hop) {
+        // The backend is gone. A UDP session goes on with another one; TCP has to be told.
+        if is_tcp && parsed.transport.flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
+            datapath.count_refused(flow.service);
+            return Some(refuse::connection::<D, F>(datapath, parsed, DropReason::BackendGone));
+        }
+        return renew::<D, F>(datapath, scratch, &flow, established);
+    }
+    flow.last_seen = now;
+    // The packet is edited, and may be moved, before the entries follow it.
+    let mark = if is_tcp { mark_of(datapath, cursor, parsed, &flow, next) } else { Mark::NONE };
+    let verdict = emit::forward::<D, F>(datapath, parsed, &flow, hop, cursor);
+    // Established flows need their other half only when something happens to them.
+    if !established || next != state {
+        follow::<D, F>(datapath, scratch, &mut flow, (established, next), mark);
+    }
+    Some(verdict)
+}
+
+/// Whether a client's segment acknowledges the backend's SYN-ACK.
+#[inline(always)]
+fn answers_syn_ack<A>(parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
+    parsed.transport.flags & TCP_ACK != 0
+        && tcp_state::acknowledges(parsed.transport.acknowledgment, flow.mark)
+}
+
+/// Forgets an established flow, so that the packet can begin a new one. A transient one is replaced,
+/// and its reply entry tells the next user of the port about its past.
+#[inline(always)]
+fn renew<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    flow: &Flow<F::Address>,
+    established: bool,
+) -> Option<Verdict> {
+    if established {
+        set_peer_key(&mut scratch.peer_key, flow, scratch.key.protocol);
+        datapath.remove_established(&scratch.peer_key);
+        datapath.remove_established(&scratch.key);
+    }
+    None
+}
+
+/// Carries a packet's effect over to both entries, and moves them where they belong.
+#[inline(always)]
+fn follow<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    flow: &mut Flow<F::Address>,
+    (established, next): (bool, FlowState),
+    mark: Mark,
+) {
+    set_peer_key(&mut scratch.peer_key, flow, scratch.key.protocol);
+    let mut peer = match find::<D, F>(datapath, &scratch.peer_key, established) {
+        Some(peer) if is_peer::<F>(&scratch.key, &peer) => peer,
+        // The ports serve another flow by now.
+        Some(_) => return,
+        None if !established && matches!(next, FlowState::TimeWait | FlowState::Reset) => return,
+        None => {
+            // The least recently used table has forgotten one half: a flow must not limp.
+            rebuild_peer::<D, F>(datapath, scratch, flow);
+            let _ = if established {
+                datapath.insert_established(&scratch.peer_key, &scratch.flow)
+            } else {
+                datapath.insert_transient(&scratch.peer_key, &scratch.flow)
+            };
+            let Some(peer) = find::<D, F>(datapath, &scratch.peer_key, established) else { return };
+            peer
+        }
+    };
+    flow.status.state = next as u8;
+    peer.status.state = next as u8;
+    if mark.is_set {
+        peer.mark = mark.value;
+        peer.status.flags = (peer.status.flags & !FlowFlags::MARK_IS_TIMESTAMP) | mark.flag;
+    }
+    let belongs = if scratch.parsed.ip.protocol == IPPROTO_UDP {
+        established || is_stream(flow, datapath.now())
+    } else {
+        tcp_state::is_established(next)
+    };
+    if belongs && !established {
+        promote::<D, F>(datapath, &scratch.key, flow, &scratch.peer_key, &peer);
+    } else if !belongs && established {
+        demote::<D, F>(datapath, &scratch.key, flow, &scratch.peer_key, &peer);
+    }
+}
+
+#[inline(always)]
+fn find<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    key: &FlowKey<F::Address>,
+    established: bool,
+) -> Option<D::FlowRef> {
+    if established { datapath.established(key) } else { datapath.transient(key) }
+}
+
+/// What a segment leaves in the entry of the other direction. Not an `Option`: its unset half would
+/// be an uninitialized register, which the verifier does not let a program save.
+#[derive(Clone, Copy)]
+struct Mark {
+    is_set: bool,
+    flag: u8,
+    value: u32,
+}
+
+impl Mark {
+    const NONE: Self = Self { is_set: false, flag: 0, value: 0 };
+}
+
+/// What later decisions need to know of a segment: the backend's initial sequence number for the
+/// check of the handshake, and the client's last timestamp, as the backend sees it, for the next
+/// flow on the port.
+#[inline(always)]
+fn mark_of<D: Datapath, A>(
+    datapath: &D,
+    cursor: &mut usize,
+    parsed: &Parsed<A>,
+    flow: &Flow<A>,
+    next: FlowState,
+) -> Mark {
+    let transport = &parsed.transport;
+    if flow.is_reply() {
+        let is_syn_ack = next == FlowState::SynReceived && transport.flags & TCP_SYN != 0;
+        return Mark { is_set: is_syn_ack, flag: 0, value: transport.sequence };
+    }
+    if !matches!(next, FlowState::ClientClosed | FlowState::TimeWait) {
+        return Mark::NONE;
+    }
+    let timestamp = tcp_options::timestamp(datapath, cursor, parsed.ip.l4, transport);
+    if timestamp.is_set {
+        let value = timestamp.value.wrapping_add(flow.timestamp_delta);
+        return Mark { is_set: true, flag: FlowFlags::MARK_IS_TIMESTAMP, value };
+    }
+    let payload = parsed.ip.end.saturating_sub(parsed.ip.l4 + transport.header_length) as u32;
+    Mark { is_set: true, flag: 0, value: transport.sequence.wrapping_add(payload).wrapping_add(1) }
+}
+
+/// Finds the next hop of a flow's packets; false if its backend is gone.
+#[inline(always)]
+pub fn find_hop<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    flow: &mut Flow<F::Address>,
+    hop: &mut NextHop,
+) -> bool {
+    if !flow.is_reply() {
+        let Some(backend) = datapath.backend(flow.backend) else { return false };
+        if backend.generation != flow.generation || backend.state == 0 {
+            return false;
+        }
+        new_flow::find_next_hop::<D, F>(datapath, backend, hop);
+        return true;
+    }
+    let generation = datapath.config().map_or(0, |config| config.route_generation);
+    if flow.generation != generation {
+        flow.generation = generation;
+        // Clients behind a VLAN tag are answered the way they came: the kernel's answer names the
+        // VLAN device, not the tag.
+        if u32::from_ne_bytes(flow.next_hop.vlan) == 0
+            && let Some(found) = datapath.route(&flow.new_source, &flow.new_destination)
+        {
+            flow.next_hop = found;
+        }
+    }
+    *hop = flow.next_hop;
+    true
+}

@@ -1,0 +1,374 @@
+//! The kernel as the forwarding core sees it: maps and helpers.
+
+use core::arch::asm;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+};
+use aya_ebpf::programs::XdpContext;
+use lb_common::abi::{
+    Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop,
+    Service, TICK_SHIFT, Tick, V4, V6, VipKey,
+};
+use lb_common::forward::platform::{Datapath, InsertFailed, ResizeFailed, Tables};
+use lb_common::forward::scratch::Scratch;
+
+use crate::access::XdpPacket;
+use crate::maps;
+
+/// An XDP program's surroundings.
+pub struct Xdp {
+    pub context: XdpContext,
+}
+
+const EEXIST: i32 = -17;
+
+// rustc declares no atomics for BPF, although cpu v3 has them (Linux 5.12).
+
+/// Adds to a number atomically, and gives what it was before.
+///
+/// # Safety
+/// `number` is valid and aligned.
+#[inline(always)]
+unsafe fn fetch_add(number: *mut u64, amount: u64) -> u64 {
+    let mut value = amount;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!("{value} = atomic_fetch_add((u64 *)({number} + 0), {value})",
+            number = in(reg) number, value = inout(reg) value);
+    }
+    value
+}
+
+/// Replaces a word atomically if it has the expected value; says whether it did.
+///
+/// # Safety
+/// `word` is valid and aligned.
+#[inline(always)]
+unsafe fn compare_exchange(word: *mut u32, expected: u32, new: u32) -> bool {
+    let mut found = expected;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!("w0 = cmpxchg32_32({word} + 0, w0, {new})",
+            word = in(reg) word, new = in(wreg) new, inout("w0") found);
+    }
+    found == expected
+}
+
+const _: () = assert!(Config::TIMEOUTS == 16, "the mask in `timeout` must fit");
+
+impl Datapath for Xdp {
+    type Packet = XdpPacket;
+
+    #[inline(always)]
+    fn packet(&self) -> XdpPacket {
+        XdpPacket::of(&self.context)
+    }
+
+    #[inline(always)]
+    fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed> {
+        // SAFETY: the context is the program's own.
+        let result = unsafe { bpf_xdp_adjust_head(self.context.ctx, bytes) };
+        if result == 0 { Ok(()) } else { Err(ResizeFailed) }
+    }
+
+    #[inline(always)]
+    fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed> {
+        // SAFETY: the context is the program's own.
+        let result = unsafe { bpf_xdp_adjust_tail(self.context.ctx, bytes) };
+        if result == 0 { Ok(()) } else { Err(ResizeFailed) }
+    }
+
+    #[inline(always)]
+    fn forget(&self, slot: &mut usize, value: usize) -> usize {
+        // SAFETY: the slot is valid; volatile, or LLVM would see through it.
+        unsafe {
+            core::ptr::write_volatile(slot, value);
+            core::ptr::read_volatile(slot)
+        }
+    }
+
+    #[inline(always)]
+    fn ingress_device(&self) -> u32 {
+        self.context.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn now(&self) -> Tick {
+        // SAFETY: no arguments.
+        (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as Tick
+    }
+
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        maps::CONFIG.get(0)
+    }
+
+    #[inline(always)]
+    fn timeout(&self, state: FlowState) -> Tick {
+        let mut index = state as usize;
+        // The verifier does not see that there are fewer states than timeouts.
+        // SAFETY: an AND of a register.
+        unsafe { asm!("{0} &= 15", inout(reg) index, options(pure, nomem, nostack)) };
+        match self.config() {
+            // SAFETY: the index is below 16.
+            Some(config) => unsafe { *config.timeouts.as_ptr().add(index) },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn service(&self, index: u32) -> Option<Service> {
+        // One 8-byte load: both fields are of the same version.
+        // SAFETY: `Service` is 8 bytes of plain data, aligned to 8.
+        let word = unsafe { maps::SERVICES.get_ptr(index)?.cast::<u64>().read_volatile() };
+        Some(Service { first_slot: word as u32, slot_count: (word >> 32) as u32 })
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        maps::SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: u32) -> Option<&Backend> {
+        maps::BACKENDS.get(index)
+    }
+
+    #[inline(always)]
+    fn snat_address(&self, index: u32) -> Option<[u8; 16]> {
+        maps::SNAT_ADDRESSES.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn next_turn(&self, service: u32) -> u64 {
+        match maps::ROUND_ROBIN.get_ptr_mut(service) {
+            // SAFETY: the pointer is to an aligned map value that lives as long as the program runs.
+            Some(counter) => unsafe { fetch_add(counter, 1) },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64) {
+        // SAFETY (both): per-CPU values, and XDP programs are not preempted by each other.
+        if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service).map(|stats| unsafe { &mut *stats }) {
+            if reply {
+                stats.packets_out += 1;
+                stats.bytes_out += bytes;
+            } else {
+                stats.packets_in += 1;
+                stats.bytes_in += bytes;
+            }
+        }
+        if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(backend).map(|stats| unsafe { &mut *stats }) {
+            if reply {
+                stats.packets_out += 1;
+                stats.bytes_out += bytes;
+            } else {
+                stats.packets_in += 1;
+                stats.bytes_in += bytes;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_new_flow(&self, service: u32, backend: u32) {
+        // SAFETY (both): as above.
+        if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service).map(|stats| unsafe { &mut *stats }) {
+            stats.new_flows += 1;
+        }
+        if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(backend).map(|stats| unsafe { &mut *stats }) {
+            stats.new_flows += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn count_refused(&self, service: u32) {
+        // SAFETY: as above.
+        if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service).map(|stats| unsafe { &mut *stats }) {
+            stats.refused += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn count_drop(&self, reason: DropReason, bytes: u64) {
+        // SAFETY: as above.
+        if let Some(stats) = maps::DROPS.get_ptr_mut(reason as u32).map(|stats| unsafe { &mut *stats }) {
+            stats.packets += 1;
+            stats.bytes += bytes;
+        }
+    }
+
+    #[inline(always)]
+    fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool {
+        let word = |status: FlowStatus| {
+            let [low, high] = status.epoch.to_ne_bytes();
+            u32::from_ne_bytes([status.state, status.flags, low, high])
+        };
+        // SAFETY: `FlowStatus` is four plain bytes, aligned to 4.
+        unsafe { compare_exchange(core::ptr::from_mut(status).cast(), word(expected), word(new)) }
+    }
+}
+
+impl Xdp {
+    /// Asks the kernel for the next hop; the caller fills in the addresses.
+    #[inline(always)]
+    fn fib(&self, lookup: &mut FibLookup) -> Option<NextHop> {
+        lookup.ifindex = self.ingress_device();
+        // SAFETY: the context is the program's own, the parameters live on the stack.
+        let result = unsafe {
+            bpf_fib_lookup(
+                self.context.as_ptr(),
+                core::ptr::from_mut(lookup),
+                size_of::<FibLookup>() as i32,
+                0,
+            )
+        };
+        let ifindex = lookup.ifindex;
+        if result != 0 || (ifindex != self.ingress_device() && maps::DEVICES.get_ifindex(ifindex).is_none()) {
+            return None;
+        }
+        Some(NextHop { ifindex, destination_mac: lookup.dmac, source_mac: lookup.smac, vlan: [0; 4] })
+    }
+}
+
+macro_rules! tables {
+    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $scratch:ident, $route:expr) => {
+        impl Tables<$family> for Xdp {
+            type FlowRef = &'static mut Flow<$address>;
+            type FragmentRef<'m> = &'m Fragment<$address>;
+
+            #[inline(always)]
+            fn scratch<'s>(&self) -> Option<&'s mut Scratch<$address>> {
+                // SAFETY: per-CPU, and taken once by each run of a program.
+                maps::$scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+            }
+
+            #[inline(always)]
+            fn established(&self, key: &FlowKey<$address>) -> Option<Self::FlowRef> {
+                // SAFETY: the kernel keeps the value's memory while the program runs.
+                maps::$flows.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+            }
+
+            #[inline(always)]
+            fn transient(&self, key: &FlowKey<$address>) -> Option<Self::FlowRef> {
+                // SAFETY: the kernel keeps the value's memory while the program runs. Another CPU may
+                // give it to another flow meanwhile: the core compares the tuples of a pair before
+                // it relies on them.
+                maps::$transient.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+            }
+
+            #[inline(always)]
+            fn insert_established(
+                &self,
+                key: &FlowKey<$address>,
+                flow: &Flow<$address>,
+            ) -> Result<(), InsertFailed> {
+                maps::$flows.insert(key, flow, BPF_ANY.into()).map_err(|_| InsertFailed::Full)
+            }
+
+            #[inline(always)]
+            fn insert_new_transient(
+                &self,
+                key: &FlowKey<$address>,
+                flow: &Flow<$address>,
+            ) -> Result<(), InsertFailed> {
+                maps::$transient
+                    .insert(key, flow, BPF_NOEXIST.into())
+                    .map_err(|error| if error == EEXIST { InsertFailed::Exists } else { InsertFailed::Full })
+            }
+
+            #[inline(always)]
+            fn insert_transient(
+                &self,
+                key: &FlowKey<$address>,
+                flow: &Flow<$address>,
+            ) -> Result<(), InsertFailed> {
+                maps::$transient.insert(key, flow, BPF_ANY.into()).map_err(|_| InsertFailed::Full)
+            }
+
+            #[inline(always)]
+            fn remove_established(&self, key: &FlowKey<$address>) {
+                let _ = maps::$flows.remove(key);
+            }
+
+            #[inline(always)]
+            fn remove_transient(&self, key: &FlowKey<$address>) {
+                let _ = maps::$transient.remove(key);
+            }
+
+            #[inline(always)]
+            fn vip(&self, key: &VipKey<$address>) -> Option<u32> {
+                maps::$vips.get_ptr(key).map(|service| unsafe { *service })
+            }
+
+            #[inline(always)]
+            fn fragment<'m>(&'m self, key: &FragmentKey<$address>) -> Option<&'m Fragment<$address>> {
+                // SAFETY: as in `transient`; the worst that can come of it is a lost fragment.
+                maps::$fragments.get_ptr(key).map(|fragment| unsafe { &*fragment })
+            }
+
+            #[inline(always)]
+            fn insert_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment<$address>) {
+                let _ = maps::$fragments.insert(key, fragment, BPF_ANY.into());
+            }
+
+            #[inline(always)]
+            fn route(&self, source: &$address, destination: &$address) -> Option<NextHop> {
+                // SAFETY: per-CPU, and used only in here. Not on the stack: its fields are not aligned as
+                // the verifier wants them there. All fields are integers, for which zero is a value.
+                let lookup = unsafe { &mut *maps::SCRATCH_FIB.get_ptr_mut(0)? };
+                *lookup = unsafe { core::mem::zeroed() };
+                $route(lookup, source, destination);
+                self.fib(lookup)
+            }
+        }
+    };
+}
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+tables!(
+    V4,
+    [u8; 4],
+    FLOWS_V4,
+    TRANSIENT_V4,
+    VIPS_V4,
+    FRAGMENTS_V4,
+    SCRATCH_V4,
+    |lookup: &mut FibLookup, source: &[u8; 4], destination: &[u8; 4]| {
+        lookup.family = AF_INET;
+        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(*source);
+        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(*destination);
+    }
+);
+
+tables!(
+    V6,
+    [u8; 16],
+    FLOWS_V6,
+    TRANSIENT_V6,
+    VIPS_V6,
+    FRAGMENTS_V6,
+    SCRATCH_V6,
+    |lookup: &mut FibLookup, source: &[u8; 16], destination: &[u8; 16]| {
+        lookup.family = AF_INET6;
+        lookup.__bindgen_anon_3.ipv6_src = words(source);
+        lookup.__bindgen_anon_4.ipv6_dst = words(destination);
+    }
+);
+
+#[inline(always)]
+fn words(address: &[u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}
