@@ -1,0 +1,74 @@
+//! Commands that build, and then become another program: demo, lab, bench, fuzz.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::packages::{self, Purpose};
+use crate::workspace::{self, Profile};
+use crate::{ebpf, process, setup};
+
+const CARGO_FUZZ: &str = "0.13.1";
+
+/// `cargo xtask build`: the kernel programs, and the agent that carries them.
+pub fn build_agent(profile: Profile) -> Result<()> {
+    ebpf::build()?;
+    let built = workspace::build_binaries(profile, &["pointsman"])?;
+    println!("{}", built["pointsman"].display());
+    Ok(())
+}
+
+/// Builds the agent and a binary of the test kit, and becomes the latter; it finds the agent by
+/// `POINTSMAN_BIN`.
+pub fn with_agent(purpose: Purpose, profile: Profile, binary: &str, args: &[OsString]) -> Result<()> {
+    setup::ensure(&packages::for_purpose(purpose))?;
+    ebpf::build()?;
+    let built = workspace::build_binaries(profile, &["pointsman", binary])?;
+    let mut command = Command::new(&built[binary]);
+    command.args(args).env("POINTSMAN_BIN", &built["pointsman"]);
+    become_program(command)
+}
+
+/// Runs a fuzz target; lists the targets when none is given.
+pub fn fuzz(args: &[OsString]) -> Result<()> {
+    if !workspace::root().join("fuzz/Cargo.toml").exists() {
+        bail!("there is no fuzz crate in {}", workspace::root().display());
+    }
+    if process::probe(Command::new("rustup").args(["which", "--toolchain", "nightly", "rustc"])).is_none() {
+        bail!(
+            "fuzzing needs a nightly compiler for its instrumentation: `rustup toolchain install nightly`. \
+             `cargo xtask test --suite fuzz` replays the corpus without one"
+        );
+    }
+    let root = workspace::tools_dir().join(format!("cargo-fuzz-{CARGO_FUZZ}"));
+    let cargo_fuzz = root.join("bin/cargo-fuzz");
+    if !cargo_fuzz.exists() {
+        install_cargo_fuzz(&root)?;
+    }
+    let mut command = Command::new(cargo_fuzz);
+    // Without these it would take the stable cargo that runs this xtask.
+    ebpf::clean_env(&mut command).env("RUSTUP_TOOLCHAIN", "nightly").env("CARGO", "cargo");
+    command.current_dir(workspace::root()).arg("fuzz");
+    match args {
+        [] => command.arg("list"),
+        args => command.arg("run").args(args),
+    };
+    become_program(command)
+}
+
+fn install_cargo_fuzz(root: &Path) -> Result<()> {
+    eprintln!("Installing cargo-fuzz {CARGO_FUZZ} into {}: it drives libFuzzer", root.display());
+    let mut command = workspace::cargo();
+    command.args(["install", "cargo-fuzz", "--locked", "--version", CARGO_FUZZ, "--root"]).arg(root);
+    process::run(&mut command)
+}
+
+/// Replaces this process, so that signals and the terminal go straight to the program.
+fn become_program(mut command: Command) -> Result<()> {
+    let line = process::describe(&command);
+    eprintln!("+ {line}");
+    Err(command.exec()).with_context(|| format!("cannot start `{line}`"))
+}
