@@ -16,8 +16,11 @@ pub const TOOLS_ENV: &str = "POINTSMAN_TOOLS";
 
 /// The root of the workspace.
 pub fn root() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().expect("xtask lies in the workspace's root").to_path_buf()
+    // As `cargo run` says, not as it was when this was compiled: checkouts may share a target
+    // directory, and with it this executable.
+    let manifest =
+        std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&manifest).parent().expect("xtask lies in the workspace's root").to_path_buf()
 }
 
 /// Where the kernel objects go. Always below the workspace, whatever `CARGO_TARGET_DIR` says:
