@@ -76,11 +76,15 @@ pub struct Artifact {
 
 /// Builds with the given selection (`--bin x`, `--tests`, …) and returns the executables.
 pub fn build(profile: Profile, selection: &[&str]) -> Result<Vec<Artifact>> {
-    let mut command = cargo();
-    command.arg("build").args(profile.args()).args(selection);
-    eprintln!("+ {}", process::describe(&command));
+    executables(cargo().arg("build").args(profile.args()).args(selection))
+}
+
+/// Runs a `cargo build` and returns the executables that it made or found up to date.
+pub fn executables(command: &mut Command) -> Result<Vec<Artifact>> {
+    let line = process::describe(command);
+    eprintln!("+ {line}");
     command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
-    let mut child = command.spawn().context("cannot start cargo")?;
+    let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
     let output = child.stdout.take().expect("stdout is piped");
     let mut artifacts = Vec::new();
     for line in BufReader::new(output).lines() {
@@ -88,7 +92,7 @@ pub fn build(profile: Profile, selection: &[&str]) -> Result<Vec<Artifact>> {
     }
     let status = child.wait()?;
     if !status.success() {
-        bail!("`{}` failed: {status}", process::describe(&command));
+        bail!("`{line}` failed: {status}");
     }
     Ok(artifacts)
 }

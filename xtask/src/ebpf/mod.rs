@@ -26,16 +26,11 @@ pub fn build() -> Result<()> {
         toolchain.why
     );
     let linker = ensure_linker(toolchain.llvm_major)?;
-    process::run(&mut cargo_build(&toolchain, &linker.path())?)?;
-    let built = workspace::ebpf_dir().join(TARGET).join("release");
-    for name in binaries(&workspace::root().join("lb-ebpf"))? {
-        let object = built.join(&name);
-        if !object.exists() {
-            bail!("cargo reported success but left no {}", object.display());
-        }
-        publish(&object, &name, toolchain.llvm_major)?;
+    let built = workspace::executables(&mut cargo_build(&toolchain, &linker.path())?)?;
+    if built.is_empty() {
+        bail!("cargo built no binary of lb-ebpf");
     }
-    Ok(())
+    built.iter().try_for_each(|object| publish(&object.path, &object.target, toolchain.llvm_major))
 }
 
 /// Installs compiler and linker for the kernel programs, where they are missing.
@@ -135,32 +130,6 @@ fn is_leaking(name: &str) -> bool {
     is_exact || (is_tool && !KEPT.iter().any(|kept| name.starts_with(kept)))
 }
 
-/// The binaries of a crate, as its manifest's `[[bin]]` tables name them.
-fn binaries(crate_dir: &Path) -> Result<Vec<String>> {
-    let manifest = crate_dir.join("Cargo.toml");
-    let text = std::fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
-    let names = bin_names(&text);
-    if names.is_empty() {
-        bail!("{}: no [[bin]] with a name", manifest.display());
-    }
-    Ok(names)
-}
-
-fn bin_names(manifest: &str) -> Vec<String> {
-    let mut in_bin = false;
-    let mut names = Vec::new();
-    for line in manifest.lines().map(str::trim) {
-        if line.starts_with('[') {
-            in_bin = line == "[[bin]]";
-        } else if let (true, Some((key, value))) = (in_bin, line.split_once('='))
-            && key.trim() == "name"
-        {
-            names.push(value.trim().trim_matches('"').to_owned());
-        }
-    }
-    names
-}
-
 /// Puts both variants in place; an unchanged object keeps its timestamp, so nothing that embeds it
 /// is compiled again.
 fn publish(object: &Path, name: &str, llvm_major: u32) -> Result<()> {
@@ -220,13 +189,6 @@ mod tests {
         {
             assert!(!is_leaking(name), "{name}");
         }
-    }
-
-    #[test]
-    fn binaries_are_read_from_the_manifest() {
-        let manifest = "[package]\nname = \"lb-ebpf\"\n[[bin]]\nname = \"a\"\npath = \"src/a.rs\"\n\
-                        [[bin]]\npath = \"b.rs\"\nname=\"b\"\n[dependencies]\nname = \"1\"\n";
-        assert_eq!(bin_names(manifest), ["a", "b"]);
     }
 
     #[test]

@@ -72,13 +72,13 @@ fn missing_text(missing: &[&Package], has_apt: bool) -> String {
     text
 }
 
-/// The package lists are only fetched when the install fails without: they may be absent (a
-/// container image) or older than the mirror.
+/// The package lists are only fetched when it does not go without: they may be absent (a container
+/// image), or name versions that the mirror no longer has.
 fn install(missing: &[&Package]) -> Result<()> {
-    if process::run(&mut apt_install(missing)).is_ok() {
+    let lists_know_them = process::probe(apt_install(missing).arg("--simulate")).is_some();
+    if lists_know_them && process::run(&mut apt_install(missing)).is_ok() {
         return Ok(());
     }
-    eprintln!("Fetching the package lists and trying again");
     process::run(Command::new("apt-get").args(["update", "-qq"]))?;
     process::run(&mut apt_install(missing))
 }
@@ -87,7 +87,9 @@ fn apt_install(missing: &[&Package]) -> Command {
     let mut command = Command::new("apt-get");
     command
         .env("DEBIAN_FRONTEND", "noninteractive")
-        .args(["install", "-y", "-qq", "--no-install-recommends", "--no-remove"])
+        .stdin(std::process::Stdio::null())
+        // Recommended packages are another gigabyte; and nothing of the user's is removed.
+        .args(["install", "-y", "-q", "--no-install-recommends", "--no-remove"])
         .args(missing.iter().map(|package| package.name.as_ref()));
     command
 }
@@ -104,7 +106,7 @@ mod tests {
         assert!(text.contains("rustc-web: a rustc"), "{text}");
         assert!(
             text.ends_with(
-                "as root: apt-get update && apt-get install -y -qq --no-install-recommends --no-remove \
+                "as root: apt-get update && apt-get install -y -q --no-install-recommends --no-remove \
                  rustc-web libstd-rust-web-dev-bpf"
             ),
             "{text}"
