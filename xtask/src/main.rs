@@ -83,11 +83,25 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            if !error.is::<AlreadyReported>() {
+                eprintln!("error: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }
 }
+
+/// A failure that has been shown in full: nothing is to be printed after it.
+#[derive(Debug)]
+struct AlreadyReported;
+
+impl std::fmt::Display for AlreadyReported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("failed as reported above")
+    }
+}
+
+impl std::error::Error for AlreadyReported {}
 
 fn lab(args: Vec<OsString>) -> anyhow::Result<()> {
     run::with_agent(Purpose::Lab, Profile::Dev, "pointsman-lab", &args)

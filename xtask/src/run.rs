@@ -43,6 +43,7 @@ pub fn fuzz(args: &[OsString]) -> Result<()> {
              `cargo xtask test --suite fuzz` replays the corpus without one"
         );
     }
+    setup::ensure(&packages::for_purpose(Purpose::Fuzz))?;
     let root = workspace::tools_dir().join(format!("cargo-fuzz-{CARGO_FUZZ}"));
     let cargo_fuzz = root.join("bin/cargo-fuzz");
     if !cargo_fuzz.exists() {
@@ -54,7 +55,8 @@ pub fn fuzz(args: &[OsString]) -> Result<()> {
     command.current_dir(workspace::root()).arg("fuzz");
     match args {
         [] => command.arg("list"),
-        args => command.arg("run").args(args),
+        // The fuzz crate keeps libFuzzer behind a feature, so that its corpus is replayed without it.
+        args => command.args(["run", "--features", "libfuzzer"]).args(args),
     };
     become_program(command)
 }

@@ -16,6 +16,8 @@ pub enum Purpose {
     Test,
     /// Compare with the kernel's own load balancing.
     Bench,
+    /// Build libFuzzer.
+    Fuzz,
 }
 
 /// How to see that a package's content is there, whoever installed it.
@@ -48,7 +50,7 @@ const fn program(
 const RUNNING: &[Purpose] = &[Purpose::Lab, Purpose::Test, Purpose::Bench];
 
 /// Everything but LLVM, whose version follows the toolchain: see [`llvm`].
-const PACKAGES: [Package; 9] = [
+const PACKAGES: [Package; 10] = [
     Package {
         name: Cow::Borrowed("rustc-web"),
         why: "a rustc whose LLVM Debian also ships, to compile the kernel programs",
@@ -74,6 +76,7 @@ const PACKAGES: [Package; 9] = [
         "the kernel's own NAT: the baseline to compare with",
         &[Purpose::Test, Purpose::Bench],
     ),
+    program("g++", "c++", "libFuzzer is C++", &[Purpose::Fuzz]),
 ];
 
 /// LLVM's library and tools of one major: bpf-linker links with it, llvm-strip comes with it.
@@ -117,7 +120,7 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), PACKAGES.len());
-        for purpose in [Purpose::Kernel, Purpose::Lab, Purpose::Test, Purpose::Bench] {
+        for purpose in [Purpose::Kernel, Purpose::Lab, Purpose::Test, Purpose::Bench, Purpose::Fuzz] {
             assert!(!for_purpose(purpose).is_empty(), "{purpose:?}");
         }
     }

@@ -34,12 +34,18 @@ impl Test {
     }
 }
 
-/// Tests of the workspace's executables, and of the fuzz crate (a workspace of its own).
-pub fn all(built: &[Artifact]) -> Result<Vec<Test>> {
+/// Tests of the workspace's executables.
+pub fn workspace(built: &[Artifact]) -> Result<Vec<Test>> {
     let mut tests = Vec::new();
     for artifact in built.iter().filter(|artifact| artifact.harness) {
         tests.extend(list(artifact, &suite(artifact))?);
     }
+    Ok(tests)
+}
+
+/// Tests of the fuzz crate, which is a workspace of its own.
+pub fn fuzz() -> Result<Vec<Test>> {
+    let mut tests = Vec::new();
     let manifest = workspace::root().join("fuzz/Cargo.toml");
     if manifest.exists() {
         let manifest = manifest.display().to_string();
