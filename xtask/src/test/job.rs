@@ -73,24 +73,24 @@ fn wait(child: &mut Child, timeout: Duration, interrupted: &AtomicBool) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
-    fn script(text: &str) -> (Test, std::path::PathBuf) {
-        use std::os::unix::fs::PermissionsExt;
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("xtask-job-{}-{number}", std::process::id()));
+    const LONG: Duration = Duration::from_secs(600);
+
+    /// A test whose "executable" is the shell, reading the script that is its "name".
+    fn script(name: &str, text: &str) -> (Test, PathBuf) {
+        let dir = std::env::temp_dir().join(format!("xtask-job-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let binary = dir.join("run");
-        std::fs::write(&binary, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(dir.join("script"), text).unwrap();
         let test = Test {
             suite: "core".into(),
             package: "p".into(),
             target: "t".into(),
-            name: "n".into(),
+            name: "script".into(),
             ignored: false,
-            binary,
+            binary: "/bin/sh".into(),
             package_dir: dir.clone(),
         };
         (test, dir)
@@ -98,42 +98,52 @@ mod tests {
 
     #[test]
     fn output_and_status_are_those_of_the_test() {
-        let (test, dir) = script("echo out $1; echo err >&2; exit 3");
+        let (test, dir) = script("status", "echo out $1; echo err >&2; exit 3");
         let log = dir.join("log");
-        let status = run(&test, &[], &log, Duration::from_secs(60), &AtomicBool::new(false)).unwrap();
+        let status = run(&test, &[], &log, LONG, &AtomicBool::new(false)).unwrap();
         assert_eq!(status.unwrap().code(), Some(3));
-        assert_eq!(std::fs::read_to_string(&log).unwrap(), "out n\nerr\n");
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "out --exact\nerr\n");
         std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
-    fn a_test_that_hangs_is_ended_with_what_it_started() {
-        let (test, dir) = script("sleep 1000 & echo $! > child; wait");
-        let log = dir.join("log");
-        let status = run(&test, &[], &log, Duration::from_millis(500), &AtomicBool::new(false)).unwrap();
-        assert_eq!(status, None);
-        let child: i32 = std::fs::read_to_string(dir.join("child")).unwrap().trim().parse().unwrap();
-        // Gone, or a zombie that init has not reaped yet.
-        let gone = || match std::fs::read_to_string(format!("/proc/{child}/stat")) {
-            Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')),
-            Err(_) => true,
-        };
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !gone() {
-            assert!(Instant::now() < deadline, "process {child} is still there");
-            std::thread::yield_now();
-        }
-        std::fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn an_interrupt_ends_the_test_early() {
-        let (test, dir) = script("exec sleep 1000");
+    fn a_test_that_takes_too_long_is_ended() {
+        let (test, dir) = script("timeout", "exec sleep 1000");
         let started = Instant::now();
-        let status =
-            run(&test, &[], &dir.join("log"), Duration::from_secs(600), &AtomicBool::new(true)).unwrap();
+        let limit = Duration::from_millis(100);
+        let status = run(&test, &[], &dir.join("log"), limit, &AtomicBool::new(false)).unwrap();
         assert_eq!(status, None);
         assert!(started.elapsed() < Duration::from_secs(60));
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn an_interrupt_ends_the_test_and_what_it_started() {
+        let (test, dir) = script("interrupt", "sleep 1000 & echo $! > new; mv new child; wait");
+        let (child, interrupted) = (dir.join("child"), AtomicBool::new(false));
+        let status = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                await_that("the script writes its child's number", || child.exists());
+                interrupted.store(true, Ordering::Relaxed);
+            });
+            run(&test, &[], &dir.join("log"), LONG, &interrupted).unwrap()
+        });
+        assert_eq!(status, None);
+        let stat = format!("/proc/{}/stat", std::fs::read_to_string(&child).unwrap().trim());
+        await_that("the script's child is gone, or a zombie that init has yet to reap", || {
+            match std::fs::read_to_string(&stat) {
+                Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')),
+                Err(_) => true,
+            }
+        });
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    fn await_that(what: &str, holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !holds() {
+            assert!(Instant::now() < deadline, "waited in vain until {what}");
+            std::thread::yield_now();
+        }
     }
 }

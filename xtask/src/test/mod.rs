@@ -66,6 +66,8 @@ pub fn run(args: &Args) -> Result<()> {
     if args.wants(discover::FUZZ) {
         tests.extend(discover::fuzz()?);
     }
+    // Long ones first, so that none is still running alone at the end.
+    tests.sort_by_key(|test| test.suite == discover::CORE);
     let tests = select(args, tests)?;
     let doc_tests = args.wants("doc") && args.filter.is_none();
     if tests.is_empty() && !doc_tests {
