@@ -18,7 +18,7 @@ use crate::setup::packages::Purpose;
 use crate::workspace::Profile;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about, disable_help_subcommand = false)]
+#[command(name = "xtask", bin_name = "cargo xtask", about)]
 struct Cli {
     #[command(subcommand)]
     command: Task,
@@ -58,6 +58,11 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Check licences, origin and advisories of all dependencies
+    Deny {
+        /// Only some of the checks: licenses, bans, sources, advisories
+        args: Vec<OsString>,
+    },
     /// Check the rules of the house that no compiler checks
     Tidy,
     /// Formatting, tidy and lints, without the tests
@@ -76,6 +81,7 @@ fn main() -> ExitCode {
         Task::Lab { args } => lab(args),
         Task::Bench { args } => run::with_agent(Purpose::Bench, Profile::Release, "pointsman-bench", &args),
         Task::Fuzz { args } => run::fuzz(&args),
+        Task::Deny { args } => run::deny(&args),
         Task::Tidy => tidy::run(),
         Task::Check => ci::check(),
         Task::Ci(args) => ci::run(&args),

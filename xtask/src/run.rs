@@ -1,8 +1,8 @@
-//! Commands that build, and then become another program: demo, lab, bench, fuzz.
+//! Commands that build, and then become another program: demo, lab, bench, fuzz, deny.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +11,7 @@ use crate::setup::packages::{self, Purpose};
 use crate::workspace::{self, Profile};
 use crate::{ebpf, process, setup};
 
+const CARGO_DENY: &str = "0.20.2";
 const CARGO_FUZZ: &str = "0.13.1";
 
 /// `cargo xtask build`: the kernel programs, and the agent that carries them.
@@ -44,12 +45,7 @@ pub fn fuzz(args: &[OsString]) -> Result<()> {
         );
     }
     setup::ensure(&packages::for_purpose(Purpose::Fuzz))?;
-    let root = workspace::tools_dir().join(format!("cargo-fuzz-{CARGO_FUZZ}"));
-    let cargo_fuzz = root.join("bin/cargo-fuzz");
-    if !cargo_fuzz.exists() {
-        install_cargo_fuzz(&root)?;
-    }
-    let mut command = Command::new(cargo_fuzz);
+    let mut command = Command::new(cargo_tool("cargo-fuzz", CARGO_FUZZ, "it drives libFuzzer")?);
     // Without these it would take the stable cargo that runs this xtask.
     ebpf::clean_env(&mut command).env("RUSTUP_TOOLCHAIN", "nightly").env("CARGO", "cargo");
     command.current_dir(workspace::root()).arg("fuzz");
@@ -61,11 +57,25 @@ pub fn fuzz(args: &[OsString]) -> Result<()> {
     become_program(command)
 }
 
-fn install_cargo_fuzz(root: &Path) -> Result<()> {
-    eprintln!("Installing cargo-fuzz {CARGO_FUZZ} into {}: it drives libFuzzer", root.display());
-    let mut command = workspace::cargo();
-    command.args(["install", "cargo-fuzz", "--locked", "--version", CARGO_FUZZ, "--root"]).arg(root);
-    process::run(&mut command)
+/// Licences, bans and sources of all dependencies, and known advisories, against `deny.toml`. Not a
+/// part of `ci`: advisories come from the network and change without us.
+pub fn deny(args: &[OsString]) -> Result<()> {
+    let mut command = Command::new(cargo_tool("cargo-deny", CARGO_DENY, "it reads deny.toml")?);
+    command.current_dir(workspace::root()).arg("check").args(args);
+    become_program(command)
+}
+
+/// The path of a cargo subcommand, installed into the tools directory when it is not there yet.
+fn cargo_tool(name: &str, version: &str, why: &str) -> Result<PathBuf> {
+    let root = workspace::tools_dir().join(format!("{name}-{version}"));
+    let path = root.join("bin").join(name);
+    if !path.exists() {
+        eprintln!("Installing {name} {version} into {}: {why}", root.display());
+        let mut command = workspace::cargo();
+        command.args(["install", name, "--locked", "--version", version, "--root"]).arg(&root);
+        process::run(&mut command)?;
+    }
+    Ok(path)
 }
 
 /// Replaces this process, so that signals and the terminal go straight to the program.
