@@ -1,0 +1,195 @@
+//! `cargo xtask test`: builds everything and runs every test in a process of its own.
+//!
+//! A process each, because aya caches what the kernel supports per process, because tests change
+//! their thread's network namespace, and so that a test that hangs can be ended with everything it
+//! started. libtest can list and run single tests, so this takes no tool to be installed first.
+
+mod discover;
+mod job;
+mod outcome;
+mod report;
+mod runner;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use self::discover::Test;
+use self::outcome::Summary;
+use crate::setup::{self, packages};
+use crate::workspace::{self, Profile};
+use crate::{AlreadyReported, ebpf, process};
+
+/// Suites that need nothing of the kernel: no packages, no kernel object, no agent.
+const PURE_SUITES: [&str; 2] = [discover::CORE, discover::FUZZ];
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Only this suite: core (unit tests), fuzz (replay of the corpus), doc (examples in
+    /// documentation), or the name of an integration test, up to its first underscore: datapath,
+    /// scenarios, e2e, api, … May be given several times
+    #[arg(long = "suite", value_name = "NAME")]
+    suites: Vec<String>,
+    /// Only tests whose path (`crate::target::test`) contains this
+    filter: Option<String>,
+    /// How many tests run at a time [default: one per CPU, at least 2]
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Ends a test that takes longer, with everything it started
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    timeout: u64,
+    /// Runs the whole selection this many times
+    #[arg(long, default_value_t = 1)]
+    repeat: u32,
+}
+
+impl Args {
+    fn wants(&self, suite: &str) -> bool {
+        self.suites.is_empty() || self.suites.iter().any(|wanted| wanted == suite)
+    }
+
+    fn is_pure(&self) -> bool {
+        !self.suites.is_empty()
+            && self.suites.iter().all(|suite| PURE_SUITES.contains(&suite.as_str()) || suite == "doc")
+    }
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if !args.is_pure() {
+        setup::ensure(&packages::for_purpose(packages::Purpose::Test))?;
+        ebpf::build()?;
+    }
+    let built = workspace::build(Profile::Dev, &["--bins", "--tests"])?;
+    let agent = built.iter().find(|artifact| !artifact.harness && artifact.target == "pointsman");
+    let mut tests = discover::workspace(&built)?;
+    if args.wants(discover::FUZZ) {
+        tests.extend(discover::fuzz()?);
+    }
+    // Long ones first, so that none is still running alone at the end.
+    tests.sort_by_key(|test| test.suite == discover::CORE);
+    let tests = select(args, tests)?;
+    let doc_tests = args.wants("doc") && args.filter.is_none();
+    if tests.is_empty() && !doc_tests {
+        bail!("no test matches {}", args.filter.as_deref().unwrap_or("this selection"));
+    }
+    let skip_is_failure = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
+    let settings = runner::Settings {
+        jobs: args.jobs.unwrap_or_else(default_jobs).max(1),
+        timeout: Duration::from_secs(args.timeout),
+        log_dir: log_dir()?,
+        env: agent.map(|agent| ("POINTSMAN_BIN".into(), agent.path.clone().into())).into_iter().collect(),
+    };
+    let mut summary = Summary::default();
+    for round in 1..=args.repeat {
+        if args.repeat > 1 {
+            eprintln!("Round {round} of {}", args.repeat);
+        }
+        summary.add(&runner::run(&tests, &settings)?);
+    }
+    if doc_tests {
+        summary.add(&doc()?);
+    }
+    let skips_count = summary.skipped > 0 && skip_is_failure;
+    if summary.failed > 0 {
+        eprintln!("The output of failed tests is also in {}", settings.log_dir.display());
+    } else if skips_count {
+        eprintln!("Skipped tests count as failures because CI=true; the reasons are above");
+    }
+    // The very last line, for people and for CI alike.
+    println!("{}", report::closing_line(&summary));
+    if summary.failed > 0 || skips_count { Err(AlreadyReported.into()) } else { Ok(()) }
+}
+
+fn select(args: &Args, tests: Vec<Test>) -> Result<Vec<Test>> {
+    let known = |suite: &str| suite == "doc" || tests.iter().any(|test| test.suite == suite);
+    if let Some(unknown) = args.suites.iter().find(|suite| !known(suite)) {
+        let mut names: Vec<_> = tests.iter().map(|test| test.suite.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        bail!("no suite `{unknown}` with any test; there are: {}, doc", names.join(", "));
+    }
+    let matches = |test: &Test| args.filter.as_ref().is_none_or(|filter| test.path().contains(filter));
+    Ok(tests.into_iter().filter(|test| args.wants(&test.suite) && matches(test)).collect())
+}
+
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).max(2)
+}
+
+fn log_dir() -> Result<PathBuf> {
+    let dir = workspace::root().join("target/test-logs");
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir)?;
+    }
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+/// Examples in documentation: only rustdoc can compile and run them.
+fn doc() -> Result<Summary> {
+    let mut command = workspace::cargo();
+    command.args(["test", "--doc", "--quiet"]);
+    eprintln!("+ {}", process::describe(&command));
+    let output = command.output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut summary = outcome::doc_summary(&text);
+    if !output.status.success() {
+        eprint!("{text}{}", String::from_utf8_lossy(&output.stderr));
+        // A compile error outside of any example leaves no failed test to count.
+        summary.failed = summary.failed.max(1);
+    }
+    Ok(summary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(suites: &[&str], filter: Option<&str>) -> Args {
+        Args {
+            suites: suites.iter().map(ToString::to_string).collect(),
+            filter: filter.map(str::to_owned),
+            jobs: None,
+            timeout: 1,
+            repeat: 1,
+        }
+    }
+
+    fn tests() -> Vec<Test> {
+        [("core", "lb-common", "a::b"), ("e2e", "tests", "tcp::echo"), ("e2e", "tests", "udp::echo")]
+            .map(|(suite, target, name)| Test {
+                suite: suite.into(),
+                package: target.into(),
+                target: target.into(),
+                name: name.into(),
+                ignored: false,
+                binary: PathBuf::new(),
+                package_dir: PathBuf::new(),
+            })
+            .to_vec()
+    }
+
+    #[test]
+    fn selection_is_by_suite_and_filter() {
+        let names = |args: Args| -> Vec<String> {
+            select(&args, tests()).unwrap().into_iter().map(|test| test.name).collect()
+        };
+        assert_eq!(names(args(&[], None)), ["a::b", "tcp::echo", "udp::echo"]);
+        assert_eq!(names(args(&["e2e"], None)), ["tcp::echo", "udp::echo"]);
+        assert_eq!(names(args(&["e2e", "core"], Some("b"))), ["a::b"]);
+    }
+
+    #[test]
+    fn a_misspelt_suite_is_an_error_that_names_the_others() {
+        let error = select(&args(&["e2"], None), tests()).unwrap_err().to_string();
+        assert!(error.contains("no suite `e2`") && error.contains("core, e2e, doc"), "{error}");
+    }
+
+    #[test]
+    fn only_pure_suites_go_without_the_kernel() {
+        assert!(args(&["core", "doc"], None).is_pure());
+        assert!(!args(&["core", "e2e"], None).is_pure());
+        assert!(!args(&[], None).is_pure());
+    }
+}
