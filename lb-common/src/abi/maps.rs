@@ -24,6 +24,12 @@ pub struct Map {
 /// Flows of each family that are kept for as long as they live, unless configured.
 pub const DEFAULT_FLOWS: u32 = 262_144;
 
+/// Service entries (one for each port of each VIP), unless configured.
+pub const DEFAULT_SERVICES: u32 = 16_384;
+
+/// Backends of all Service entries, unless configured. Their counters take 40 bytes on each CPU.
+pub const DEFAULT_BACKENDS: u32 = 131_072;
+
 maps! {
     /// Established IPv4 flows: hash, [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow), two entries a flow.
     FLOWS_V4 = "flows_v4", 2 * DEFAULT_FLOWS;
@@ -34,27 +40,27 @@ maps! {
     /// IPv6 flows that begin or end.
     TRANSIENT_V6 = "transient_v6", DEFAULT_FLOWS;
     /// [`VipKey`](super::VipKey) to the index in `services`.
-    VIPS_V4 = "vips_v4", 65_536;
+    VIPS_V4 = "vips_v4", DEFAULT_SERVICES;
     /// The same for IPv6.
-    VIPS_V6 = "vips_v6", 65_536;
+    VIPS_V6 = "vips_v6", DEFAULT_SERVICES;
     /// Array of [`Service`](super::Service).
-    SERVICES = "services", 65_536;
+    SERVICES = "services", DEFAULT_SERVICES;
     /// Array of [`ServiceName`](super::ServiceName).
-    SERVICE_NAMES = "service_names", 65_536;
+    SERVICE_NAMES = "service_names", DEFAULT_SERVICES;
     /// Array of `u64`: the round-robin counter of each Service entry.
-    ROUND_ROBIN = "round_robin", 65_536;
+    ROUND_ROBIN = "round_robin", DEFAULT_SERVICES;
     /// Array of `u32`: indices in `backends`, in the order in which a Service uses them.
-    SLOTS = "slots", 1_048_576;
+    SLOTS = "slots", 4 * DEFAULT_BACKENDS;
     /// Array of [`Backend`](super::Backend).
-    BACKENDS = "backends", 262_144;
+    BACKENDS = "backends", DEFAULT_BACKENDS;
     /// Array of 16-byte addresses; an IPv4 address is in the first four bytes.
     SNAT_ADDRESSES = "snat_addresses", 256;
     /// Array with one [`Config`](super::Config).
     CONFIG = "config", 1;
     /// Per-CPU array of [`ServiceStats`](super::ServiceStats).
-    SERVICE_STATS = "service_stats", 65_536;
+    SERVICE_STATS = "service_stats", DEFAULT_SERVICES;
     /// Per-CPU array of [`BackendStats`](super::BackendStats).
-    BACKEND_STATS = "backend_stats", 262_144;
+    BACKEND_STATS = "backend_stats", DEFAULT_BACKENDS;
     /// Per-CPU array of [`DropStats`](super::DropStats) by [`DropReason`](super::DropReason).
     DROPS = "drops", 64;
     /// IPv4 fragments under way: LRU hash, [`FragmentKey`](super::FragmentKey) to [`Fragment`](super::Fragment).

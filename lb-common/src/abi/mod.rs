@@ -69,6 +69,10 @@ macro_rules! plain {
         #[expect(unsafe_code, reason = "size and padding are asserted above")]
         // SAFETY: `#[repr(C)]`, no padding (asserted), fields are integers and arrays of them.
         unsafe impl $crate::abi::Plain for $type {}
+        #[cfg(feature = "agent")]
+        #[expect(unsafe_code, reason = "size and padding are asserted above")]
+        // SAFETY: as for `Plain`.
+        unsafe impl aya::Pod for $type {}
     };
 }
 pub(crate) use plain;

@@ -1,3 +1,17 @@
-//! The kernel side as the agent sees it.
+//! The kernel side as the agent sees it: loading and pinning, the maps, the devices that programs
+//! are attached to, the flows.
 
+mod attach;
+mod batch;
+pub mod clock;
+pub mod collect;
+pub mod flows;
+mod loader;
+mod maps;
 pub mod object;
+mod pins;
+
+pub use attach::{Attachment, Devices, Mode};
+pub use loader::{Kernel, Sizes};
+pub use maps::KernelMaps;
+pub use pins::PinDirectory;

@@ -1,0 +1,114 @@
+//! Reads a whole hash map in a few system calls.
+//!
+//! Going from key to key, as aya does, starts over whenever the current key has just been removed,
+//! and might never end under load; a batch goes by buckets (kernel/bpf/hashtab.c,
+//! `__htab_map_lookup_and_delete_batch`). aya has no batches yet.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use lb_common::abi::Plain;
+
+/// `BPF_MAP_LOOKUP_BATCH`.
+const LOOKUP_BATCH: libc::c_long = 24;
+/// Entries in one call. A bucket with more makes the kernel ask for more room.
+const BATCH: usize = 8_192;
+
+/// The part of `union bpf_attr` that is called `batch`.
+#[repr(C)]
+#[derive(Default)]
+struct Attributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Calls `each` for every entry. Entries that come or go meanwhile may be missed.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
+    let mut keys: Vec<K> = Vec::with_capacity(BATCH);
+    let mut values: Vec<V> = Vec::with_capacity(BATCH);
+    let (mut from, mut to) = (0u32, 0u32);
+    let mut first = true;
+    loop {
+        let mut attributes = Attributes {
+            in_batch: if first { 0 } else { &raw mut from as u64 },
+            out_batch: &raw mut to as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: BATCH as u32,
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            ..Attributes::default()
+        };
+        let size = size_of::<Attributes>();
+        #[expect(unsafe_code, reason = "a system call that no library wraps")]
+        // SAFETY: all pointers lead to room for what the kernel writes: BATCH keys and values of the
+        // map's sizes, which the caller vouches for by the types, and a cursor of four bytes.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attributes, size) };
+        let end = match result {
+            0 => false,
+            _ => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENOENT) => true,
+                error => return Err(error),
+            },
+        };
+        let count = (attributes.count as usize).min(BATCH);
+        #[expect(unsafe_code, reason = "the kernel has written that many")]
+        // SAFETY: `count` entries are initialized, and `Plain` types have no invalid values.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        for (key, value) in keys.drain(..).zip(values.drain(..)) {
+            each(key, value);
+        }
+        if end {
+            return Ok(());
+        }
+        (first, from) = (false, to);
+    }
+}
+
+/// `BPF_MAP_DELETE_ELEM`.
+const DELETE_ELEMENT: libc::c_long = 3;
+
+/// The part of `union bpf_attr` for one element.
+#[repr(C)]
+#[derive(Default)]
+struct Element {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Removes an entry; it is no error if it is not there.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut element = Element {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        key: std::ptr::from_ref(key) as u64,
+        ..Element::default()
+    };
+    #[expect(unsafe_code, reason = "aya removes only from maps that it owns by type")]
+    // SAFETY: the key has the size of the map's keys, which the caller vouches for by its type.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, DELETE_ELEMENT, &raw mut element, size_of::<Element>()) };
+    match result {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            error => Err(error),
+        },
+    }
+}

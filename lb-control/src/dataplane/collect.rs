@@ -1,0 +1,137 @@
+//! Forgets flows that have ended, and finds out which backends no flow refers to any more.
+//!
+//! The kernel makes room for flows that begin by itself (their table is least recently used); the
+//! table of established flows only shrinks here.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result};
+use aya::maps::MapData;
+use lb_common::abi::{Config, Flow, FlowKey, FlowState, Plain, Tick, V4, V6, ticks_from_seconds};
+
+use super::batch;
+use super::flows::{Entries, FlowTables, Shown, entries, later};
+
+/// How long a client has to learn that its backend is gone, before its flow is forgotten.
+const FAREWELL: Tick = ticks_from_seconds(60);
+
+/// What a sweep found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// Flows that are kept.
+    pub kept: usize,
+    /// Of them, those in the tables of established flows.
+    pub established: usize,
+    /// Flows that were forgotten.
+    pub forgotten: usize,
+    /// Indices of backends that flows refer to.
+    pub backends: BTreeSet<u32>,
+}
+
+/// Whether a flow is over. `last_seen` is the time of the last packet in either direction,
+/// `client_last_seen` that of the client's; `gone` says that its backend is not there any more.
+#[must_use]
+pub fn is_over(
+    state: FlowState,
+    now: Tick,
+    last_seen: Tick,
+    client_last_seen: Tick,
+    gone: bool,
+    config: &Config,
+) -> bool {
+    // A time in the future is that of a packet that came while the table was read.
+    let idle = |seen: Tick| if (now.wrapping_sub(seen) as i32) < 0 { 0 } else { now.wrapping_sub(seen) };
+    idle(last_seen) > config.timeouts[state as usize] || (gone && idle(client_last_seen) > FAREWELL)
+}
+
+/// Looks at all flows, and forgets those that are over. `is_gone` tells of a backend's index and
+/// generation whether it is not there any more.
+///
+/// # Errors
+/// When a table cannot be read or written.
+pub fn sweep(
+    tables: &FlowTables,
+    now: Tick,
+    config: &Config,
+    is_gone: impl Fn(u32, u32) -> bool,
+) -> Result<Sweep> {
+    let mut sweep = Sweep::default();
+    for table in 0..2 {
+        let [v4, v6] = [&tables.tables_v4()[table], &tables.tables_v6()[table]];
+        family::<V4>(v4, table, now, config, &is_gone, &mut sweep)?;
+        family::<V6>(v6, table, now, config, &is_gone, &mut sweep)?;
+    }
+    Ok(sweep)
+}
+
+fn family<F: Shown>(
+    data: &MapData,
+    table: usize,
+    now: Tick,
+    config: &Config,
+    is_gone: &impl Fn(u32, u32) -> bool,
+    sweep: &mut Sweep,
+) -> Result<()>
+where
+    FlowKey<F::Address>: Plain,
+    Flow<F::Address>: Plain,
+{
+    let all: Entries<F> = entries(data, F::TABLES[table])?;
+    let mut over = Vec::new();
+    for (key, flow) in &all {
+        let peer_key = FlowKey::reverse_of(flow, key.protocol);
+        let peer = all.get(&peer_key);
+        let last_seen = peer.map_or(flow.last_seen, |peer| later(flow.last_seen, peer.last_seen));
+        let (client, gone) = match flow.is_reply() {
+            false => (flow.last_seen, is_gone(flow.backend, flow.generation)),
+            // Its generation is that of the route: the client's entry knows about the backend.
+            true => (
+                peer.map_or(flow.last_seen, |peer| peer.last_seen),
+                peer.is_some_and(|peer| is_gone(peer.backend, peer.generation)),
+            ),
+        };
+        if is_over(flow.state(), now, last_seen, client, gone, config) {
+            over.push(*key);
+            sweep.forgotten += usize::from(!flow.is_reply());
+        } else {
+            sweep.backends.insert(flow.backend);
+            sweep.kept += usize::from(!flow.is_reply());
+            sweep.established += usize::from(!flow.is_reply() && table == 0);
+        }
+    }
+    for key in &over {
+        batch::remove(data.fd().as_fd(), key)
+            .with_context(|| format!("removing from the map {}", F::TABLES[table].name))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_is_over_when_both_directions_were_idle_for_its_timeout() {
+        let config = Config::default();
+        let limit = config.timeouts[FlowState::Established as usize];
+        let over = |idle, gone| is_over(FlowState::Established, 7, 7u32.wrapping_sub(idle), 7, gone, &config);
+        assert!(!over(limit, false));
+        assert!(over(limit + 1, false));
+        assert!(!over(0, true), "a client of a gone backend is told first");
+    }
+
+    #[test]
+    fn a_flow_of_a_gone_backend_is_over_when_its_client_is_silent() {
+        let config = Config::default();
+        let over = |client_idle| is_over(FlowState::Established, 10_000, 10_000, 10_000 - client_idle, true, &config);
+        assert!(!over(FAREWELL));
+        assert!(over(FAREWELL + 1), "even though the backend still sends");
+    }
+
+    #[test]
+    fn a_packet_that_came_while_reading_does_not_look_ancient() {
+        let config = Config::default();
+        assert!(!is_over(FlowState::UdpReplied, 100, 101, 101, false, &config));
+    }
+}

@@ -1,0 +1,158 @@
+//! Loads the kernel programs over the pinned maps, or creates and pins both.
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::maps::{MapData, ProgramArray};
+use aya::programs::Xdp;
+use aya::{Ebpf, EbpfLoader};
+use lb_common::abi::maps;
+use tracing::{info, warn};
+
+use super::{KernelMaps, PinDirectory, object};
+
+/// Sizes of the maps that can be chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Established IPv4 flows; IPv6 gets half of it.
+    pub flows: u32,
+    /// Service entries: one for each port of each VIP.
+    pub services: u32,
+    /// Backends over all Service entries.
+    pub backends: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            flows: maps::DEFAULT_FLOWS,
+            services: maps::DEFAULT_SERVICES,
+            backends: maps::DEFAULT_BACKENDS,
+        }
+    }
+}
+
+impl Sizes {
+    /// Number of entries of a map.
+    fn of(&self, map: maps::Map) -> u32 {
+        match map {
+            maps::FLOWS_V4 | maps::TRANSIENT_V4 => self.flows.saturating_mul(2),
+            maps::FLOWS_V6 | maps::TRANSIENT_V6 => self.flows,
+            maps::VIPS_V4
+            | maps::VIPS_V6
+            | maps::SERVICES
+            | maps::SERVICE_NAMES
+            | maps::ROUND_ROBIN
+            | maps::SERVICE_STATS => self.services,
+            maps::BACKENDS | maps::BACKEND_STATS => self.backends,
+            maps::SLOTS => self.backends.saturating_mul(4),
+            other => other.default_entries,
+        }
+    }
+}
+
+/// The loaded programs.
+pub struct Kernel {
+    ebpf: Ebpf,
+    programs: ProgramArray<MapData>,
+    adopted: bool,
+}
+
+impl Kernel {
+    /// Loads the programs. Maps that are pinned already are adopted with all that they contain, so
+    /// that flows go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses; with the verifier's last words or the capability that lacks.
+    pub fn load(pins: &PinDirectory, sizes: &Sizes) -> Result<Self> {
+        let adopted = pins.is_populated();
+        let paths: Vec<_> = maps::ALL.iter().map(|map| (map.name, pins.map(*map))).collect();
+        let mut loader = EbpfLoader::new();
+        for (map, (name, path)) in maps::ALL.iter().zip(&paths) {
+            loader.map_pin_path(name, path.as_path());
+            loader.map_max_entries(name, sizes.of(*map));
+        }
+        let mut ebpf = loader
+            .load(object::bytes()?)
+            .context("creating the BPF maps (needs CAP_BPF, CAP_NET_ADMIN and a kernel of 5.12 or later)")?;
+        report_sizes(&ebpf, sizes)?;
+        let programs = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
+        let mut kernel = Self { ebpf, programs: programs.try_into()?, adopted };
+        kernel.load_programs()?;
+        Ok(kernel)
+    }
+
+    fn load_programs(&mut self) -> Result<()> {
+        for (index, name) in (0..).zip(maps::CALLED_PROGRAMS) {
+            let program = program(&mut self.ebpf, name)?;
+            let fd = program.fd()?.try_clone()?;
+            // An older version of the entry program goes on with these from now on: layouts are the
+            // same, or the pins would be others.
+            self.programs
+                .set(index, &fd, 0)
+                .with_context(|| format!("putting the program {name} in place"))?;
+        }
+        program(&mut self.ebpf, maps::ENTRY_PROGRAM)?;
+        let origin = if self.adopted { "adopted" } else { "created" };
+        info!(maps = origin, "kernel programs are loaded");
+        Ok(())
+    }
+
+    /// Whether the maps were there before.
+    #[must_use]
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// The program that is attached to devices.
+    ///
+    /// # Errors
+    /// When the object lacks it.
+    pub fn entry_program(&mut self) -> Result<&mut Xdp> {
+        let program = self.ebpf.program_mut(maps::ENTRY_PROGRAM).context("the object lacks its entry program")?;
+        Ok(program.try_into()?)
+    }
+
+    /// Opens the maps.
+    ///
+    /// # Errors
+    /// When one lacks.
+    pub fn maps(&mut self) -> Result<KernelMaps> {
+        KernelMaps::new(|map| {
+            self.ebpf.take_map(map.name).ok_or_else(|| anyhow!("the object lacks the map {}", map.name))
+        })
+    }
+}
+
+/// Loads a program.
+fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp> {
+    let program: &mut Xdp =
+        ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?.try_into()?;
+    match program.load() {
+        Ok(()) => Ok(program),
+        Err(aya::programs::ProgramError::LoadError { io_error, verifier_log }) => {
+            let log = verifier_log.to_string();
+            let tail: Vec<_> = log.lines().rev().take(12).collect();
+            let tail: Vec<_> = tail.into_iter().rev().collect();
+            bail!("the kernel refuses the program {name}: {io_error}\n{}", tail.join("\n"));
+        }
+        Err(error) => Err(error).with_context(|| format!("loading the program {name}")),
+    }
+}
+
+/// Pinned maps keep the size they were created with.
+fn report_sizes(ebpf: &Ebpf, sizes: &Sizes) -> Result<()> {
+    for map in maps::ALL {
+        let Some(found) = ebpf.map(map.name) else {
+            bail!("the kernel object lacks the map {}: it was built from another version", map.name);
+        };
+        let data = KernelMaps::data(found)?;
+        let (has, wanted) = (data.info()?.max_entries(), sizes.of(*map));
+        // Per-CPU LRU lists round up to a multiple of the number of CPUs.
+        if has < wanted || has > wanted + 1024 {
+            warn!(
+                map = map.name,
+                has, wanted, "a pinned map keeps its size; stop the agent with SIGTERM to create it anew"
+            );
+        }
+    }
+    Ok(())
+}

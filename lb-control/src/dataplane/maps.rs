@@ -1,0 +1,291 @@
+//! The maps, opened for the agent or for the command line.
+
+use std::collections::HashMap as StdHashMap;
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, DevMapHash, HashMap, Map, MapData, PerCpuArray};
+use lb_common::abi::{
+    Backend, BackendStats, Config, DropReason, DropStats, Service, ServiceName, ServiceStats, VipKey, maps,
+};
+
+use super::PinDirectory;
+use crate::ports::{Limits, MapOp, MapStore, Vip};
+
+/// The maps that the agent writes, and the counters.
+pub struct KernelMaps {
+    limits: Limits,
+    vips_v4: HashMap<MapData, VipKey<[u8; 4]>, u32>,
+    vips_v6: HashMap<MapData, VipKey<[u8; 16]>, u32>,
+    services: Array<MapData, Service>,
+    service_names: Array<MapData, ServiceName>,
+    round_robin: Array<MapData, u64>,
+    slots: Array<MapData, u32>,
+    backends: Array<MapData, Backend>,
+    snat_addresses: Array<MapData, [u8; 16]>,
+    config: Array<MapData, Config>,
+    service_stats: PerCpuArray<MapData, ServiceStats>,
+    backend_stats: PerCpuArray<MapData, BackendStats>,
+    drops: PerCpuArray<MapData, DropStats>,
+    devices: DevMapHash<MapData>,
+}
+
+impl KernelMaps {
+    /// Takes the maps from wherever `open` finds them.
+    ///
+    /// # Errors
+    /// When one is missing or of another type.
+    pub fn new(mut open: impl FnMut(maps::Map) -> Result<Map>) -> Result<Self> {
+        macro_rules! typed {
+            ($map:expr) => {
+                open($map)?.try_into().with_context(|| format!("opening the map {}", $map.name))?
+            };
+        }
+        let mut sizes = StdHashMap::new();
+        let mut sized = |map: maps::Map| -> Result<Map> {
+            let found = open(map)?;
+            sizes.insert(map.name, Self::data(&found)?.info()?.max_entries());
+            Ok(found)
+        };
+        let vips_v4 = sized(maps::VIPS_V4)?.try_into()?;
+        let vips_v6 = sized(maps::VIPS_V6)?.try_into()?;
+        let services = sized(maps::SERVICES)?.try_into()?;
+        let slots = sized(maps::SLOTS)?.try_into()?;
+        let backends = sized(maps::BACKENDS)?.try_into()?;
+        let snat_addresses = sized(maps::SNAT_ADDRESSES)?.try_into()?;
+        let size = |map: maps::Map| sizes.get(map.name).copied().unwrap_or_default();
+        Ok(Self {
+            limits: Limits {
+                vips_v4: size(maps::VIPS_V4),
+                vips_v6: size(maps::VIPS_V6),
+                services: size(maps::SERVICES),
+                slots: size(maps::SLOTS),
+                backends: size(maps::BACKENDS),
+                snat_addresses: size(maps::SNAT_ADDRESSES),
+            },
+            vips_v4,
+            vips_v6,
+            services,
+            slots,
+            backends,
+            snat_addresses,
+            service_names: typed!(maps::SERVICE_NAMES),
+            round_robin: typed!(maps::ROUND_ROBIN),
+            config: typed!(maps::CONFIG),
+            service_stats: typed!(maps::SERVICE_STATS),
+            backend_stats: typed!(maps::BACKEND_STATS),
+            drops: typed!(maps::DROPS),
+            devices: typed!(maps::DEVICES),
+        })
+    }
+
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// When there are none, or they may not be opened (needs root).
+    pub fn from_pins(pins: &PinDirectory) -> Result<Self> {
+        Self::new(|map| {
+            let path = pins.map(map);
+            let data = MapData::from_pin(&path)
+                .with_context(|| format!("opening the pinned map {}", path.display()))?;
+            Ok(Map::from_map_data(data)?)
+        })
+    }
+
+    /// What lies below a map of one of the types in use.
+    pub(super) fn data(map: &Map) -> Result<&MapData> {
+        match map {
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::PerCpuArray(data)
+            | Map::DevMapHash(data)
+            | Map::ProgramArray(data) => Ok(data),
+            other => anyhow::bail!("a map of an unexpected type: {other:?}"),
+        }
+    }
+
+    /// Traffic of a Service entry, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn service_stats(&self, index: u32) -> Result<ServiceStats> {
+        let values = self.service_stats.get(&index, 0).context("reading the map service_stats")?;
+        Ok(values.iter().fold(ServiceStats::default(), |sum, cpu| ServiceStats {
+            packets_in: sum.packets_in + cpu.packets_in,
+            bytes_in: sum.bytes_in + cpu.bytes_in,
+            packets_out: sum.packets_out + cpu.packets_out,
+            bytes_out: sum.bytes_out + cpu.bytes_out,
+            new_flows: sum.new_flows + cpu.new_flows,
+            refused: sum.refused + cpu.refused,
+        }))
+    }
+
+    /// Traffic of a backend, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn backend_stats(&self, index: u32) -> Result<BackendStats> {
+        let values = self.backend_stats.get(&index, 0).context("reading the map backend_stats")?;
+        Ok(values.iter().fold(BackendStats::default(), |sum, cpu| BackendStats {
+            packets_in: sum.packets_in + cpu.packets_in,
+            bytes_in: sum.bytes_in + cpu.bytes_in,
+            packets_out: sum.packets_out + cpu.packets_out,
+            bytes_out: sum.bytes_out + cpu.bytes_out,
+            new_flows: sum.new_flows + cpu.new_flows,
+        }))
+    }
+
+    /// Drops by reason, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn drops(&self) -> Result<Vec<(DropReason, DropStats)>> {
+        let mut all = Vec::with_capacity(DropReason::COUNT);
+        for reason in DropReason::ALL {
+            let values = self.drops.get(&(*reason as u32), 0).context("reading the map drops")?;
+            let sum = values.iter().fold(DropStats::default(), |sum, cpu| DropStats {
+                packets: sum.packets + cpu.packets,
+                bytes: sum.bytes + cpu.bytes,
+            });
+            all.push((*reason, sum));
+        }
+        Ok(all)
+    }
+
+    /// Lets packets be redirected to a device.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn allow_device(&mut self, ifindex: u32) -> Result<()> {
+        self.devices.insert(ifindex, ifindex, None, 0).with_context(|| format!("adding device {ifindex} to the map devices"))
+    }
+
+    /// No longer lets packets be redirected to a device. It is no error if it was not there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forbid_device(&mut self, ifindex: u32) -> Result<()> {
+        ignore_absent(self.devices.remove(ifindex), "devices")
+    }
+
+    /// One element of `backends`.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn backend(&self, index: u32) -> Result<Backend> {
+        self.backends.get(&index, 0).context("reading the map backends")
+    }
+}
+
+fn ignore_absent(result: Result<(), aya::maps::MapError>, map: &str) -> Result<()> {
+    use aya::maps::MapError;
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other.with_context(|| format!("removing from the map {map}")),
+    }
+}
+
+/// All elements of an array that are not zero.
+fn nonzero<V: aya::Pod + PartialEq>(
+    array: &Array<MapData, V>,
+    name: &str,
+    zero: &V,
+) -> Result<Vec<(u32, V)>> {
+    let mut all = Vec::new();
+    for index in 0..array.len() {
+        let value = array.get(&index, 0).with_context(|| format!("reading the map {name}"))?;
+        if value != *zero {
+            all.push((index, value));
+        }
+    }
+    Ok(all)
+}
+
+impl MapStore for KernelMaps {
+    fn apply(&mut self, op: &MapOp) -> Result<()> {
+        match op {
+            MapOp::SetVip { vip: Vip::V4(key), service } => {
+                self.vips_v4.insert(key, service, 0).context("writing the map vips_v4")
+            }
+            MapOp::SetVip { vip: Vip::V6(key), service } => {
+                self.vips_v6.insert(key, service, 0).context("writing the map vips_v6")
+            }
+            MapOp::DeleteVip { vip: Vip::V4(key) } => ignore_absent(self.vips_v4.remove(key), "vips_v4"),
+            MapOp::DeleteVip { vip: Vip::V6(key) } => ignore_absent(self.vips_v6.remove(key), "vips_v6"),
+            MapOp::SetService { index, value } => {
+                self.services.set(*index, value, 0).context("writing the map services")
+            }
+            MapOp::SetServiceName { index, value } => {
+                self.service_names.set(*index, **value, 0).context("writing the map service_names")
+            }
+            MapOp::SetSlots { first, backends } => {
+                for (index, backend) in (*first..).zip(backends) {
+                    self.slots.set(index, backend, 0).context("writing the map slots")?;
+                }
+                Ok(())
+            }
+            MapOp::SetBackend { index, value } => {
+                self.backends.set(*index, value, 0).context("writing the map backends")
+            }
+            MapOp::SetSnatAddress { index, address } => {
+                self.snat_addresses.set(*index, address, 0).context("writing the map snat_addresses")
+            }
+            MapOp::SetConfig { value } => self.config.set(0, value, 0).context("writing the map config"),
+            MapOp::ClearServiceCounters { index } => {
+                clear(&mut self.service_stats, *index, "service_stats")?;
+                self.round_robin.set(*index, 0, 0).context("writing the map round_robin")
+            }
+            MapOp::ClearBackendCounters { index } => clear(&mut self.backend_stats, *index, "backend_stats"),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn vips(&self) -> Result<Vec<(Vip, u32)>> {
+        let mut all = Vec::new();
+        for pair in self.vips_v4.iter() {
+            let (key, service) = pair.context("reading the map vips_v4")?;
+            all.push((Vip::V4(key), service));
+        }
+        for pair in self.vips_v6.iter() {
+            let (key, service) = pair.context("reading the map vips_v6")?;
+            all.push((Vip::V6(key), service));
+        }
+        Ok(all)
+    }
+
+    fn services(&self) -> Result<Vec<(u32, Service)>> {
+        nonzero(&self.services, "services", &Service::default())
+    }
+
+    fn service_names(&self) -> Result<Vec<(u32, ServiceName)>> {
+        nonzero(&self.service_names, "service_names", &ServiceName::default())
+    }
+
+    fn backends(&self) -> Result<Vec<(u32, Backend)>> {
+        nonzero(&self.backends, "backends", &Backend::default())
+    }
+
+    fn slots(&self, first: u32, count: u32) -> Result<Vec<u32>> {
+        (first..first + count).map(|index| self.slots.get(&index, 0).context("reading the map slots")).collect()
+    }
+
+    fn snat_addresses(&self) -> Result<Vec<[u8; 16]>> {
+        self.snat_addresses.iter().map(|address| address.context("reading the map snat_addresses")).collect()
+    }
+
+    fn config(&self) -> Result<Option<Config>> {
+        let config = self.config.get(&0, 0).context("reading the map config")?;
+        Ok((config.route_generation != 0).then_some(config))
+    }
+}
+
+/// Zeroes a per-CPU element.
+fn clear<V: aya::Pod + Default>(array: &mut PerCpuArray<MapData, V>, index: u32, name: &str) -> Result<()> {
+    let zeroes = vec![V::default(); aya::util::nr_cpus().map_err(|(file, error)| anyhow::anyhow!("{file}: {error}"))?];
+    let values = aya::maps::PerCpuValues::try_from(zeroes)?;
+    array.set(index, values, 0).with_context(|| format!("writing the map {name}"))
+}
