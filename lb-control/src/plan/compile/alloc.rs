@@ -1,7 +1,7 @@
 //! Indices and regions of the maps, and how long what is given back must rest.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -22,11 +22,20 @@ pub(super) struct Indices {
     fresh: u32,
     free: BTreeSet<u32>,
     resting: BTreeMap<u32, Rest>,
+    /// Those of them that rest until a time, by that time.
+    timed: BTreeSet<(Duration, u32)>,
 }
 
 impl Indices {
     pub fn new(first: u32, capacity: u32) -> Self {
-        Self { capacity, first, fresh: first, free: BTreeSet::new(), resting: BTreeMap::new() }
+        Self {
+            capacity,
+            first,
+            fresh: first,
+            free: BTreeSet::new(),
+            resting: BTreeMap::new(),
+            timed: BTreeSet::new(),
+        }
     }
 
     pub fn allocate(&mut self, now: Duration) -> Option<u32> {
@@ -37,15 +46,10 @@ impl Indices {
             self.fresh += 1;
             return Some(self.fresh - 1);
         }
-        // Only when there is nothing else: what has rested longest enough is found by looking.
-        let rested: Vec<u32> = self
-            .resting
-            .iter()
-            .filter(|(_, rest)| matches!(rest, Rest::Until(until) if *until <= now))
-            .map(|(index, _)| *index)
-            .collect();
-        self.release(&rested);
-        self.free.pop_first()
+        // Only when there is nothing else: the longer it rests, the better.
+        let (_, index) = self.timed.first().copied().filter(|(until, _)| *until <= now)?;
+        self.end_rest(index);
+        Some(index)
     }
 
     /// Takes an index out of those that can be allocated.
@@ -55,7 +59,15 @@ impl Indices {
             self.fresh += 1;
         }
         self.free.remove(&index);
-        self.resting.remove(&index);
+        self.end_rest(index);
+    }
+
+    fn end_rest(&mut self, index: u32) -> bool {
+        let rest = self.resting.remove(&index);
+        if let Some(Rest::Until(until)) = rest {
+            self.timed.remove(&(until, index));
+        }
+        rest.is_some()
     }
 
     /// Gives an index back, to be used again later.
@@ -63,20 +75,28 @@ impl Indices {
         if (self.first..self.capacity).contains(&index) {
             self.reserve(index);
             self.resting.insert(index, rest);
+            if let Rest::Until(until) = rest {
+                self.timed.insert((until, index));
+            }
         }
     }
 
     /// Ends the rest of these.
     pub fn release(&mut self, indices: &[u32]) {
         for index in indices {
-            if self.resting.remove(index).is_some() {
+            if self.end_rest(*index) {
                 self.free.insert(*index);
             }
         }
     }
 
-    pub fn resting(&self) -> impl Iterator<Item = (u32, Rest)> {
-        self.resting.iter().map(|(index, rest)| (*index, *rest))
+    pub fn resting(&self) -> impl Iterator<Item = u32> {
+        self.resting.keys().copied()
+    }
+
+    /// When the next index has rested.
+    pub fn next_rested(&self) -> Option<Duration> {
+        self.timed.first().map(|(until, _)| *until)
     }
 }
 
@@ -92,20 +112,21 @@ pub(super) struct Region {
 pub(super) struct Regions {
     /// First element to length; neighbours are merged.
     free: BTreeMap<u32, u32>,
-    resting: Vec<(Duration, Region)>,
+    /// In the order of time, which only goes forward.
+    resting: VecDeque<(Duration, Region)>,
 }
 
 impl Regions {
     pub fn new(capacity: u32) -> Self {
         let free = if capacity > 0 { BTreeMap::from([(0, capacity)]) } else { BTreeMap::new() };
-        Self { free, resting: Vec::new() }
+        Self { free, resting: VecDeque::new() }
     }
 
     pub fn allocate(&mut self, count: u32, now: Duration) -> Option<Region> {
-        let (ended, resting) =
-            std::mem::take(&mut self.resting).into_iter().partition(|(until, _)| *until <= now);
-        self.resting = resting;
-        for (_, region) in Vec::<(Duration, Region)>::from(ended) {
+        while let Some((until, region)) = self.resting.front().copied()
+            && until <= now
+        {
+            self.resting.pop_front();
             self.insert(region);
         }
         let (first, length) =
@@ -140,13 +161,13 @@ impl Regions {
     /// Gives a region back, to be used again after `until`.
     pub fn retire(&mut self, region: Region, until: Duration) {
         if region.count > 0 {
-            self.resting.push((until, region));
+            self.resting.push_back((until, region));
         }
     }
 
     /// When the next region has rested.
     pub fn next_rested(&self) -> Option<Duration> {
-        self.resting.iter().map(|(until, _)| *until).min()
+        self.resting.front().map(|(until, _)| *until)
     }
 
     fn insert(&mut self, region: Region) {

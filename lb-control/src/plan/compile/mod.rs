@@ -225,7 +225,7 @@ impl Compiler {
             }
         }
         if round.short {
-            round.delta.retry_at = self.next_rested();
+            round.delta.retry_at = self.next_rested(now);
         }
         round.delta
     }
@@ -242,12 +242,12 @@ impl Compiler {
         mine.filter(|key| !desired.entries.contains_key(key)).cloned().collect()
     }
 
-    fn next_rested(&self) -> Option<Duration> {
-        let services = self.service_indices.resting().filter_map(|(_, rest)| match rest {
-            Rest::Until(until) => Some(until),
-            Rest::UntilTold => None,
-        });
-        services.chain(self.slot_regions.next_rested()).chain(self.snat.next_rested()).min()
+    /// When something that rests now can be used again. What this round itself gives back rests
+    /// for a grace time from now on.
+    fn next_rested(&self, now: Duration) -> Option<Duration> {
+        let all =
+            [self.service_indices.next_rested(), self.slot_regions.next_rested(), self.snat.next_rested()];
+        all.into_iter().flatten().filter(|until| *until > now).chain([now + self.settings.grace]).min()
     }
 
     /// Takes note that an operation was carried out.
@@ -284,7 +284,7 @@ impl Compiler {
     /// [`flows_purged`](Self::flows_purged) says that no flow names them any more.
     #[must_use]
     pub fn freed_backends(&self) -> Vec<u32> {
-        self.backend_indices.resting().map(|(index, _)| index).collect()
+        self.backend_indices.resting().collect()
     }
 
     /// No flow names these backends any more.
@@ -365,5 +365,7 @@ const REFUSING: Service = Service { first_slot: 0, slot_count: 0 };
 
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
