@@ -266,3 +266,6 @@ fn segments(path: &Path) -> Vec<OsString> {
     names.reverse();
     names
 }
+
+#[cfg(test)]
+mod tests;
