@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use lb_common::abi::{Backend, BackendState, NextHop, Service};
+use lb_common::abi::{Backend, BackendState, Service};
 
 use super::{
     Batch, Compiler, Entry, REFUSING, Region, Round, Seat,
@@ -150,7 +150,7 @@ impl Compiler {
             service: entry.index,
             snat_first: u16::try_from(snat.first).unwrap_or_default(),
             snat_count: u16::try_from(snat.count).unwrap_or_default(),
-            next_hop: path.and_then(|path| path.next_hop).unwrap_or(NextHop::default()),
+            next_hop: path.and_then(|path| path.next_hop).unwrap_or_default(),
             weight: desired.weight,
             reserved: [0; 8],
         }

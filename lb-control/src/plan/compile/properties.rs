@@ -232,3 +232,44 @@ proptest! {
         prop_assert_eq!(ops, 0);
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    /// Maps that are too small: packets meet nothing wrong, and what fits again is served.
+    #[test]
+    fn short_maps_stay_whole(
+        worlds in vec((world(), 0..3u64, any::<bool>()), 1..8),
+        services in 1..5u32, backends in 2..12u32, slots in 1..16u32, vips_v4 in 1..5u32,
+    ) {
+        let limits = Limits { services, backends, slots, vips_v4, ..Limits::default() };
+        let maps = FakeMaps::new(limits);
+        let mut maps = Watched { maps, failing: vec![], writes: 0, now: Duration::ZERO, read: RefCell::default() };
+        let mut compiler = Compiler::adopt(&maps, Settings::default()).unwrap();
+        for (text, seconds, purge) in worlds {
+            // Slots of a Service that is short are changed in place: what packets on their way
+            // may read is not what it was, but it is right.
+            maps.read.get_mut().clear();
+            maps.now += Duration::from_secs(seconds);
+            if purge {
+                compiler.flows_purged(&compiler.freed_backends());
+            }
+            let desired = desired(&text);
+            let delta = compiler.reconcile(&desired, &paths(&desired, 1), &Config::default(), Scope::All, maps.now);
+            prop_assert_eq!(delta.retry_at.is_some(), !delta.problems.is_empty());
+            let now = maps.now;
+            let failures = apply(&delta, &mut maps, &mut compiler, now);
+            prop_assert!(failures.is_empty(), "{failures:?}");
+        }
+        // A single small Service fits once everything else is gone and has rested.
+        for text in ["", "s0 0 80: .1", "s0 0 80: .1"] {
+            maps.now += Duration::from_secs(10);
+            compiler.flows_purged(&compiler.freed_backends());
+            let now = maps.now;
+            let desired = desired(text);
+            let delta = compiler.reconcile(&desired, &paths(&desired, 1), &Config::default(), Scope::All, now);
+            apply(&delta, &mut maps, &mut compiler, now);
+        }
+        prop_assert_eq!(look(&maps.maps), "s0 192.0.2.0:80/TCP: 10.0.0.1:8080\n");
+    }
+}

@@ -172,10 +172,10 @@ fn decode_list(mut value: Value, place: &Place, decoded: &mut Decoded) {
 }
 
 impl Decoded {
-    fn add(&mut self, document: Result<Document, Problem>) {
+    fn add(&mut self, document: Result<Document, Box<Problem>>) {
         match document {
             Ok(document) => self.documents.push(document),
-            Err(problem) => self.unreadable.push(problem),
+            Err(problem) => self.unreadable.push(*problem),
         }
     }
 }
@@ -187,13 +187,14 @@ fn decode_object<T: DeserializeOwned>(
     value: Value,
     place: &Place,
     convert: impl FnOnce(&T, Place) -> Result<Item, Vec<FieldError>>,
-) -> Result<Document, Problem> {
+) -> Result<Document, Box<Problem>> {
     let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
     let namespace = if kind == address_pool::KIND { "" } else { namespace };
     let object = ObjectRef::new(namespace, name);
     if name.is_empty() {
-        return Err(Problem::error("is missing").at(place).about(kind, &object).field("metadata.name"));
+        let problem = Problem::error("is missing").at(place).about(kind, &object).field("metadata.name");
+        return Err(Box::new(problem));
     }
     let about =
         |error: FieldError| Problem::error(error.message).at(place).about(kind, &object).field(error.field);
