@@ -10,7 +10,7 @@ use std::{
 use lb_common::abi::Config;
 use lb_control::{
     model::ObjectRef,
-    plan::{self, Compiler, Path, Paths, Scope, Settings, apply, decide, ipam},
+    plan::{self, Compiler, Path, Paths, Planner, Scope, Settings, apply, decide, ipam},
     ports::{FakeMaps, Limits},
     source::file::{FileState, Merger, decode},
 };
@@ -44,7 +44,9 @@ fn main() {
     let mut objects = timed("snapshot", || merger.snapshot()).objects;
     let options = ipam::Options { default_class: true, outside_pools: true };
     let mut holdings = ipam::Holdings::new();
+    let mut planner = Planner::new(options, holdings.clone());
     let first = timed("decide, from scratch", || decide(&objects, &holdings, options));
+    planner.update(objects.clone());
     holdings.clone_from(&first.allocation.holdings());
     let path = Path { next_hop: None, snat: vec![[10, 255, 0, 1].into()] };
     let paths: Paths =
@@ -64,7 +66,8 @@ fn main() {
     slice.endpoints.pop();
     objects.slices.insert(object.clone(), slice.into());
     let second = timed("decide, one endpoint less", || decide(&objects, &holdings, options));
-    let services = BTreeSet::from([object]);
+    let services = timed("the same, step by step", || planner.update(objects));
+    assert_eq!(services, BTreeSet::from([object]));
     let delta = timed("compile, that Service", || {
         compiler.reconcile(&second.desired, &paths, &config, Scope::Services(&services), now)
     });

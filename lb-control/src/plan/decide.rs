@@ -44,13 +44,18 @@ pub fn decide(objects: &Objects, current: &Holdings, options: Options) -> Plan {
         plan.reports.insert(object.clone(), report);
     }
     plan.problems.clone_from(&allocation.problems);
-    plan.problems.extend(objects.slices.values().filter(|slice| slice.service.is_none()).map(|slice| {
+    plan.problems.extend(unclaimed(objects));
+    plan.allocation = allocation;
+    plan
+}
+
+/// Slices that say of no Service that they are its.
+pub(super) fn unclaimed(objects: &Objects) -> impl Iterator<Item = Problem> {
+    objects.slices.values().filter(|slice| slice.service.is_none()).map(|slice| {
         let text = "has no label kubernetes.io/service-name, and so belongs to no Service";
         let mut problem =
             Problem::warning(text).about("EndpointSlice", &slice.object).field("metadata.labels");
         problem.place.clone_from(&slice.place);
         problem
-    }));
-    plan.allocation = allocation;
-    plan
+    })
 }

@@ -6,6 +6,7 @@
 mod compile;
 mod decide;
 pub mod ipam;
+mod planner;
 mod resolve;
 mod slots;
 #[cfg(test)]
@@ -13,5 +14,6 @@ pub(crate) mod testing;
 
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Scope, Settings, apply};
 pub use decide::{Plan, decide};
+pub use planner::Planner;
 pub use resolve::resolve;
 pub use slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order};

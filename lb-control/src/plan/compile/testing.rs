@@ -79,7 +79,7 @@ pub fn look(maps: &FakeMaps) -> String {
         for slot in &slots {
             let backend = maps.backend(*slot);
             assert!(*slot != 0 && backend.service == index, "{key}: slot of backend {slot}: {backend:?}");
-            assert_ne!(BackendState::from_raw(backend.state), BackendState::Free, "{key}: {backend:?}");
+            assert_eq!(BackendState::from_raw(backend.state), BackendState::Active, "{key}: {backend:?}");
             let last = backend.snat_first + backend.snat_count;
             assert!(snat[backend.snat_first.into()..last.into()].iter().all(|address| *address != [0; 16]));
             write!(line, " {}", socket(&backend)).unwrap();
