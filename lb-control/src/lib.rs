@@ -2,3 +2,7 @@
 //! below its own.
 
 pub mod dataplane;
+pub mod model;
+pub mod plan;
+pub mod ports;
+pub mod source;

@@ -1,0 +1,95 @@
+//! What the data plane has to do.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ObjectRef, Protocol};
+
+/// Identity of a Service entry in the data plane: one port of one VIP of a Service.
+///
+/// The name of the port is not part of it: (Service, protocol, VIP, port) is unique without, and
+/// renaming a port must not cut its connections.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    /// The Service.
+    pub service: ObjectRef,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The VIP.
+    pub vip: IpAddr,
+    /// The VIP's port.
+    pub port: u16,
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.service, self.protocol, SocketAddr::new(self.vip, self.port))
+    }
+}
+
+/// How a backend takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Role {
+    /// Takes new connections.
+    Active,
+    /// Keeps the connections that it has.
+    Terminating,
+}
+
+/// A backend of a Service entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DesiredBackend {
+    /// Share of new connections relative to the others; 0 takes none.
+    pub weight: u32,
+    /// How it takes part.
+    pub role: Role,
+}
+
+/// Backends by their address and port.
+pub type Backends = BTreeMap<SocketAddr, DesiredBackend>;
+
+/// A Service entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DesiredEntry {
+    /// Name of the Service's port; may be empty.
+    pub port_name: String,
+    /// Its backends; none means that connections are refused.
+    pub backends: Backends,
+}
+
+/// Everything that the data plane has to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Service entries. No two have the same VIP, port and protocol.
+    pub entries: BTreeMap<ServiceKey, DesiredEntry>,
+    /// Addresses that must be on the link device, each with the Services that need it there: an
+    /// address goes when its set is empty, and then is not in this map.
+    pub vips: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+}
+
+impl Desired {
+    /// The entries of one Service.
+    pub fn entries_of<'a>(
+        &'a self,
+        service: &'a ObjectRef,
+    ) -> impl Iterator<Item = (&'a ServiceKey, &'a DesiredEntry)> {
+        let first = ServiceKey {
+            service: service.clone(),
+            protocol: Protocol::Tcp,
+            vip: IpAddr::from([0, 0, 0, 0]),
+            port: 0,
+        };
+        self.entries.range(first..).take_while(move |(key, _)| key.service == *service)
+    }
+
+    /// Every address that packets have to reach behind the data plane.
+    #[must_use]
+    pub fn backend_addresses(&self) -> BTreeSet<IpAddr> {
+        self.entries.values().flat_map(|entry| entry.backends.keys().map(SocketAddr::ip)).collect()
+    }
+}

@@ -1,0 +1,70 @@
+//! What people are told about a Service; `pointsman status` shows it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ObjectRef, Problem, Protocol, Role};
+
+/// Where a Service is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ServiceState {
+    /// Has no address yet, and gets one as soon as one is free.
+    Pending,
+    /// Is served.
+    Active,
+    /// Has its address, but no backend on any port: connections are refused.
+    NoBackends,
+    /// Cannot be served until somebody changes it, or what is in its way.
+    Failed,
+}
+
+/// An address of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipReport {
+    /// The address.
+    pub address: IpAddr,
+    /// The pool that it lies in, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+}
+
+/// A backend of a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendReport {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Whether it takes new connections.
+    pub role: Role,
+    /// Its share relative to the others.
+    pub weight: u32,
+}
+
+/// A port of a Service, with the backends of all its VIPs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortReport {
+    /// Name; may be empty.
+    pub name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port of the VIP.
+    pub port: u16,
+    /// Backends.
+    pub backends: Vec<BackendReport>,
+}
+
+/// A Service that is ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    /// Namespace and name.
+    #[serde(flatten)]
+    pub object: ObjectRef,
+    /// Where it is in its life.
+    pub state: ServiceState,
+    /// Its addresses.
+    pub vips: Vec<VipReport>,
+    /// Its ports.
+    pub ports: Vec<PortReport>,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}

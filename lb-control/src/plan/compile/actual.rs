@@ -1,0 +1,107 @@
+//! What the maps contain, as far as the agent knows.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context, Result};
+use lb_common::abi::{Backend, BackendState, Config, Service, ServiceName};
+
+use crate::ports::{Limits, MapOp, MapStore, Vip};
+
+/// What the maps contain. Elements that are all zero are left out.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Actual {
+    pub vips: HashMap<Vip, u32>,
+    pub vips_v4: usize,
+    pub services: BTreeMap<u32, Service>,
+    pub names: BTreeMap<u32, ServiceName>,
+    pub backends: BTreeMap<u32, Backend>,
+    slots: Vec<u32>,
+    pub snat_addresses: Vec<[u8; 16]>,
+    pub config: Option<Config>,
+}
+
+impl Actual {
+    /// Reads the maps; of the slots only those that `regions` and Service entries name.
+    pub fn read(store: &dyn MapStore, limits: Limits, regions: &[(u32, u32)]) -> Result<Self> {
+        let vips: HashMap<_, _> = store.vips().context("reading the VIP maps")?.into_iter().collect();
+        let mut actual = Self {
+            vips_v4: vips.keys().filter(|vip| matches!(vip, Vip::V4(_))).count(),
+            vips,
+            services: store.services().context("reading the map services")?.into_iter().collect(),
+            names: store.service_names().context("reading the map service_names")?.into_iter().collect(),
+            backends: store.backends().context("reading the map backends")?.into_iter().collect(),
+            slots: Vec::new(),
+            snat_addresses: store.snat_addresses().context("reading the map snat_addresses")?,
+            config: store.config().context("reading the map config")?,
+        };
+        let named = actual.services.values().map(|service| (service.first_slot, service.slot_count));
+        let all: Vec<_> = named.chain(regions.iter().copied()).collect();
+        for (first, count) in all {
+            if first.checked_add(count).is_some_and(|end| end <= limits.slots) {
+                let slots = store.slots(first, count).context("reading the map slots")?;
+                actual.write_slots(first, &slots);
+            }
+        }
+        Ok(actual)
+    }
+
+    pub fn service(&self, index: u32) -> Service {
+        self.services.get(&index).copied().unwrap_or_default()
+    }
+
+    pub fn name(&self, index: u32) -> ServiceName {
+        self.names.get(&index).copied().unwrap_or_default()
+    }
+
+    pub fn backend(&self, index: u32) -> Backend {
+        self.backends.get(&index).copied().unwrap_or_default()
+    }
+
+    pub fn is_free(&self, index: u32) -> bool {
+        BackendState::from_raw(self.backend(index).state) == BackendState::Free
+    }
+
+    pub fn slots(&self, first: u32, count: u32) -> Option<&[u32]> {
+        self.slots.get(first as usize..first.checked_add(count)? as usize)
+    }
+
+    pub fn snat_address(&self, index: u32) -> [u8; 16] {
+        self.snat_addresses.get(index as usize).copied().unwrap_or_default()
+    }
+
+    fn write_slots(&mut self, first: u32, backends: &[u32]) {
+        let (first, end) = (first as usize, first as usize + backends.len());
+        if self.slots.len() < end {
+            self.slots.resize(end, 0);
+        }
+        self.slots[first..end].copy_from_slice(backends);
+    }
+
+    /// Takes note of a change that was carried out.
+    pub fn apply(&mut self, op: &MapOp) {
+        match op {
+            MapOp::SetVip { vip, service } => {
+                if self.vips.insert(*vip, *service).is_none() && matches!(vip, Vip::V4(_)) {
+                    self.vips_v4 += 1;
+                }
+            }
+            MapOp::DeleteVip { vip } => {
+                if self.vips.remove(vip).is_some() && matches!(vip, Vip::V4(_)) {
+                    self.vips_v4 -= 1;
+                }
+            }
+            MapOp::SetService { index, value } => drop(self.services.insert(*index, *value)),
+            MapOp::SetServiceName { index, value } => drop(self.names.insert(*index, **value)),
+            MapOp::SetSlots { first, backends } => self.write_slots(*first, backends),
+            MapOp::SetBackend { index, value } => drop(self.backends.insert(*index, *value)),
+            MapOp::SetSnatAddress { index, address } => {
+                if self.snat_addresses.len() <= *index as usize {
+                    self.snat_addresses.resize(*index as usize + 1, [0; 16]);
+                }
+                self.snat_addresses[*index as usize] = *address;
+            }
+            MapOp::SetConfig { value } => self.config = Some(*value),
+            MapOp::ClearServiceCounters { .. } | MapOp::ClearBackendCounters { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Desired state and maps in a few characters, for tests.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::abi::{BackendState, NextHop};
+
+use super::{
+    Path, Paths,
+    name::{narrow, parse},
+};
+use crate::{
+    model::{Desired, DesiredBackend, DesiredEntry, ObjectRef, Protocol, Role, ServiceKey},
+    ports::{FakeMaps, MapStore},
+};
+
+/// `name VIP port[/UDP]`; the VIP is 192.0.2.VIP.
+pub fn key(text: &str) -> ServiceKey {
+    let words: Vec<_> = text.split_whitespace().collect();
+    let (port, protocol) = match words[2].strip_suffix("/UDP") {
+        Some(port) => (port, Protocol::Udp),
+        None => (words[2], Protocol::Tcp),
+    };
+    ServiceKey {
+        service: ObjectRef::new("default", words[0]),
+        protocol,
+        vip: IpAddr::from([192, 0, 2, words[1].parse().unwrap()]),
+        port: port.parse().unwrap(),
+    }
+}
+
+/// Lines of `KEY: .BACKEND[*WEIGHT][~]…`; a backend is 10.0.0.BACKEND:8080, `~` terminates.
+pub fn desired(text: &str) -> Desired {
+    let mut desired = Desired::default();
+    for line in text.lines() {
+        let (name, backends) = line.split_once(':').unwrap();
+        let backends = backends.split_whitespace().map(|word| {
+            let role = if word.ends_with('~') { Role::Terminating } else { Role::Active };
+            let word = word.trim_end_matches('~').trim_start_matches('.');
+            let (last, weight) = word.split_once('*').unwrap_or((word, "1"));
+            let address = SocketAddr::new(IpAddr::from([10, 0, 0, last.parse().unwrap()]), 8080);
+            (address, DesiredBackend { weight: weight.parse().unwrap(), role })
+        });
+        let entry = DesiredEntry { port_name: "http".into(), backends: backends.collect() };
+        desired.entries.insert(key(name), entry);
+    }
+    desired
+}
+
+/// All backends behind one device, with one source address.
+pub fn paths(desired: &Desired, device: u8) -> Paths {
+    let next_hop = Some(NextHop { ifindex: device.into(), ..NextHop::default() });
+    let path = Path { next_hop, snat: vec![IpAddr::from([10, 0, 255, device])] };
+    desired.backend_addresses().into_iter().map(|address| (address, path.clone())).collect()
+}
+
+/// What packets meet: per VIP its slots in order, and in brackets the backends without one.
+///
+/// # Panics
+/// When something is wrong that a packet could meet.
+pub fn look(maps: &FakeMaps) -> String {
+    let names: BTreeMap<_, _> = maps.service_names().unwrap().into_iter().collect();
+    let backends = maps.backends().unwrap();
+    let snat = maps.snat_addresses().unwrap();
+    let mut lines = BTreeMap::new();
+    for (vip, index) in maps.vips().unwrap() {
+        let key =
+            parse(names.get(&index).expect("a VIP leads to a named entry")).expect("a name that is whole");
+        assert_eq!(
+            (SocketAddr::new(key.vip, key.port), key.protocol.number()),
+            (vip.socket(), vip.protocol())
+        );
+        let service = maps.service(index);
+        let slots = maps.slots(service.first_slot, service.slot_count).unwrap();
+        let mut line = String::new();
+        for slot in &slots {
+            let backend = maps.backend(*slot);
+            assert!(*slot != 0 && backend.service == index, "{key}: slot of backend {slot}: {backend:?}");
+            assert_eq!(BackendState::from_raw(backend.state), BackendState::Active, "{key}: {backend:?}");
+            let last = backend.snat_first + backend.snat_count;
+            assert!(snat[backend.snat_first.into()..last.into()].iter().all(|address| *address != [0; 16]));
+            write!(line, " {}", socket(&backend)).unwrap();
+        }
+        let without = backends.iter().filter(|(_, backend)| backend.service == index);
+        let without = without.filter(|(index, _)| !slots.contains(index)).map(|(_, backend)| backend);
+        let without = without.filter(|backend| BackendState::from_raw(backend.state) != BackendState::Free);
+        let mut without: Vec<_> = without.map(socket).collect();
+        without.sort();
+        for address in without {
+            write!(line, " ({address})").unwrap();
+        }
+        lines.insert(key, line);
+    }
+    let line = |(key, line): (&ServiceKey, &String)| {
+        format!("{} {}/{}:{line}\n", key.service.name, SocketAddr::new(key.vip, key.port), key.protocol)
+    };
+    lines.iter().map(line).collect()
+}
+
+fn socket(backend: &lb_common::abi::Backend) -> SocketAddr {
+    SocketAddr::new(narrow(backend.address, backend.family).unwrap(), u16::from_be_bytes(backend.port))
+}

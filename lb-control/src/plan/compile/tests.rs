@@ -1,0 +1,251 @@
+use lb_common::abi::Backend;
+
+use super::*;
+use crate::{
+    model::{DesiredBackend, DesiredEntry, Role},
+    plan::compile::testing::{desired, key, look, paths},
+    ports::{FakeMaps, FaultyMaps},
+};
+
+const NOW: Duration = Duration::from_secs(1000);
+
+struct Lab {
+    maps: FakeMaps,
+    compiler: Compiler,
+    now: Duration,
+}
+
+impl Lab {
+    fn new(limits: Limits) -> Self {
+        let maps = FakeMaps::new(limits);
+        Self { compiler: Compiler::adopt(&maps, Settings::default()).unwrap(), maps, now: NOW }
+    }
+
+    /// Brings the maps to a state; what it took.
+    fn go(&mut self, text: &str) -> Delta {
+        let desired = desired(text);
+        let delta =
+            self.compiler.reconcile(&desired, &paths(&desired, 1), &Config::default(), Scope::All, self.now);
+        let failures = apply(&delta, &mut self.maps, &mut self.compiler, self.now);
+        assert!(failures.is_empty(), "{failures:?}");
+        delta
+    }
+}
+
+fn kinds(delta: &Delta) -> Vec<&'static str> {
+    delta
+        .ops()
+        .map(|op| match op {
+            MapOp::SetVip { .. } => "vip",
+            MapOp::DeleteVip { .. } => "no-vip",
+            MapOp::SetService { value, .. } if value.slot_count == 0 => "empty",
+            MapOp::SetService { .. } => "flip",
+            MapOp::SetServiceName { value, .. } if value.name[0] == 0 => "no-name",
+            MapOp::SetServiceName { .. } => "name",
+            MapOp::SetSlots { .. } => "slots",
+            MapOp::SetBackend { value, .. } => match BackendState::from_raw(value.state) {
+                BackendState::Free => "free",
+                BackendState::Active => "active",
+                BackendState::Terminating => "terminating",
+            },
+            MapOp::SetSnatAddress { .. } => "snat",
+            MapOp::SetConfig { .. } => "config",
+            MapOp::ClearServiceCounters { .. } => "clear-service",
+            MapOp::ClearBackendCounters { .. } => "clear-backend",
+        })
+        .collect()
+}
+
+#[test]
+fn order_of_operations() {
+    let mut lab = Lab::new(Limits::default());
+    for (text, expected) in [
+        ("", &["config"][..]),
+        ("a 1 80: .1 .2", &["snat", "active", "active", "slots", "name", "flip", "vip"]),
+        ("a 1 80: .1 .2", &[]),
+        ("a 1 80: .1 .2 .3", &["active", "slots", "flip"]),
+        ("a 1 80: .1 .2~ .3", &["slots", "flip", "terminating"]),
+        ("a 1 80: .1 .2 .3", &["active", "slots", "flip"]),
+        ("a 1 80: .1 .3", &["slots", "flip", "free", "clear-backend"]),
+        ("a 1 80: .1*2 .3", &["active", "slots", "flip"]),
+        ("a 1 80:", &["empty", "free", "clear-backend", "free", "clear-backend"]),
+        ("a 1 80: .1", &["active", "slots", "flip"]),
+        // The VIP goes over to another Service: it is led there before the first one is emptied.
+        (
+            "b 1 80: .1",
+            &[
+                "active",
+                "slots",
+                "name",
+                "flip",
+                "vip",
+                "empty",
+                "free",
+                "clear-backend",
+                "clear-service",
+                "no-name",
+            ],
+        ),
+        ("", &["no-vip", "empty", "free", "clear-backend", "clear-service", "no-name"]),
+        ("", &[]),
+    ] {
+        assert_eq!(kinds(&lab.go(text)), expected, "{text}");
+    }
+    assert_eq!(look(&lab.maps), "");
+}
+
+#[test]
+fn what_is_left_in_the_maps() {
+    let mut lab = Lab::new(Limits::default());
+    lab.go("a 1 80: .1 .2\nb 2 53/UDP: .1*2 .9 .8~");
+    assert_eq!(
+        look(&lab.maps),
+        "a 192.0.2.1:80/TCP: 10.0.0.1:8080 10.0.0.2:8080\n\
+         b 192.0.2.2:53/UDP: 10.0.0.1:8080 10.0.0.9:8080 10.0.0.1:8080 (10.0.0.8:8080)\n"
+    );
+}
+
+#[test]
+fn survivors_keep_their_place() {
+    let mut lab = Lab::new(Limits::default());
+    lab.go("a 1 80: .1 .2 .3");
+    let places = |lab: &Lab| {
+        ["10.0.0.1:8080", "10.0.0.3:8080"]
+            .map(|address| lab.compiler.backend_index(&key("a 1 80"), &address.parse().unwrap()))
+    };
+    let before = places(&lab);
+    lab.go("a 1 80: .0 .1 .3 .4");
+    assert_eq!(before, places(&lab));
+    lab.compiler = Compiler::adopt(&lab.maps, Settings::default()).unwrap();
+    assert!(lab.go("a 1 80: .0 .1 .3 .4").is_empty());
+    assert_eq!(before, places(&lab));
+}
+
+#[test]
+fn indices_rest_until_flows_are_purged() {
+    let mut lab = Lab::new(Limits { backends: 3, ..Limits::default() });
+    lab.go("a 1 80: .1 .2");
+    lab.go("a 1 80: .1");
+    let freed = lab.compiler.freed_backends();
+    assert_eq!(freed.len(), 1);
+    let generation = lab.maps.backend(freed[0]).generation;
+    assert_eq!(generation, 2);
+    let delta = lab.go("a 1 80: .1 .3");
+    assert!(delta.problems[0].message.starts_with("the map backends is full (3 entries): 1 of 2 backends"));
+    assert_eq!(look(&lab.maps), "a 192.0.2.1:80/TCP: 10.0.0.1:8080\n");
+    lab.compiler.flows_purged(&freed);
+    lab.go("a 1 80: .1 .3");
+    assert_eq!(lab.maps.backend(freed[0]).generation, generation);
+    assert_eq!(look(&lab.maps), "a 192.0.2.1:80/TCP: 10.0.0.1:8080 10.0.0.3:8080\n");
+}
+
+#[test]
+fn slots_rest_for_the_grace_time() {
+    let mut lab = Lab::new(Limits { slots: 4, ..Limits::default() });
+    lab.go("a 1 80: .1 .2");
+    lab.go("a 1 80: .1 .3");
+    // Four slots are in use or resting: .2 must not take connections, .4 cannot yet.
+    let delta = lab.go("a 1 80: .3 .4");
+    assert!(delta.problems[0].message.starts_with("the map slots is full"), "{delta:?}");
+    assert_eq!(delta.retry_at, Some(NOW + Duration::from_secs(2)));
+    assert_eq!(look(&lab.maps), "a 192.0.2.1:80/TCP: 10.0.0.3:8080 10.0.0.3:8080 (10.0.0.4:8080)\n");
+    lab.now = delta.retry_at.unwrap();
+    assert!(lab.go("a 1 80: .3 .4").problems.is_empty());
+    assert_eq!(look(&lab.maps), "a 192.0.2.1:80/TCP: 10.0.0.3:8080 10.0.0.4:8080\n");
+}
+
+#[test]
+fn limits_stop_one_service_and_not_the_others() {
+    let mut lab = Lab::new(Limits { services: 2, ..Limits::default() });
+    let delta = lab.go("a 1 80: .1\nb 2 80: .1\nc 3 80: .1");
+    assert_eq!(delta.problems.len(), 1);
+    assert_eq!(delta.problems[0].object.as_ref().unwrap().name, "c");
+    assert_eq!(look(&lab.maps).lines().count(), 2);
+    let delta = lab.go("b 2 80: .1\nc 3 80: .1");
+    lab.now = delta.retry_at.unwrap();
+    assert!(lab.go("b 2 80: .1\nc 3 80: .1").problems.is_empty());
+
+    let mut lab = Lab::new(Limits { vips_v4: 1, ..Limits::default() });
+    let delta = lab.go("a 1 80: .1\nb 2 80: .1");
+    assert_eq!(delta.problems[0].object.as_ref().unwrap().name, "b");
+
+    let mut lab = Lab::new(Limits { snat_addresses: 0, ..Limits::default() });
+    assert!(lab.go("a 1 80: .1").problems[0].message.starts_with("the map snat_addresses is full"));
+}
+
+#[test]
+fn two_services_with_one_vip_are_refused() {
+    let mut lab = Lab::new(Limits::default());
+    let delta = lab.go("a 1 80: .1\nb 1 80: .2");
+    assert!(delta.problems[0].message.contains("already served for Service default/a"), "{delta:?}");
+    assert_eq!(look(&lab.maps), "a 192.0.2.1:80/TCP: 10.0.0.1:8080\n");
+}
+
+#[test]
+fn a_path_that_changes_is_written_in_place() {
+    let mut lab = Lab::new(Limits::default());
+    lab.go("a 1 80: .1 .2");
+    let desired = desired("a 1 80: .1 .2");
+    let paths = paths(&desired, 2);
+    let services = BTreeSet::from([ObjectRef::new("default", "a")]);
+    let config = Config::default();
+    let delta = lab.compiler.reconcile(&desired, &paths, &config, Scope::Services(&services), lab.now);
+    assert_eq!(kinds(&delta), ["snat", "active", "active"]);
+    assert!(apply(&delta, &mut lab.maps, &mut lab.compiler, lab.now).is_empty());
+    assert_eq!(lab.maps.backend(1).next_hop.ifindex, 2);
+    assert_eq!(lab.maps.backend(1).snat_first, 1);
+}
+
+#[test]
+fn an_unreachable_backend_has_its_place_all_the_same() {
+    let mut lab = Lab::new(Limits::default());
+    let desired = desired("a 1 80: .1");
+    let delta = lab.compiler.reconcile(&desired, &Paths::new(), &Config::default(), Scope::All, NOW);
+    assert!(apply(&delta, &mut lab.maps, &mut lab.compiler, NOW).is_empty());
+    let backend: Backend = lab.maps.backend(1);
+    assert_eq!((backend.next_hop.ifindex, backend.snat_count), (0, 0));
+}
+
+#[test]
+fn a_failed_batch_holds_up_only_what_needs_it() {
+    let mut maps = FaultyMaps::new(FakeMaps::new(Limits::default()), [1]);
+    let mut compiler = Compiler::adopt(&maps, Settings::default()).unwrap();
+    let mut round = |maps: &mut FaultyMaps<FakeMaps>| {
+        let desired = desired("a 1 80: .1\nb 2 80: .2");
+        let delta = compiler.reconcile(&desired, &paths(&desired, 1), &Config::default(), Scope::All, NOW);
+        apply(&delta, maps, &mut compiler, NOW)
+    };
+    // Write 1 is the source address, which b needs as well.
+    let failures = round(&mut maps);
+    assert_eq!(failures.len(), 2);
+    assert!(failures[1].error.to_string().contains("default/a TCP 192.0.2.1:80"), "{failures:?}");
+    assert_eq!(look(&maps.inner), "");
+    assert!(round(&mut maps).is_empty());
+    assert_eq!(look(&maps.inner).lines().count(), 2);
+}
+
+/// Not a benchmark: it shows that the cost of one change does not grow with the rest.
+#[test]
+fn one_change_among_many_is_one_change() {
+    let mut desired = Desired::default();
+    for number in 0..2_000u32 {
+        let mut key = key(&format!("s{number} 1 80"));
+        key.vip = IpAddr::from((0xc0a8_0000u32 + number).to_be_bytes());
+        let backends = (0..10u8).map(|last| {
+            let address = SocketAddr::new(IpAddr::from([10, 0, 0, last]), 8080);
+            (address, DesiredBackend { weight: 1, role: Role::Active })
+        });
+        desired.entries.insert(key, DesiredEntry { port_name: String::new(), backends: backends.collect() });
+    }
+    let mut maps = FakeMaps::new(Limits::default());
+    let mut compiler = Compiler::adopt(&maps, Settings::default()).unwrap();
+    let paths = paths(&desired, 1);
+    let all = compiler.reconcile(&desired, &paths, &Config::default(), Scope::All, NOW);
+    assert!(apply(&all, &mut maps, &mut compiler, NOW).is_empty());
+    assert_eq!(maps.vips().unwrap().len(), 2_000);
+    let (key, entry) = desired.entries.iter_mut().nth(1_000).unwrap();
+    entry.backends.pop_first();
+    let services = BTreeSet::from([key.service.clone()]);
+    let one = compiler.reconcile(&desired, &paths, &Config::default(), Scope::Services(&services), NOW);
+    assert_eq!(kinds(&one), ["slots", "flip", "free", "clear-backend"]);
+}

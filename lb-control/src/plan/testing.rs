@@ -1,0 +1,81 @@
+//! Services and pools in a line, for tests.
+
+use crate::model::{Family, FamilyPolicy, ObjectRef, Pool, Protocol, Service, ServicePort, TargetPort};
+
+/// `name [ip=A,B] [pool=P] [share=K] [ports=80/TCP,…] [families=IPv4|IPv6|prefer|dual] [class=C]
+/// [type=T]`
+pub fn service(text: &str) -> Service {
+    let mut words = text.split_whitespace();
+    let mut service = Service {
+        object: ObjectRef::new("default", words.next().unwrap()),
+        place: None,
+        is_load_balancer: true,
+        load_balancer_class: None,
+        ports: ports("80/TCP"),
+        ip_families: Vec::new(),
+        ip_family_policy: FamilyPolicy::SingleStack,
+        requested_addresses: Vec::new(),
+        requested_by: String::new(),
+        pool: None,
+        sharing_key: None,
+        local_traffic_only: false,
+        client_ip_affinity: false,
+        source_ranges: Vec::new(),
+        publish_not_ready_addresses: false,
+    };
+    for (key, value) in words.map(|word| word.split_once('=').unwrap()) {
+        match (key, value) {
+            ("ip", _) => {
+                service.requested_addresses = value.split(',').map(|text| text.parse().unwrap()).collect()
+            }
+            ("pool", _) => service.pool = Some(value.into()),
+            ("share", _) => service.sharing_key = Some(value.into()),
+            ("ports", _) => service.ports = ports(value),
+            ("families", "IPv4") => service.ip_families = vec![Family::V4],
+            ("families", "IPv6") => service.ip_families = vec![Family::V6],
+            ("families", "prefer") => service.ip_family_policy = FamilyPolicy::PreferDualStack,
+            ("families", "dual") => service.ip_family_policy = FamilyPolicy::RequireDualStack,
+            ("class", _) => service.load_balancer_class = Some(value.into()),
+            ("type", _) => service.is_load_balancer = value == "LoadBalancer",
+            _ => panic!("{key}={value}"),
+        }
+    }
+    service
+}
+
+fn ports(text: &str) -> Vec<ServicePort> {
+    let port = |text: &str| {
+        let (number, protocol) = text.split_once('/').unwrap();
+        let protocol = match protocol {
+            "TCP" => Protocol::Tcp,
+            "UDP" => Protocol::Udp,
+            _ => Protocol::Sctp,
+        };
+        let port = number.parse().unwrap();
+        ServicePort { name: text.replace('/', "-"), protocol, port, target_port: TargetPort::Number(port) }
+    };
+    text.split(',').map(port).collect()
+}
+
+/// `name range… [buggy] [manual] [priority=N]`
+pub fn pool(text: &str) -> Pool {
+    let mut words = text.split_whitespace();
+    let name = words.next().unwrap().into();
+    let mut pool = Pool {
+        name,
+        place: None,
+        ranges: Vec::new(),
+        auto_assign: true,
+        avoid_buggy_ips: false,
+        priority: 0,
+    };
+    for word in words {
+        match (word, word.split_once('=')) {
+            ("buggy", _) => pool.avoid_buggy_ips = true,
+            ("manual", _) => pool.auto_assign = false,
+            (_, Some(("priority", number))) => pool.priority = number.parse().unwrap(),
+            (range, _) => pool.ranges.push(range.parse().unwrap()),
+        }
+    }
+    pool
+}

@@ -1,0 +1,5 @@
+//! Where Services come from.
+
+pub mod address_pool;
+pub mod convert;
+pub mod file;
