@@ -2,13 +2,13 @@
 //! agent.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
+use aya::programs::ProgramError;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{Xdp, XdpLink, XdpMode};
-use aya::programs::ProgramError;
 use tracing::{info, warn};
 
 use super::PinDirectory;
@@ -130,7 +130,8 @@ impl Devices {
                     device = name,
                     "XDP native attach: the driver lacks support ({error:#}); using generic mode, slower"
                 );
-                self.attach_as(program, ifindex, Mode::Generic).map_err(|error| explain(error, name, Mode::Generic))?;
+                self.attach_as(program, ifindex, Mode::Generic)
+                    .map_err(|error| explain(error, name, Mode::Generic))?;
                 Ok(Mode::Generic)
             }
             Err(error) => Err(explain(error, name, first)),
@@ -165,7 +166,8 @@ impl Devices {
     /// # Errors
     /// When a pin cannot be removed.
     pub fn keep_only(&mut self, wanted: &[u32]) -> Result<()> {
-        let unwanted: Vec<_> = self.attached.keys().copied().filter(|index| !wanted.contains(index)).collect();
+        let unwanted: Vec<_> =
+            self.attached.keys().copied().filter(|index| !wanted.contains(index)).collect();
         for ifindex in unwanted {
             self.detach(ifindex)?;
         }
@@ -207,4 +209,3 @@ fn explain(error: anyhow::Error, name: &str, mode: Mode) -> anyhow::Error {
     };
     error.context(format!("XDP {} attach on {name}: {hint}", mode.name()))
 }
-

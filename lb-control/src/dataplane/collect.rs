@@ -124,7 +124,9 @@ mod tests {
     #[test]
     fn a_flow_of_a_gone_backend_is_over_when_its_client_is_silent() {
         let config = Config::default();
-        let over = |client_idle| is_over(FlowState::Established, 10_000, 10_000, 10_000 - client_idle, true, &config);
+        let over = |client_idle| {
+            is_over(FlowState::Established, 10_000, 10_000, 10_000 - client_idle, true, &config)
+        };
         assert!(!over(FAREWELL));
         assert!(over(FAREWELL + 1), "even though the backend still sends");
     }

@@ -72,10 +72,7 @@ impl FlowTables {
         };
         let [flows_v4, transient_v4] = V4::TABLES;
         let [flows_v6, transient_v6] = V6::TABLES;
-        Ok(Self {
-            v4: [open(flows_v4)?, open(transient_v4)?],
-            v6: [open(flows_v6)?, open(transient_v6)?],
-        })
+        Ok(Self { v4: [open(flows_v4)?, open(transient_v4)?], v6: [open(flows_v6)?, open(transient_v6)?] })
     }
 
     /// All flows that the kernel knows of, also those that are over.

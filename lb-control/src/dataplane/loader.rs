@@ -107,7 +107,8 @@ impl Kernel {
     /// # Errors
     /// When the object lacks it.
     pub fn entry_program(&mut self) -> Result<&mut Xdp> {
-        let program = self.ebpf.program_mut(maps::ENTRY_PROGRAM).context("the object lacks its entry program")?;
+        let program =
+            self.ebpf.program_mut(maps::ENTRY_PROGRAM).context("the object lacks its entry program")?;
         Ok(program.try_into()?)
     }
 

@@ -157,7 +157,9 @@ impl KernelMaps {
     /// # Errors
     /// When the kernel refuses.
     pub fn allow_device(&mut self, ifindex: u32) -> Result<()> {
-        self.devices.insert(ifindex, ifindex, None, 0).with_context(|| format!("adding device {ifindex} to the map devices"))
+        self.devices
+            .insert(ifindex, ifindex, None, 0)
+            .with_context(|| format!("adding device {ifindex} to the map devices"))
     }
 
     /// No longer lets packets be redirected to a device. It is no error if it was not there.
@@ -270,7 +272,9 @@ impl MapStore for KernelMaps {
     }
 
     fn slots(&self, first: u32, count: u32) -> Result<Vec<u32>> {
-        (first..first + count).map(|index| self.slots.get(&index, 0).context("reading the map slots")).collect()
+        (first..first + count)
+            .map(|index| self.slots.get(&index, 0).context("reading the map slots"))
+            .collect()
     }
 
     fn snat_addresses(&self) -> Result<Vec<[u8; 16]>> {
@@ -285,7 +289,8 @@ impl MapStore for KernelMaps {
 
 /// Zeroes a per-CPU element.
 fn clear<V: aya::Pod + Default>(array: &mut PerCpuArray<MapData, V>, index: u32, name: &str) -> Result<()> {
-    let zeroes = vec![V::default(); aya::util::nr_cpus().map_err(|(file, error)| anyhow::anyhow!("{file}: {error}"))?];
+    let zeroes =
+        vec![V::default(); aya::util::nr_cpus().map_err(|(file, error)| anyhow::anyhow!("{file}: {error}"))?];
     let values = aya::maps::PerCpuValues::try_from(zeroes)?;
     array.set(index, values, 0).with_context(|| format!("writing the map {name}"))
 }

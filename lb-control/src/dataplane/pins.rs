@@ -33,7 +33,8 @@ impl PinDirectory {
             mount_bpf_fs(mount_point)?;
         }
         let links = self.links();
-        fs::create_dir_all(&links).with_context(|| format!("creating the pin directory {}", links.display()))?;
+        fs::create_dir_all(&links)
+            .with_context(|| format!("creating the pin directory {}", links.display()))?;
         ensure!(
             is_bpf_fs(&links)?,
             "the pin directory {} is not on a BPF file system; mount one there (mount -t bpf bpf DIR) or use \
@@ -93,11 +94,14 @@ impl PinDirectory {
     /// When a pin cannot be removed.
     pub fn remove(&self) -> Result<()> {
         for directory in [self.links(), self.version()] {
-            remove_files(&directory).with_context(|| format!("removing the pins in {}", directory.display()))?;
+            remove_files(&directory)
+                .with_context(|| format!("removing the pins in {}", directory.display()))?;
         }
         // Other agents may have theirs next to ours.
         match fs::remove_dir(&self.root) {
-            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            Err(error)
+                if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) =>
+            {
                 Err(error).with_context(|| format!("removing {}", self.root.display()))
             }
             _ => Ok(()),
