@@ -3,6 +3,7 @@
 
 pub mod dataplane;
 pub mod model;
+pub mod net;
 pub mod plan;
 pub mod ports;
 pub mod source;

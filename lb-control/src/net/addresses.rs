@@ -1,0 +1,216 @@
+//! VIPs on the link device.
+//!
+//! Ours are tagged: they carry an address protocol of our own (`IFA_PROTO`, Linux 5.18) and a
+//! lifetime that is renewed, so that a crash leaves nothing that cannot be recognised, or that
+//! stays. An address that was there before us is never touched.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo,
+};
+use rtnetlink::Handle;
+use tracing::{info, warn};
+
+use super::local_address;
+
+/// The address protocol of ours; those below 4 are the kernel's (include/uapi/linux/if_addr.h).
+const OURS: AddressProtocol = AddressProtocol::Other(0x50);
+
+/// How long an address stays when nobody renews it, in seconds.
+const LIFETIME_SECONDS: u32 = 3_600;
+
+/// Renewed when less than this is left.
+const RENEW_BELOW_SECONDS: u32 = LIFETIME_SECONDS / 2;
+
+/// An address as it is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The address.
+    pub address: IpAddr,
+    /// Index of its device.
+    pub ifindex: u32,
+    /// Length of its prefix.
+    pub prefix: u8,
+    /// Whether it is tagged as ours.
+    pub ours: bool,
+    /// Seconds that it will stay.
+    pub valid_seconds: u32,
+}
+
+/// What has to be done to the addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// To be put on the device.
+    pub add: Vec<IpAddr>,
+    /// To be renewed.
+    pub renew: Vec<IpAddr>,
+    /// To be taken off: address, device, prefix length.
+    pub remove: Vec<(IpAddr, u32, u8)>,
+    /// There before us: left as they are.
+    pub foreign: Vec<IpAddr>,
+}
+
+/// Compares the addresses that are wanted on a device with those that are there.
+#[must_use]
+pub fn compare(wanted: &BTreeSet<IpAddr>, ifindex: u32, found: &[Found]) -> Changes {
+    let mut changes = Changes::default();
+    for address in wanted {
+        let here: Vec<_> = found.iter().filter(|found| found.address == *address).collect();
+        if here.iter().any(|found| !found.ours) {
+            changes.foreign.push(*address);
+        } else if let Some(ours) = here.iter().find(|found| found.ifindex == ifindex) {
+            if ours.valid_seconds < RENEW_BELOW_SECONDS {
+                changes.renew.push(*address);
+            }
+        } else {
+            changes.add.push(*address);
+        }
+    }
+    for found in found.iter().filter(|found| found.ours) {
+        if found.ifindex != ifindex || !wanted.contains(&found.address) {
+            changes.remove.push((found.address, found.ifindex, found.prefix));
+        }
+    }
+    changes
+}
+
+/// Puts the wanted addresses on a device, takes ours that are not wanted off all devices, and
+/// renews. Gives what was done.
+///
+/// # Errors
+/// When the kernel refuses; names the address.
+pub async fn reconcile(handle: &Handle, ifindex: u32, wanted: &BTreeSet<IpAddr>) -> Result<Changes> {
+    let changes = compare(wanted, ifindex, &list(handle).await?);
+    for (address, device, prefix) in &changes.remove {
+        remove(handle, *address, *device, *prefix).await?;
+    }
+    for address in changes.add.iter().chain(&changes.renew) {
+        put(handle, ifindex, *address).await?;
+    }
+    for address in &changes.add {
+        info!(%address, "VIP is on the link device");
+    }
+    Ok(changes)
+}
+
+/// All addresses of the node.
+async fn list(handle: &Handle) -> Result<Vec<Found>> {
+    let messages: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.context("listing addresses")?;
+    Ok(messages.iter().filter_map(read).collect())
+}
+
+fn read(message: &AddressMessage) -> Option<Found> {
+    let mut found = Found {
+        address: local_address(&message.attributes)?,
+        ifindex: message.header.index,
+        prefix: message.header.prefix_len,
+        ours: false,
+        valid_seconds: u32::MAX,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Protocol(protocol) => found.ours = *protocol == OURS,
+            AddressAttribute::CacheInfo(cache) => found.valid_seconds = cache.ifa_valid,
+            _ => {}
+        }
+    }
+    Some(found)
+}
+
+async fn put(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<()> {
+    let prefix = if address.is_ipv4() { 32 } else { 128 };
+    let mut request = handle.address().add(ifindex, address, prefix).replace();
+    let mut lifetime = CacheInfo::default();
+    lifetime.ifa_valid = LIFETIME_SECONDS;
+    // Deprecated from the start: never the source of the node's own connections (RFC 6724, rule 3).
+    lifetime.ifa_preferred = 0;
+    let attributes = &mut request.message_mut().attributes;
+    // A broadcast address makes no sense for a single address.
+    attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
+    attributes.push(AddressAttribute::CacheInfo(lifetime));
+    attributes.push(AddressAttribute::Protocol(OURS));
+    attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+    request.execute().await.with_context(|| {
+        format!("putting the VIP {address} on device {ifindex} (needs CAP_NET_ADMIN; for IPv6, IPv6 must be enabled there)")
+    })
+}
+
+async fn remove(handle: &Handle, address: IpAddr, ifindex: u32, prefix: u8) -> Result<()> {
+    let mut message = AddressMessage::default();
+    message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.index = ifindex;
+    message.header.prefix_len = prefix;
+    message.attributes.push(AddressAttribute::Local(address));
+    message.attributes.push(AddressAttribute::Address(address));
+    match handle.address().del(message).execute().await {
+        Ok(()) => {
+            info!(%address, "VIP is off the link device");
+            Ok(())
+        }
+        // Gone already, with its device or by hand.
+        Err(rtnetlink::Error::NetlinkError(error))
+            if matches!(-error.raw_code(), libc::EADDRNOTAVAIL | libc::ENODEV) =>
+        {
+            warn!(%address, "VIP was gone from its device already");
+            Ok(())
+        }
+        Err(error) => Err(error).with_context(|| format!("taking the VIP {address} off device {ifindex}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEVICE: u32 = 7;
+
+    fn found(address: &str, ifindex: u32, ours: bool, valid_seconds: u32) -> Found {
+        let address: IpAddr = address.parse().expect("an address");
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        Found { address, ifindex, prefix, ours, valid_seconds }
+    }
+
+    fn wanted(addresses: &[&str]) -> BTreeSet<IpAddr> {
+        addresses.iter().map(|address| address.parse().expect("an address")).collect()
+    }
+
+    #[test]
+    fn missing_ones_are_added_and_ours_that_nobody_wants_are_removed() {
+        let here = [found("192.0.2.1", DEVICE, true, 3_600), found("192.0.2.9", DEVICE, true, 3_600)];
+        let changes = compare(&wanted(&["192.0.2.1", "192.0.2.2"]), DEVICE, &here);
+        assert_eq!(changes.add, ["192.0.2.2".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(changes.remove, [(here[1].address, DEVICE, 32)]);
+        assert_eq!((changes.renew.len(), changes.foreign.len()), (0, 0));
+    }
+
+    #[test]
+    fn one_that_was_there_before_us_is_neither_taken_nor_removed() {
+        let here = [found("192.0.2.1", DEVICE, false, u32::MAX), found("192.0.2.2", 3, false, u32::MAX)];
+        let changes = compare(&wanted(&["192.0.2.1"]), DEVICE, &here);
+        assert_eq!(changes.foreign, [here[0].address]);
+        assert_eq!((changes.add.len(), changes.renew.len(), changes.remove.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn ours_move_when_the_link_device_changes() {
+        let here = [found("2001:db8::1", 3, true, 3_600)];
+        let changes = compare(&wanted(&["2001:db8::1"]), DEVICE, &here);
+        assert_eq!(changes.add, [here[0].address]);
+        assert_eq!(changes.remove, [(here[0].address, 3, 128)]);
+    }
+
+    #[test]
+    fn ours_are_renewed_in_time() {
+        let renewed = |left| {
+            compare(&wanted(&["192.0.2.1"]), DEVICE, &[found("192.0.2.1", DEVICE, true, left)]).renew.len()
+        };
+        assert_eq!(renewed(RENEW_BELOW_SECONDS), 0);
+        assert_eq!(renewed(RENEW_BELOW_SECONDS - 1), 1);
+    }
+}

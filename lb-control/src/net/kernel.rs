@@ -1,0 +1,253 @@
+//! Netlink: the kernel's tables, and word of their changes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail};
+use futures_util::{StreamExt, TryStreamExt};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
+};
+
+use super::next_hops::{Link, Neighbour, Route};
+use super::{neighbour_address, route_address};
+
+/// Devices by index.
+pub type Links = BTreeMap<u32, Link>;
+
+/// Neighbours by device and address.
+pub type Neighbours = HashMap<(u32, IpAddr), Neighbour>;
+
+/// The kernel's tables.
+#[derive(Clone)]
+pub struct Kernel {
+    handle: Handle,
+}
+
+impl Kernel {
+    /// Opens a connection; must be called within a tokio runtime, which serves it.
+    ///
+    /// # Errors
+    /// When there are no netlink sockets.
+    pub fn connect() -> Result<Self> {
+        let (connection, handle, _) = new_connection().context("opening a netlink socket")?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// All devices.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn links(&self) -> Result<Links> {
+        let messages: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.context("listing devices")?;
+        Ok(messages.iter().map(|message| (message.header.index, read_link(message))).collect())
+    }
+
+    /// All neighbours of both families.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn neighbours(&self) -> Result<Neighbours> {
+        let mut all = Neighbours::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let request = self.handle.neighbours().get().set_address_family(family);
+            let messages: Vec<NeighbourMessage> =
+                request.execute().try_collect().await.context("listing neighbours")?;
+            all.extend(messages.iter().filter_map(read_neighbour));
+        }
+        Ok(all)
+    }
+
+    /// The route to an address; `None` if there is none.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason.
+    pub async fn route(&self, destination: IpAddr) -> Result<Option<Route>> {
+        let message = match destination {
+            IpAddr::V4(address) => {
+                RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(address, 32).build()
+            }
+            IpAddr::V6(address) => {
+                RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(address, 128).build()
+            }
+        };
+        let mut answers = Box::pin(self.handle.route().get(message).execute());
+        match answers.next().await {
+            Some(Ok(answer)) => Ok(Some(read_route(&answer))),
+            Some(Err(rtnetlink::Error::NetlinkError(error)))
+                if matches!(
+                    -error.raw_code(),
+                    libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL | libc::ENETDOWN
+                ) =>
+            {
+                Ok(None)
+            }
+            Some(Err(error)) => Err(error).with_context(|| format!("asking for the route to {destination}")),
+            None => bail!("asking for the route to {destination}: no answer"),
+        }
+    }
+
+    /// Makes the kernel resolve a neighbour, and keep it resolved: managed, where the kernel knows
+    /// that (Linux 5.16), else once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn manage_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<()> {
+        let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
+        let mut request = self.neighbour(ifindex, address);
+        request.message_mut().attributes.push(managed);
+        if request.execute().await.is_ok() {
+            return Ok(());
+        }
+        self.neighbour(ifindex, address)
+            .flags(NeighbourFlags::Use)
+            .execute()
+            .await
+            .with_context(|| format!("asking the kernel to resolve the neighbour {address}"))
+    }
+
+    /// Forgets a neighbour that was managed: it is resolved again when it is needed.
+    pub async fn forget_neighbour(&self, ifindex: u32, address: IpAddr) {
+        let mut message = self.neighbour(ifindex, address).message_mut().clone();
+        message.header.state = NeighbourState::None;
+        // It is no error if it is gone already.
+        let _ = self.handle.neighbours().del(message).execute().await;
+    }
+
+    fn neighbour(&self, ifindex: u32, address: IpAddr) -> rtnetlink::NeighbourAddRequest {
+        self.handle.neighbours().add(ifindex, address).state(NeighbourState::None).replace()
+    }
+}
+
+fn read_link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        is_up: message.header.flags.contains(LinkFlags::Up),
+        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(parent) => link.parent = Some(*parent),
+            LinkAttribute::LinkInfo(infos) => link.vlan = infos.iter().find_map(read_vlan),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn read_vlan(info: &LinkInfo) -> Option<u16> {
+    match info {
+        LinkInfo::Data(InfoData::Vlan(vlan)) => vlan.iter().find_map(|item| match item {
+            InfoVlan::Id(id) => Some(*id),
+            _ => None,
+        }),
+        _ => None,
+    }
+}
+
+fn read_neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
+    let (mut address, mut mac, mut managed) = (None, None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(found) => address = neighbour_address(found),
+            NeighbourAttribute::LinkLayerAddress(found) => mac = found.as_slice().try_into().ok(),
+            NeighbourAttribute::ExtFlags(flags) => managed = flags.contains(NeighbourExtFlags::Managed),
+            _ => {}
+        }
+    }
+    let is_valid = !matches!(
+        message.header.state,
+        NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None
+    );
+    let neighbour = Neighbour { mac: mac.filter(|_| is_valid), managed };
+    Some(((message.header.ifindex, address?), neighbour))
+}
+
+fn read_route(message: &RouteMessage) -> Route {
+    let mut route = Route { kind: message.header.kind, ..Route::default() };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => route.ifindex = *index,
+            RouteAttribute::Gateway(gateway) => route.gateway = route_address(gateway),
+            RouteAttribute::Via(netlink_packet_route::route::RouteVia::Inet6(gateway)) => {
+                route.gateway = Some((*gateway).into());
+            }
+            RouteAttribute::PrefSource(source) => route.source = route_address(source),
+            _ => {}
+        }
+    }
+    route
+}
+
+/// Tells of changes. On a socket of its own: on that of a [`Kernel`], the changes that it makes
+/// itself would not arrive.
+pub struct Monitor {
+    messages: futures_channel::mpsc::UnboundedReceiver<(
+        NetlinkMessage<RouteNetlinkMessage>,
+        netlink_sys::SocketAddr,
+    )>,
+}
+
+/// A kind of change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Of routes or devices.
+    Topology,
+    /// Of an address.
+    Address,
+    /// Of a neighbour.
+    Neighbour,
+}
+
+impl Monitor {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// When there are no netlink sockets.
+    pub fn start() -> Result<Self> {
+        let (connection, _, messages) = new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ])
+        .context("opening a netlink socket for events")?;
+        tokio::spawn(connection);
+        Ok(Self { messages })
+    }
+
+    /// Waits for the next change; `None` when the socket is closed.
+    pub async fn next(&mut self) -> Option<Change> {
+        loop {
+            let (message, _) = self.messages.next().await?;
+            let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
+            return Some(match message {
+                RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_) => {
+                    Change::Neighbour
+                }
+                RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Change::Address,
+                _ => Change::Topology,
+            });
+        }
+    }
+}
