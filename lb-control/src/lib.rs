@@ -6,3 +6,4 @@ pub mod model;
 pub mod plan;
 pub mod ports;
 pub mod source;
+pub mod view;
