@@ -7,3 +7,4 @@ pub mod net;
 pub mod plan;
 pub mod ports;
 pub mod source;
+pub mod view;

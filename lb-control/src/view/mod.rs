@@ -1,0 +1,15 @@
+//! What the agent shows about itself: the answers of its API and the input of the CLI's tables.
+//!
+//! Plain data. Ages and times are seconds, sizes are bytes, names are camelCase in JSON and YAML.
+
+mod drops;
+mod flows;
+pub mod render;
+mod status;
+
+pub use drops::{DropView, DropsView};
+pub use flows::{DEFAULT_FLOW_LIMIT, FlowFilter, FlowView, FlowsView};
+pub use status::{
+    AgentView, AttachMode, BackendView, DeviceView, PortView, ProblemView, ServiceState, ServiceView,
+    StatusView, TrafficView,
+};

@@ -1,0 +1,273 @@
+//! `pointsman status`.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use super::Render;
+use super::table::{Table, one_line};
+use super::units::{bytes, count, seconds};
+use crate::view::{AgentView, PortView, ServiceView, StatusView, TrafficView};
+
+impl Render for StatusView {
+    fn table(&self, wide: bool) -> String {
+        let mut sections = vec![agent(self.agent.as_ref()), devices(self), services(self, wide)];
+        if self.services.iter().any(|service| service.ports.iter().any(|port| !port.backends.is_empty())) {
+            sections.push(backends(self, wide));
+        }
+        sections.extend(problems(self));
+        sections.join("\n")
+    }
+}
+
+fn agent(agent: Option<&AgentView>) -> String {
+    let Some(agent) = agent else {
+        return "Agent: not running; what the kernel holds is shown.\n".to_owned();
+    };
+    let configuration = match agent.last_reload_seconds_ago {
+        Some(age) => format!("configuration {} taken {} ago", agent.config_generation, seconds(age)),
+        None => "no configuration taken yet".to_owned(),
+    };
+    format!(
+        "Agent: version {}, pid {}, up {}, {configuration}.\n",
+        agent.version,
+        agent.pid,
+        seconds(agent.uptime_seconds)
+    )
+}
+
+fn devices(view: &StatusView) -> String {
+    if view.devices.is_empty() {
+        return "No device carries the datapath: no packet is forwarded.\n".to_owned();
+    }
+    let mut table = Table::new(&["DEVICE", "MODE", "PROGRAM"]);
+    for device in &view.devices {
+        let program = device.program_id.map(|id| id.to_string()).unwrap_or_default();
+        table.row(&[device.device.clone(), device.mode.to_string(), program]);
+    }
+    table.finish()
+}
+
+fn services(view: &StatusView, wide: bool) -> String {
+    if view.services.is_empty() {
+        return "There are no Services.\n".to_owned();
+    }
+    let mut header =
+        vec!["NAMESPACE", "SERVICE", "STATE", "VIP", "PORT", "BACKENDS", "FLOWS", "IN", "OUT", "REFUSED"];
+    if wide {
+        header.extend(["POOL", "INDEX", "PACKETS-IN", "PACKETS-OUT"]);
+    }
+    let mut table = Table::new(&header);
+    for service in &view.services {
+        if service.ports.is_empty() {
+            let vips: Vec<String> = service.vips.iter().map(ToString::to_string).collect();
+            let mut row = service_cells(service);
+            row.push(vips.join(","));
+            row.resize(header.len(), String::new());
+            table.row(&row);
+        }
+        for port in &service.ports {
+            table.row(&port_row(service, port, wide));
+        }
+    }
+    table.finish()
+}
+
+fn service_cells(service: &ServiceView) -> Vec<String> {
+    vec![service.namespace.clone(), service.name.clone(), service.state.to_string()]
+}
+
+fn port_row(service: &ServiceView, port: &PortView, wide: bool) -> Vec<String> {
+    let usable = port.backends.iter().filter(|b| b.state == "active" && b.next_hop_resolved).count();
+    let mut row = service_cells(service);
+    row.extend([
+        port.vip.to_string(),
+        port_name(port),
+        format!("{usable}/{}", port.backends.len()),
+        count(port.counters.new_flows),
+        bytes(port.counters.bytes_in),
+        bytes(port.counters.bytes_out),
+        port.counters.refused.map(count).unwrap_or_default(),
+    ]);
+    if wide {
+        row.extend([
+            service.pool.clone().unwrap_or_default(),
+            port.service_index.map(|index| index.to_string()).unwrap_or_default(),
+            count(port.counters.packets_in),
+            count(port.counters.packets_out),
+        ]);
+    }
+    row
+}
+
+fn port_name(port: &PortView) -> String {
+    match port.name.as_str() {
+        "" => format!("{}/{}", port.port, port.protocol),
+        name => format!("{}/{} ({name})", port.port, port.protocol),
+    }
+}
+
+fn backends(view: &StatusView, wide: bool) -> String {
+    let mut header = vec!["BACKEND", "OF", "STATE", "FLOWS", "IN", "OUT", "NEXT-HOP"];
+    if wide {
+        header.extend(["WEIGHT", "INDEX", "PACKETS-IN", "PACKETS-OUT"]);
+    }
+    let mut table = Table::new(&header);
+    for service in &view.services {
+        for port in &service.ports {
+            for backend in &port.backends {
+                let TrafficView { packets_in, bytes_in, packets_out, bytes_out, new_flows, .. } =
+                    backend.counters;
+                let next_hop = match (backend.next_hop_resolved, backend.next_hop.as_str()) {
+                    (true, "") => "resolved".to_owned(),
+                    (true, next_hop) => next_hop.to_owned(),
+                    (false, "") => "unresolved".to_owned(),
+                    (false, reason) => format!("unresolved: {reason}"),
+                };
+                let mut row = vec![
+                    SocketAddr::new(backend.address, backend.port).to_string(),
+                    format!("{}/{} {}", service.namespace, service.name, vip_port(port)),
+                    backend.state.clone(),
+                    count(new_flows),
+                    bytes(bytes_in),
+                    bytes(bytes_out),
+                    next_hop,
+                ];
+                if wide {
+                    row.extend([
+                        backend.weight.to_string(),
+                        backend.backend_index.map(|index| index.to_string()).unwrap_or_default(),
+                        count(packets_in),
+                        count(packets_out),
+                    ]);
+                }
+                table.row(&row);
+            }
+        }
+    }
+    table.finish()
+}
+
+fn vip_port(port: &PortView) -> String {
+    format!("{}/{}", SocketAddr::new(port.vip, port.port), port.protocol)
+}
+
+fn problems(view: &StatusView) -> Option<String> {
+    let mut text = String::new();
+    let of_services = view.services.iter().flat_map(|service| {
+        service
+            .problems
+            .iter()
+            .map(move |message| (format!("Service {}/{}", service.namespace, service.name), message))
+    });
+    let others = view.problems.iter().map(|problem| (problem.subject.clone(), &problem.message));
+    for (subject, message) in others.chain(of_services) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {}: {}", one_line(&subject), one_line(message));
+    }
+    (!text.is_empty()).then(|| format!("Problems:\n{text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::render::{Format, render};
+    use crate::view::{AttachMode, BackendView, DeviceView, ProblemView, ServiceState};
+
+    fn example() -> StatusView {
+        let backend = |address: &str, resolved: bool, next_hop: &str| BackendView {
+            address: address.parse().unwrap(),
+            port: 8080,
+            state: "active".into(),
+            weight: 1,
+            backend_index: Some(4),
+            next_hop_resolved: resolved,
+            next_hop: next_hop.into(),
+            counters: TrafficView {
+                new_flows: 12,
+                bytes_in: 2_048,
+                packets_in: 20,
+                ..TrafficView::default()
+            },
+        };
+        let port = PortView {
+            name: "http".into(),
+            protocol: "TCP".into(),
+            vip: "2001:db8::10".parse().unwrap(),
+            port: 80,
+            service_index: Some(3),
+            backends: vec![
+                backend("2001:db8:1::2", true, "02:00:00:00:00:02 on eth1"),
+                backend("2001:db8:1::3", false, "no route to 2001:db8:1::3"),
+            ],
+            counters: TrafficView { new_flows: 24, refused: Some(1), ..TrafficView::default() },
+        };
+        StatusView {
+            agent: Some(AgentView {
+                pid: 42,
+                version: "0.1.0".into(),
+                uptime_seconds: 192,
+                config_generation: 2,
+                last_reload_seconds_ago: Some(5),
+            }),
+            devices: vec![DeviceView {
+                device: "eth0".into(),
+                mode: AttachMode::XdpNative,
+                program_id: Some(7),
+            }],
+            services: vec![ServiceView {
+                namespace: "default".into(),
+                name: "web".into(),
+                state: ServiceState::Active,
+                vips: vec![port.vip],
+                pool: Some("edge".into()),
+                ports: vec![port],
+                problems: vec!["port 443 is taken by default/other".into()],
+            }],
+            problems: vec![ProblemView { subject: "a.yaml".into(), message: "unknown\nfield `foo`".into() }],
+        }
+    }
+
+    #[test]
+    fn table_is_what_a_person_reads() {
+        let expected = "\
+Agent: version 0.1.0, pid 42, up 3m12s, configuration 2 taken 5s ago.
+
+DEVICE   MODE         PROGRAM
+eth0     xdp-native   7
+
+NAMESPACE   SERVICE   STATE    VIP            PORT            BACKENDS   FLOWS   IN    OUT   REFUSED
+default     web       active   2001:db8::10   80/TCP (http)   1/2        24      0 B   0 B   1
+
+BACKEND                OF                                  STATE    FLOWS   IN        OUT   NEXT-HOP
+[2001:db8:1::2]:8080   default/web [2001:db8::10]:80/TCP   active   12      2.0 KiB   0 B   02:00:00:00:00:02 on eth1
+[2001:db8:1::3]:8080   default/web [2001:db8::10]:80/TCP   active   12      2.0 KiB   0 B   unresolved: no route to 2001:db8:1::3
+
+Problems:
+  a.yaml: unknown field `foo`
+  Service default/web: port 443 is taken by default/other
+";
+        assert_eq!(render(&example(), Format::Table).unwrap(), expected);
+    }
+
+    #[test]
+    fn wide_adds_columns_to_the_right() {
+        let wide = render(&example(), Format::Wide).unwrap();
+        assert!(wide.contains("REFUSED   POOL   INDEX   PACKETS-IN   PACKETS-OUT\n"), "{wide}");
+    }
+
+    #[test]
+    fn nothing_is_a_sentence() {
+        let text = render(&StatusView::default(), Format::Table).unwrap();
+        assert!(text.contains("There are no Services."), "{text}");
+        assert!(text.contains("not running"), "{text}");
+    }
+
+    #[test]
+    fn json_and_yaml_come_back_equal() {
+        let json = render(&example(), Format::Json).unwrap();
+        assert_eq!(serde_json::from_str::<StatusView>(&json).unwrap(), example());
+        assert!(json.contains("\"nextHopResolved\": true") && json.contains("\"xdp-native\""), "{json}");
+        let yaml = render(&example(), Format::Yaml).unwrap();
+        assert_eq!(serde_saphyr::from_str::<StatusView>(&yaml).unwrap(), example());
+    }
+}
