@@ -49,6 +49,8 @@ pub struct Attachment {
     pub name: String,
     /// How.
     pub mode: Mode,
+    /// The kernel's number of the program.
+    pub program_id: Option<u32>,
 }
 
 /// All devices.
@@ -85,7 +87,8 @@ impl Devices {
                 }
                 None => self.attach_anew(program, ifindex, name)?,
             };
-            self.attached.insert(ifindex, Attachment { ifindex, name: name.to_owned(), mode });
+            let program_id = program.info().ok().map(|info| info.id());
+            self.attached.insert(ifindex, Attachment { ifindex, name: name.to_owned(), mode, program_id });
         }
         Ok(&self.attached[&ifindex])
     }

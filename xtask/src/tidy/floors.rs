@@ -6,19 +6,21 @@ use super::source::{find_path, is_identifier, line_of};
 const SRC: &str = "lb-control/src/";
 
 /// Top-level modules and their floors, as in ARCHITECTURE.md.
-const FLOORS: [(&str, u32); 12] = [
+const FLOORS: [(&str, u32); 14] = [
     ("model", 2),
-    ("plan", 3),
+    ("view", 2),
     ("ports", 3),
-    ("source", 4),
-    ("dataplane", 4),
-    ("net", 4),
-    ("proxy", 4),
-    ("publish", 4),
-    ("telemetry", 4),
-    ("http", 4),
-    ("app", 5),
-    ("cli", 6),
+    ("plan", 4),
+    ("source", 5),
+    ("dataplane", 5),
+    ("net", 5),
+    ("proxy", 5),
+    ("publish", 5),
+    ("telemetry", 5),
+    ("http", 5),
+    ("inspect", 6),
+    ("app", 7),
+    ("cli", 8),
 ];
 
 /// `code` is the file without comments and strings.

@@ -1,0 +1,131 @@
+//! The agent: everything put together.
+
+mod agent;
+mod shared;
+mod upkeep;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tracing::{info, warn};
+
+use crate::dataplane::{Mode, Sizes};
+use crate::http;
+use crate::net::Monitor;
+use crate::source::file;
+
+use agent::Agent;
+use upkeep::Upkeep;
+
+/// What the agent is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// File or directory with the objects.
+    pub config: PathBuf,
+    /// Device that gets the VIPs.
+    pub link_device: String,
+    /// Directory of the pins.
+    pub pin_directory: PathBuf,
+    /// Unix socket that answers `pointsman status`.
+    pub socket: PathBuf,
+    /// How to attach; `None` chooses.
+    pub mode: Option<Mode>,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
+    /// Source addresses towards backends; if there is none of a family, the node's own.
+    pub snat_addresses: Vec<IpAddr>,
+    /// First and last source port towards backends.
+    pub snat_ports: (u16, u16),
+    /// At SIGTERM, leave everything in place for the next agent.
+    pub keep_on_exit: bool,
+}
+
+/// How long after the first sign of a change its others are waited for.
+const DEBOUNCE: Duration = Duration::from_millis(30);
+/// How often addresses are renewed and the network is looked at without any sign of a change.
+const RENEWAL: Duration = Duration::from_secs(10);
+/// How often the maps are compared with what they should contain.
+const RESYNC: Duration = Duration::from_secs(60);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the agent cannot begin: no such device, no right to load programs, a configuration that
+/// cannot be read at all. What goes wrong later is reported, and what works goes on.
+pub async fn run(settings: Settings) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    // The socket is first: it tells whether another agent is at work here.
+    let listener = http::bind(&settings.socket)?;
+    let mut watcher = file::watch(&settings.config, file::Settings::default())?;
+    // From here on changes are noticed, so what is read next cannot be outdated unseen.
+    let mut monitor = Monitor::start()?;
+    let (mut agent, shared) = Agent::start(&settings).await?;
+    let (stop_serving, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(http::serve(listener, Arc::clone(&shared) as Arc<dyn http::Inspect>, async {
+        let _ = stopped.await;
+    }));
+    let mut upkeep = Upkeep::start(agent.pins(), Arc::clone(&shared));
+
+    let snapshot = watcher.snapshots.borrow_and_update().clone();
+    agent.configure(&snapshot).await;
+    let now = Instant::now();
+    let mut renewal = interval_at(now + RENEWAL, RENEWAL);
+    let mut resync = interval_at(now + RESYNC, RESYNC);
+    renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut network_changed: Option<Instant> = None;
+    loop {
+        let retry = agent.retry_at();
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break info!("SIGTERM: leaving"),
+            _ = interrupt.recv() => break info!("SIGINT: leaving"),
+            changed = watcher.snapshots.changed() => {
+                if changed.is_err() {
+                    bail!("the configuration is not watched any more");
+                }
+                let snapshot = watcher.snapshots.borrow_and_update().clone();
+                agent.configure(&snapshot).await;
+            }
+            change = monitor.next() => {
+                let Some(change) = change else { bail!("the netlink socket for events is closed") };
+                agent.note(change);
+                network_changed.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+            }
+            () = at(network_changed) => {
+                network_changed = None;
+                agent.network_changed().await;
+            }
+            () = at(retry) => agent.retry().await,
+            _ = renewal.tick() => agent.network_changed().await,
+            _ = resync.tick() => agent.resync().await,
+            sweep = upkeep.next() => agent.swept(&sweep),
+        }
+    }
+    drop(upkeep);
+    if settings.keep_on_exit {
+        info!("programs, maps and addresses stay for the next agent");
+    } else {
+        agent.withdraw().await?;
+    }
+    let _ = stop_serving.send(());
+    if tokio::time::timeout(Duration::from_secs(2), server).await.is_err() {
+        warn!("a request on the socket did not end");
+    }
+    let _ = std::fs::remove_file(&settings.socket);
+    Ok(())
+}
+
+/// Waits for a moment; for ever if there is none.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
