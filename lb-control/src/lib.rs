@@ -2,6 +2,7 @@
 //! below its own.
 
 pub mod dataplane;
+pub mod http;
 pub mod model;
 pub mod plan;
 pub mod ports;
