@@ -3,6 +3,7 @@
 
 pub mod dataplane;
 pub mod http;
+pub mod inspect;
 pub mod model;
 pub mod plan;
 pub mod ports;
