@@ -2,6 +2,8 @@
 //! below its own.
 
 pub mod dataplane;
+pub mod http;
+pub mod inspect;
 pub mod model;
 pub mod net;
 pub mod plan;

@@ -6,12 +6,14 @@ mod batch;
 pub mod clock;
 pub mod collect;
 pub mod flows;
+mod links;
 mod loader;
 mod maps;
 pub mod object;
 mod pins;
 
 pub use attach::{Attachment, Devices, Mode};
+pub use links::{LinkedDevice, device_name, linked_devices};
 pub use loader::{Kernel, Sizes};
 pub use maps::KernelMaps;
 pub use pins::PinDirectory;

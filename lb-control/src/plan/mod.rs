@@ -12,6 +12,7 @@ mod slots;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use compile::name;
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Scope, Settings, apply};
 pub use decide::{Plan, decide};
 pub use planner::Planner;

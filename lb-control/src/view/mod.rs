@@ -8,6 +8,8 @@ pub mod render;
 mod status;
 
 pub use drops::{DropView, DropsView};
+#[cfg(test)]
+pub(crate) use flows::tests::flow as flow_for_tests;
 pub use flows::{DEFAULT_FLOW_LIMIT, FlowFilter, FlowView, FlowsView};
 pub use status::{
     AgentView, AttachMode, BackendView, DeviceView, PortView, ProblemView, ServiceState, ServiceView,

@@ -14,7 +14,7 @@ mod actual;
 mod adopt;
 mod alloc;
 mod entry;
-mod name;
+pub mod name;
 mod removal;
 mod snat;
 

@@ -7,7 +7,7 @@ use lb_common::abi::ServiceName;
 use crate::model::{ObjectRef, Protocol, ServiceKey};
 
 /// An address in 16 bytes; an IPv4 address is in the first four.
-pub(super) fn wide(address: IpAddr) -> [u8; 16] {
+pub fn wide(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V6(address) => address.octets(),
         IpAddr::V4(address) => {
@@ -19,12 +19,13 @@ pub(super) fn wide(address: IpAddr) -> [u8; 16] {
 }
 
 /// 4 or 6.
-pub(super) fn version(address: IpAddr) -> u8 {
+pub fn version(address: IpAddr) -> u8 {
     if address.is_ipv4() { 4 } else { 6 }
 }
 
-/// An address from 16 bytes.
-pub(super) fn narrow(wide: [u8; 16], family: u8) -> Option<IpAddr> {
+/// An address from 16 bytes; `None` if the family is neither 4 nor 6.
+#[must_use]
+pub fn narrow(wide: [u8; 16], family: u8) -> Option<IpAddr> {
     match family {
         4 => Some(Ipv4Addr::new(wide[0], wide[1], wide[2], wide[3]).into()),
         6 => Some(Ipv6Addr::from(wide).into()),
@@ -46,7 +47,7 @@ fn unpad(padded: &[u8; 64]) -> Option<String> {
 }
 
 /// The name of a Service entry.
-pub(super) fn service_name(key: &ServiceKey, port_name: &str) -> ServiceName {
+pub fn service_name(key: &ServiceKey, port_name: &str) -> ServiceName {
     ServiceName {
         namespace: pad(&key.service.namespace),
         name: pad(&key.service.name),
@@ -59,7 +60,8 @@ pub(super) fn service_name(key: &ServiceKey, port_name: &str) -> ServiceName {
 }
 
 /// The Service entry that a name stands for, unless it is damaged.
-pub(super) fn parse(name: &ServiceName) -> Option<ServiceKey> {
+#[must_use]
+pub fn parse(name: &ServiceName) -> Option<ServiceKey> {
     let service = ObjectRef::new(unpad(&name.namespace)?, unpad(&name.name)?);
     let key = ServiceKey {
         service,
@@ -68,4 +70,10 @@ pub(super) fn parse(name: &ServiceName) -> Option<ServiceKey> {
         port: u16::from_be_bytes(name.port),
     };
     (!key.service.name.is_empty()).then_some(key)
+}
+
+/// The name of the Service's port; empty if it has none.
+#[must_use]
+pub fn port_name(name: &ServiceName) -> String {
+    unpad(&name.port_name).unwrap_or_default()
 }

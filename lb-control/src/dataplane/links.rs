@@ -1,0 +1,87 @@
+//! Devices that the program is attached to, by the links that are pinned: what can be known without
+//! the agent.
+
+use std::fs;
+use std::io::ErrorKind;
+
+use anyhow::{Context, Result};
+use aya::programs::links::{FdLink, PinnedLink};
+
+use super::{Mode, PinDirectory};
+
+/// A pinned link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkedDevice {
+    /// Index of the device.
+    pub ifindex: u32,
+    /// Its name; `None` if it is gone, or in another network namespace.
+    pub name: Option<String>,
+    /// How the program is attached.
+    pub mode: Mode,
+    /// The kernel's id of the program; `None` if it may not be asked for.
+    pub program_id: Option<u32>,
+}
+
+/// All pinned links, by the index of their device; none if nothing is pinned.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn linked_devices(pins: &PinDirectory) -> Result<Vec<LinkedDevice>> {
+    let directory = pins.links();
+    let entries = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("reading {}", directory.display()))?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("reading {}", directory.display()))?.path();
+        if let Some((ifindex, mode)) = path.file_name().and_then(|name| parse(&name.to_string_lossy())) {
+            let link = PinnedLink::from_pin(&path).map(FdLink::from);
+            let program_id = link.and_then(|link| link.info()).ok().map(|info| info.program_id());
+            all.push(LinkedDevice { ifindex, name: device_name(ifindex), mode, program_id });
+        }
+    }
+    all.sort_by_key(|device| device.ifindex);
+    Ok(all)
+}
+
+/// The name of a device of this network namespace.
+#[must_use]
+pub fn device_name(ifindex: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(ifindex).ok()?;
+    // nix 0.31 takes the null pointer of if_indextoname(3) for success.
+    (!name.is_empty()).then(|| name.to_string_lossy().into_owned())
+}
+
+/// `INDEX.MODE`, as [`Devices`](super::Devices) names the pins.
+fn parse(file: &str) -> Option<(u32, Mode)> {
+    let (ifindex, mode) = file.split_once('.')?;
+    let mode = [Mode::Native, Mode::Generic].into_iter().find(|known| known.name() == mode)?;
+    Some((ifindex.parse().ok()?, mode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_pins() {
+        assert_eq!(parse("7.native"), Some((7, Mode::Native)));
+        assert_eq!(parse("12.generic"), Some((12, Mode::Generic)));
+        for other in ["7", "x.native", "7.tc", ".native"] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn nothing_pinned_is_no_error() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(linked_devices(&PinDirectory::new(directory.path())).unwrap(), []);
+    }
+
+    #[test]
+    fn loopback_has_its_name() {
+        assert_eq!(device_name(1).as_deref(), Some("lo"));
+        assert_eq!(device_name(u32::MAX), None);
+    }
+}

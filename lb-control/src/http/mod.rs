@@ -1,0 +1,46 @@
+//! The agent's API on a Unix socket: JSON over HTTP/1.1, for `pointsman status` and for probes.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `GET /v1/status` | a [`StatusView`] |
+//! | `GET /v1/flows?service=&backend=&client=&state=&limit=` | a [`FlowsView`]; see [`FlowFilter`] |
+//! | `GET /v1/drops` | a [`DropsView`] |
+//! | `GET /healthz` | 200 for as long as the agent answers |
+//! | `GET /readyz` | 200 once the datapath is in place, else 503 |
+//!
+//! An error is a status of 400 or more and a sentence as text.
+//!
+//! [`FlowsView`]: crate::view::FlowsView
+//! [`FlowFilter`]: crate::view::FlowFilter
+//! [`DropsView`]: crate::view::DropsView
+
+pub mod client;
+mod server;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use anyhow::Result;
+
+use crate::view::{DropView, FlowView, StatusView};
+
+pub use server::serve;
+pub use socket::bind;
+
+/// Where the agent listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/pointsman/pointsman.sock";
+
+/// Somebody who can tell about the agent and the datapath. May block: maps are read.
+///
+/// # Errors
+/// Every function: when something cannot be read; the error names it.
+pub trait Inspect: Send + Sync {
+    /// The agent, devices, Services and problems.
+    fn status(&self) -> Result<StatusView>;
+    /// All flows.
+    fn flows(&self) -> Result<Vec<FlowView>>;
+    /// All drop reasons, in the order of their numbers.
+    fn drops(&self) -> Result<Vec<DropView>>;
+    /// Whether packets are forwarded by the current configuration.
+    fn ready(&self) -> bool;
+}

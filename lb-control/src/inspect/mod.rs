@@ -1,0 +1,15 @@
+//! What the maps tell, as people are shown it. The live agent adds what only it knows.
+
+mod entries;
+mod flows;
+mod overlay;
+mod pinned;
+#[cfg(test)]
+mod testing;
+mod traffic;
+
+pub use entries::{NextHops, service_views};
+pub use flows::{flow_views, service_refs};
+pub use overlay::overlay;
+pub use pinned::{PinnedMaps, device_views, drop_views};
+pub use traffic::{Traffic, traffic};
