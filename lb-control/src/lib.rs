@@ -1,6 +1,7 @@
 //! The Pointsman agent. ARCHITECTURE.md explains the floors; a module imports only from floors
 //! below its own.
 
+pub mod app;
 pub mod dataplane;
 pub mod http;
 pub mod inspect;

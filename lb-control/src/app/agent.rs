@@ -61,7 +61,7 @@ impl Agent {
         let options = ipam::Options { default_class: true, outside_pools: true };
         let planner = Planner::new(options, compiler.holdings());
         compiler.reload(&maps)?;
-        let shared = Arc::new(Shared::new(&pins)?);
+        let shared = Arc::new(Shared::new(&pins));
         let agent = Self {
             settings: settings.clone(),
             started: Instant::now(),
@@ -104,7 +104,12 @@ impl Agent {
         let first = self.generation == 0;
         self.generation += 1;
         let services = self.planner.plan().reports.len();
-        info!(services, changed = changed.len(), generation = self.generation, "configuration is taken into use");
+        info!(
+            services,
+            changed = changed.len(),
+            generation = self.generation,
+            "configuration is taken into use"
+        );
         self.converge(if first { None } else { Some(changed) }).await;
     }
 
@@ -136,8 +141,12 @@ impl Agent {
 
     /// Takes note of which backends flows still refer to.
     pub fn swept(&mut self, sweep: &Sweep) {
-        let freed: Vec<_> =
-            self.compiler.freed_backends().into_iter().filter(|index| !sweep.backends.contains(index)).collect();
+        let freed: Vec<_> = self
+            .compiler
+            .freed_backends()
+            .into_iter()
+            .filter(|index| !sweep.backends.contains(index))
+            .collect();
         self.compiler.flows_purged(&freed);
     }
 
@@ -196,8 +205,12 @@ impl Agent {
             }
         }
         let keep: Vec<_> = wanted.into_keys().collect();
-        let gone: Vec<_> =
-            self.devices.attached().map(|found| found.ifindex).filter(|index| !keep.contains(index)).collect();
+        let gone: Vec<_> = self
+            .devices
+            .attached()
+            .map(|found| found.ifindex)
+            .filter(|index| !keep.contains(index))
+            .collect();
         for index in gone {
             if let Err(error) = self.maps.forbid_device(index) {
                 self.trouble("devices", &error);
@@ -259,7 +272,8 @@ impl Agent {
     /// Tells the log and whoever asks.
     fn publish(&mut self) {
         let plan = self.planner.plan();
-        let all: Vec<_> = self.source_problems.iter().chain(&plan.problems).chain(&self.problems).cloned().collect();
+        let all: Vec<_> =
+            self.source_problems.iter().chain(&plan.problems).chain(&self.problems).cloned().collect();
         let reports = plan.reports.values().flat_map(|report| &report.problems);
         let texts: BTreeSet<_> = all.iter().chain(reports).map(ToString::to_string).collect();
         for text in texts.difference(&self.reported) {
@@ -310,7 +324,8 @@ async fn check_device(network: &Network, name: &str) -> Result<()> {
     if links.values().any(|link| link.name == name) {
         return Ok(());
     }
-    let others: Vec<_> = links.values().filter(|link| !link.is_loopback).map(|link| link.name.as_str()).collect();
+    let others: Vec<_> =
+        links.values().filter(|link| !link.is_loopback).map(|link| link.name.as_str()).collect();
     bail!("--link-device {name}: there is no such device; this node has: {}", others.join(", "))
 }
 
@@ -318,18 +333,27 @@ async fn check_device(network: &Network, name: &str) -> Result<()> {
 /// stopped: its flows carry it.
 fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Config> {
     let (first, last) = settings.snat_ports;
-    let count = last.checked_sub(first).and_then(|count| count.checked_add(1)).filter(|_| first > 0).with_context(|| {
-        format!("--snat-ports {first}-{last}: the first port must be at least 1 and not above the last")
-    })?;
+    let count = last
+        .checked_sub(first)
+        .and_then(|count| count.checked_add(1))
+        .filter(|_| first > 0)
+        .with_context(|| {
+            format!("--snat-ports {first}-{last}: the first port must be at least 1 and not above the last")
+        })?;
     let generation = earlier.map_or(0, |config| config.route_generation).wrapping_add(1).max(1);
-    Ok(Config { route_generation: generation, snat_port_first: first, snat_port_count: count, ..Config::default() })
+    Ok(Config {
+        route_generation: generation,
+        snat_port_first: first,
+        snat_port_count: count,
+        ..Config::default()
+    })
 }
 
 /// The ways to backends for the compiler.
 fn paths(resolutions: &BTreeMap<IpAddr, Resolution>, chosen: &[IpAddr]) -> Paths {
-    let of_family = |family: &IpAddr| chosen.iter().filter(|one| one.is_ipv4() == family.is_ipv4()).copied();
     let one = |(backend, found): (&IpAddr, &Resolution)| {
-        let mut snat: Vec<_> = of_family(backend).collect();
+        let mut snat: Vec<_> =
+            chosen.iter().filter(|one| one.is_ipv4() == backend.is_ipv4()).copied().collect();
         if snat.is_empty() {
             snat.extend(found.source);
         }

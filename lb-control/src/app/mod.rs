@@ -70,7 +70,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let server = tokio::spawn(http::serve(listener, Arc::clone(&shared) as Arc<dyn http::Inspect>, async {
         let _ = stopped.await;
     }));
-    let mut upkeep = Upkeep::start(agent.pins(), Arc::clone(&shared));
+    let mut upkeep = Upkeep::start(agent.pins());
 
     let snapshot = watcher.snapshots.borrow_and_update().clone();
     agent.configure(&snapshot).await;

@@ -1,22 +1,20 @@
 //! What the agent tells whoever asks on the socket: what it has decided, with the counters of the
 //! maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
 use anyhow::Result;
 use tokio::time::Instant;
 
-use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Attachment, Mode, PinDirectory};
 use crate::http::Inspect;
-use crate::inspect::PinnedMaps;
-use crate::model::{ObjectRef, Problem, ServiceReport, ServiceState as Reported};
+use crate::inspect::{PinnedMaps, overlay};
+use crate::model::{ObjectRef, Problem, ServiceReport};
 use crate::net::next_hops::Resolution;
 use crate::view::{
-    AgentView, AttachMode, BackendView, DeviceView, DropView, FlowView, ProblemView, ServiceState, ServiceView,
-    StatusView,
+    AgentView, AttachMode, BackendView, DeviceView, DropView, FlowView, ProblemView, ServiceView, StatusView,
 };
 
 /// What the agent has decided and done.
@@ -39,43 +37,26 @@ pub struct Published {
 /// What the agent shares with those who ask.
 pub struct Shared {
     started: Instant,
-    maps: Mutex<PinnedMaps>,
+    maps: PinnedMaps,
     published: RwLock<Published>,
-    sweep: RwLock<Sweep>,
 }
 
 impl Shared {
     /// Nothing is decided yet.
-    ///
-    /// # Errors
-    /// When the pinned maps cannot be opened.
-    pub fn new(pins: &PinDirectory) -> Result<Self> {
-        Ok(Self {
-            started: Instant::now(),
-            maps: Mutex::new(PinnedMaps::open(pins)?),
-            published: RwLock::default(),
-            sweep: RwLock::default(),
-        })
+    #[must_use]
+    pub fn new(pins: &PinDirectory) -> Self {
+        Self { started: Instant::now(), maps: PinnedMaps::new(pins.clone()), published: RwLock::default() }
     }
 
     /// Replaces what was decided.
     pub fn publish(&self, published: Published) {
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = published;
     }
-
-    /// Replaces what the last sweep has found.
-    pub fn swept(&self, sweep: &Sweep) {
-        sweep.clone_into(&mut self.sweep.write().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn maps(&self) -> std::sync::MutexGuard<'_, PinnedMaps> {
-        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Inspect for Shared {
     fn status(&self) -> Result<StatusView> {
-        let mut view = self.maps().status()?;
+        let mut view = self.maps.status()?;
         let published = self.published.read().unwrap_or_else(PoisonError::into_inner).clone();
         view.agent = Some(AgentView {
             pid: std::process::id(),
@@ -91,11 +72,11 @@ impl Inspect for Shared {
     }
 
     fn flows(&self) -> Result<Vec<FlowView>> {
-        self.maps().flows()
+        self.maps.flows()
     }
 
     fn drops(&self) -> Result<Vec<DropView>> {
-        self.maps().drops()
+        self.maps.drops()
     }
 
     fn ready(&self) -> bool {
@@ -126,35 +107,21 @@ fn problem(problem: &Problem) -> ProblemView {
 
 /// The Services as they were decided, with what the maps know of them.
 fn services(in_maps: Vec<ServiceView>, published: &Published) -> Vec<ServiceView> {
-    let mut known: BTreeMap<_, _> =
-        in_maps.into_iter().map(|view| ((view.namespace.clone(), view.name.clone()), view)).collect();
-    let mut all = Vec::with_capacity(published.reports.len());
-    for (object, report) in &published.reports {
-        let key = (object.namespace.clone(), object.name.clone());
-        let ports = known.remove(&key).map(|view| view.ports).unwrap_or_default();
-        let mut view = ServiceView {
-            namespace: key.0,
-            name: key.1,
-            state: state(report.state),
-            vips: report.vips.iter().map(|vip| vip.address).collect(),
-            pool: report.vips.iter().find_map(|vip| vip.pool.clone()),
-            ports,
-            problems: report.problems.iter().map(ToString::to_string).collect(),
-        };
-        for backend in view.ports.iter_mut().flat_map(|port| &mut port.backends) {
+    let reports: Vec<_> = published.reports.values().cloned().collect();
+    let mut all = overlay(&reports, in_maps);
+    for service in &mut all {
+        for backend in service.ports.iter_mut().flat_map(|port| &mut port.backends) {
             explain(backend, published);
         }
-        let ways = view.ports.iter().flat_map(|port| &port.backends);
-        let unreachable: std::collections::BTreeSet<_> = ways
+        let unreachable: BTreeSet<_> = service
+            .ports
+            .iter()
+            .flat_map(|port| &port.backends)
             .filter(|backend| !backend.next_hop_resolved && !backend.next_hop.is_empty())
             .map(|backend| backend.next_hop.clone())
             .collect();
-        view.problems.extend(unreachable);
-        all.push(view);
+        service.problems.extend(unreachable);
     }
-    // Entries that are on their way out of the maps.
-    all.extend(known.into_values().map(|view| ServiceView { state: ServiceState::Draining, ..view }));
-    all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     all
 }
 
@@ -162,14 +129,5 @@ fn explain(backend: &mut BackendView, published: &Published) {
     if let Some(text) = published.resolutions.get(&backend.address).and_then(|found| found.problem.as_ref()) {
         backend.next_hop_resolved = false;
         backend.next_hop.clone_from(text);
-    }
-}
-
-fn state(reported: Reported) -> ServiceState {
-    match reported {
-        Reported::Pending => ServiceState::Pending,
-        Reported::Active => ServiceState::Active,
-        Reported::NoBackends => ServiceState::NoBackends,
-        Reported::Failed => ServiceState::Failed,
     }
 }

@@ -1,7 +1,6 @@
 //! Sweeps of the flow tables, on a thread of their own: a table may have a million entries.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -9,7 +8,6 @@ use lb_common::abi::{BackendState, Config};
 use tokio::sync::mpsc;
 use tracing::error;
 
-use super::shared::Shared;
 use crate::dataplane::collect::{Sweep, sweep};
 use crate::dataplane::flows::FlowTables;
 use crate::dataplane::{KernelMaps, PinDirectory, clock};
@@ -28,7 +26,7 @@ pub struct Upkeep {
 
 impl Upkeep {
     /// Begins to sweep.
-    pub fn start(pins: &PinDirectory, shared: Arc<Shared>) -> Self {
+    pub fn start(pins: &PinDirectory) -> Self {
         let (sender, sweeps) = mpsc::channel(1);
         let (stop, stopped) = std::sync::mpsc::channel();
         let pins = pins.clone();
@@ -39,7 +37,6 @@ impl Upkeep {
                 let begin = Instant::now();
                 match one(&pins) {
                     Ok(found) => {
-                        shared.swept(&found);
                         if sender.blocking_send(found).is_err() {
                             break;
                         }

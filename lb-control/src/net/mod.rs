@@ -5,7 +5,7 @@ pub mod addresses;
 mod kernel;
 pub mod next_hops;
 
-pub use kernel::{Kernel, Links, Monitor};
+pub use kernel::{Change, Kernel, Links, Monitor};
 
 use std::net::IpAddr;
 
