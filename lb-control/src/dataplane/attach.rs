@@ -12,6 +12,7 @@ use aya::programs::xdp::{Xdp, XdpLink, XdpMode};
 use tracing::{info, warn};
 
 use super::PinDirectory;
+use super::links::{parse, pin_name};
 
 /// How the program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +95,7 @@ impl Devices {
     }
 
     fn pin(&self, ifindex: u32, mode: Mode) -> PathBuf {
-        self.pins.links().join(format!("{ifindex}.{}", mode.name()))
+        self.pins.links().join(pin_name(ifindex, mode))
     }
 
     /// Gives a link that is pinned already the new program.
@@ -177,8 +178,10 @@ impl Devices {
         let links = self.pins.links();
         for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
             let path = entry?.path();
-            let ifindex = path.file_stem().and_then(|stem| stem.to_string_lossy().parse::<u32>().ok());
-            if ifindex.is_none_or(|index| !self.attached.contains_key(&index)) {
+            let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
+            if pin
+                .is_none_or(|(index, mode)| self.attached.get(&index).is_none_or(|found| found.mode != mode))
+            {
                 fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
             }
         }

@@ -45,6 +45,12 @@ pub fn linked_devices(pins: &PinDirectory) -> Result<Vec<LinkedDevice>> {
     Ok(all)
 }
 
+/// The name of the pin of a device's link. Without a dot: the BPF file system keeps those to itself
+/// (kernel/bpf/inode.c, `bpf_lookup`).
+pub(super) fn pin_name(ifindex: u32, mode: Mode) -> String {
+    format!("{ifindex}-{}", mode.name())
+}
+
 /// The name of a device of this network namespace.
 #[must_use]
 pub fn device_name(ifindex: u32) -> Option<String> {
@@ -53,9 +59,9 @@ pub fn device_name(ifindex: u32) -> Option<String> {
     (!name.is_empty()).then(|| name.to_string_lossy().into_owned())
 }
 
-/// `INDEX.MODE`, as [`Devices`](super::Devices) names the pins.
-fn parse(file: &str) -> Option<(u32, Mode)> {
-    let (ifindex, mode) = file.split_once('.')?;
+/// The device and mode that a pin is named after: the other way round of [`pin_name`].
+pub(super) fn parse(file: &str) -> Option<(u32, Mode)> {
+    let (ifindex, mode) = file.split_once('-')?;
     let mode = [Mode::Native, Mode::Generic].into_iter().find(|known| known.name() == mode)?;
     Some((ifindex.parse().ok()?, mode))
 }
@@ -66,9 +72,9 @@ mod tests {
 
     #[test]
     fn names_of_pins() {
-        assert_eq!(parse("7.native"), Some((7, Mode::Native)));
-        assert_eq!(parse("12.generic"), Some((12, Mode::Generic)));
-        for other in ["7", "x.native", "7.tc", ".native"] {
+        assert_eq!(parse("7-native"), Some((7, Mode::Native)));
+        assert_eq!(parse("12-generic"), Some((12, Mode::Generic)));
+        for other in ["7", "x-native", "7-tc", "-native", "7.native"] {
             assert_eq!(parse(other), None, "{other}");
         }
     }
