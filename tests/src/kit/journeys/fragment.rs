@@ -2,7 +2,6 @@
 
 use lb_common::abi::{DropReason, ticks_from_seconds};
 
-use super::connection::Connection;
 use super::udp::ask;
 use crate::kit::device::{Action, Device};
 use crate::kit::packet::flags::{ACK, PSH};

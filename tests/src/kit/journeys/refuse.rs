@@ -7,7 +7,7 @@ use super::udp::ask;
 use crate::kit::device::{Action, Device};
 use crate::kit::packet::flags::{ACK, FIN, PSH, RST, SYN};
 use crate::kit::packet::{Body, Spec, Tcp};
-use crate::kit::seen::{SeenBody, quote};
+use crate::kit::seen::SeenBody;
 use crate::kit::world::{DNS, HTTP, Ip, answered, drops, dropped, set_slots, set_up, to_vip, udp};
 
 fn segment(ip: Ip, flags: u8, payload: &[u8]) -> Spec {

@@ -76,8 +76,6 @@ pub fn expires(device: &mut dyn Device) {
         let second = ask(device, ip, 1, 5000);
         assert_ne!(second.destination, first.destination);
         reply(device, ip, 1, 5000, &second);
-        device.wait(ticks_from_seconds(119));
-        assert_eq!(ask(device, ip, 1, 5000).destination, second.destination);
         device.wait(ticks_from_seconds(122));
         assert_ne!(ask(device, ip, 1, 5000).destination, second.destination);
     }
