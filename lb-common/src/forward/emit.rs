@@ -79,7 +79,9 @@ fn edit_ports<P: Packet, A>(packet: P, ip: &Ip<A>, flow: &Flow<A>) -> Option<()>
 /// Sends the packet to a next hop: tags and Ethernet addresses are replaced.
 #[inline(always)]
 pub fn send<D: Datapath>(datapath: &D, link: &Link, hop: &NextHop) -> Verdict {
-    if u32::from_ne_bytes(hop.vlan) != u32::from_ne_bytes(link.vlan) && retag(datapath, link, hop).is_none() {
+    let differs = u32::from_ne_bytes(hop.vlan) != u32::from_ne_bytes(link.vlan);
+    // A priority tag is there and says nothing.
+    if (differs || tags(link) != depth(hop.vlan)) && retag(datapath, link, hop).is_none() {
         return Verdict::drop(datapath, DropReason::EditFailed);
     }
     let Some(ethernet) = datapath.packet().head::<Ethernet>() else {
@@ -90,7 +92,13 @@ pub fn send<D: Datapath>(datapath: &D, link: &Link, hop: &NextHop) -> Verdict {
     Verdict::send(datapath, hop.ifindex)
 }
 
-/// Number of tags.
+/// Number of tags that a packet has, those of zero included.
+#[inline(always)]
+fn tags(link: &Link) -> i32 {
+    (link.l3 as i32 - size_of::<Ethernet>() as i32) / 4
+}
+
+/// Number of tags that a packet is to have.
 #[inline(always)]
 fn depth(vlan: [u8; 4]) -> i32 {
     i32::from(vlan[0] | vlan[1] != 0) + i32::from(vlan[2] | vlan[3] != 0)
@@ -99,7 +107,7 @@ fn depth(vlan: [u8; 4]) -> i32 {
 /// Replaces the packet's tags by those of the next hop.
 #[inline(always)]
 fn retag<D: Datapath>(datapath: &D, link: &Link, hop: &NextHop) -> Option<()> {
-    let have = (link.l3 as i32 - size_of::<Ethernet>() as i32) / 4;
+    let have = tags(link);
     let want = depth(hop.vlan);
     if have != want {
         datapath.move_head((have - want) * 4).ok()?;

@@ -80,7 +80,7 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
         &flow.next_hop
     } else {
         let backend = datapath.backend(flow.backend)?;
-        if backend.generation != flow.generation {
+        if backend.generation != flow.generation || backend.state == 0 {
             return None;
         }
         &backend.next_hop

@@ -81,6 +81,10 @@ pub fn later<D: Tables<F>, F: IpFamily>(
     let Some(mut flow) = datapath.established(&first.flow).or_else(|| datapath.transient(&first.flow)) else {
         return Verdict::drop(datapath, DropReason::FragmentWithoutFirst);
     };
+    if scratch.parsed.ip.hops_left <= 1 {
+        // Only the first fragment is answered (RFC 792).
+        return Verdict::drop(datapath, DropReason::TtlExpired);
+    }
     flow.last_seen = now;
     if !find_hop::<D, F>(datapath, &mut flow, &mut scratch.hop) {
         return Verdict::drop(datapath, DropReason::BackendGone);

@@ -114,8 +114,9 @@ impl IpFamily for V6 {
 
     #[inline(always)]
     fn may_be_answered(source: &[u8; 16]) -> bool {
-        // Neither multicast nor of the range that holds the unspecified and the loopback address.
-        source[0] != 0xff && source[0] != 0
+        // Neither multicast nor of ::/64, which holds the unspecified and the loopback address.
+        let [a, b, c, d, e, f, g, h, ..] = *source;
+        a != 0xff && u64::from_ne_bytes([a, b, c, d, e, f, g, h]) != 0
     }
 
     #[inline(always)]

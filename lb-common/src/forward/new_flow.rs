@@ -21,8 +21,7 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::BadSlot);
     };
     if entry.slot_count == 0 {
-        datapath.count_refused(service);
-        return refuse::connection::<D, F>(datapath, &scratch.parsed, DropReason::NoBackend);
+        return refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoBackend);
     }
     let turn = datapath.next_turn(service) % u64::from(entry.slot_count);
     let index = datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0);

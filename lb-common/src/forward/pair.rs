@@ -72,14 +72,15 @@ pub fn set_way_back<D: Datapath>(datapath: &D, link: &Link, hop: &mut NextHop) {
     }
 }
 
-/// Builds the lost entry of the other direction, with the key `peer_key`, anew.
+/// Builds the lost entry of the other direction, with the key `peer_key`, anew. For a reply entry,
+/// the way back must be in `flow.next_hop` of the scratch: the packet at hand was edited already.
 #[inline(always)]
 pub fn rebuild_peer<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,
     flow: &Flow<F::Address>,
 ) {
-    let Scratch { parsed, key, peer_key, out, flow: peer, .. } = scratch;
+    let Scratch { key, peer_key, out, flow: peer, .. } = scratch;
     turn(out, key);
     set_up::<F>(peer, peer_key, out);
     peer.backend = flow.backend;
@@ -89,12 +90,20 @@ pub fn rebuild_peer<D: Tables<F>, F: IpFamily>(
     peer.status.flags ^= FlowFlags::REPLY;
     peer.timestamp_delta = flow.timestamp_delta;
     if flow.is_reply() {
-        peer.generation = datapath.backend(flow.backend).map_or(0, |backend| backend.generation);
+        // Of the endpoint that sent the packet, not of a later one with its index.
+        peer.generation = match datapath.backend(flow.backend) {
+            Some(backend)
+                if F::from_wide(&backend.address) == key.source && backend.port == key.source_port =>
+            {
+                backend.generation
+            }
+            _ => 0,
+        };
         if key.protocol == u32::from(IPPROTO_UDP) {
             peer.mark = flow.last_seen;
         }
     } else {
-        set_way_back(datapath, &parsed.link, &mut peer.next_hop);
+        peer.next_hop.ifindex = datapath.ingress_device();
     }
 }
 

@@ -32,7 +32,9 @@ pub fn link<P: Packet>(packet: P) -> Option<Link> {
             let inner = packet.at::<VlanTag>(link.l3)?;
             link.ether_type = inner.ether_type;
             link.l3 = 22;
-            link.vlan = [control[0], control[1], inner.control[0], inner.control[1]];
+            let [high, low] = inner.control;
+            // An outer tag of zero is a priority, not a VLAN (IEEE 802.1Q).
+            link.vlan = if control == [0; 2] { [high, low, 0, 0] } else { [control[0], control[1], high, low] };
         }
     }
     Some(link)
@@ -141,7 +143,8 @@ impl Parse for V6 {
         found.part = Part::Whole;
         let mut next_header = ip.next_header[0];
         let mut l4 = found.l3 + 40;
-        for _ in 0..MAXIMUM_EXTENSIONS {
+        // One more turn, for the header that they lead to.
+        for _ in 0..=MAXIMUM_EXTENSIONS {
             if !matches!(next_header, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT) {
                 found.protocol = next_header;
                 found.l4 = l4;
@@ -160,7 +163,7 @@ impl Parse for V6 {
                 if let Part::Later(_) = found.part {
                     found.protocol = extension.next_header[0];
                     found.l4 = l4 + 8;
-                    return true;
+                    return found.l4 <= found.end;
                 }
                 l4 += 8;
             } else {

@@ -9,20 +9,23 @@ use super::platform::{Datapath, Packet};
 use super::wire::{Ethernet, Icmp, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, VlanTag, copy_mac};
 use crate::abi::{DropReason, IPPROTO_TCP};
 
-/// Refuses a connection: TCP by a RST, UDP by ICMP "port unreachable".
+/// Refuses a connection to a Service: TCP by a RST, UDP by ICMP "port unreachable".
 #[inline(always)]
 pub fn connection<D: Datapath, F: IpFamily>(
     datapath: &D,
     parsed: &Parsed<F::Address>,
+    service: u32,
     reason: DropReason,
 ) -> Verdict {
     if parsed.ip.protocol == IPPROTO_TCP {
         if parsed.transport.flags & TCP_RST != 0 {
             return Verdict::drop(datapath, DropReason::ResetWithoutFlow);
         }
+        datapath.count_refused(service);
         let dropped = Verdict::drop(datapath, reason);
         return reset::<D, F>(datapath, parsed).map_or(dropped, |()| Verdict::Transmit);
     }
+    datapath.count_refused(service);
     let (kind, code) = if F::VERSION == 4 { (3, 3) } else { (1, 4) };
     icmp_error::<D, F>(datapath, &parsed.link, &parsed.ip, kind, code, reason)
 }

@@ -3,7 +3,7 @@
 
 use super::emit::{self, Parsed};
 use super::ip::IpFamily;
-use super::pair::{demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key};
+use super::pair::{demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key, set_way_back};
 use super::parse::{self, Parse, Part};
 use super::platform::{Datapath, Tables};
 use super::scratch::Scratch;
@@ -87,14 +87,17 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
     vip.port = key.destination_port;
     vip.protocol = parsed.ip.protocol;
     let Some(service) = datapath.vip(vip) else { return Verdict::Pass };
+    if !F::may_be_answered(&parsed.ip.source) {
+        // Nobody could get an answer there; the kernel drops it as a martian.
+        return Verdict::Pass;
+    }
     if parsed.ip.hops_left <= 1 {
         return refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip);
     }
     if parsed.ip.protocol == IPPROTO_TCP
         && parsed.transport.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) != TCP_SYN
     {
-        datapath.count_refused(service);
-        return refuse::connection::<D, F>(datapath, parsed, DropReason::NoFlow);
+        return refuse::connection::<D, F>(datapath, parsed, service, DropReason::NoFlow);
     }
     let verdict = new_flow::begin::<D, F>(datapath, scratch, service);
     remember_first::<D, F>(datapath, scratch, verdict);
@@ -104,7 +107,7 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
 /// A packet of a known flow; `None` if the flow is over and the packet begins another.
 #[inline(always)]
 fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Option<Verdict> {
-    let Scratch { parsed, key, hop, cursor, .. } = scratch;
+    let Scratch { parsed, key, hop, cursor, flow: rebuilt, .. } = scratch;
     let (mut flow, established) = match datapath.established(key) {
         Some(flow) => (flow, true),
         None => (datapath.transient(key)?, false),
@@ -133,13 +136,16 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     if !find_hop::<D, F>(datapath, &mut flow, hop) {
         // The backend is gone. A UDP session goes on with another one; TCP has to be told.
         if is_tcp && parsed.transport.flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
-            datapath.count_refused(flow.service);
-            return Some(refuse::connection::<D, F>(datapath, parsed, DropReason::BackendGone));
+            return Some(refuse::connection::<D, F>(datapath, parsed, flow.service, DropReason::BackendGone));
         }
         return renew::<D, F>(datapath, scratch, &flow, established);
     }
     flow.last_seen = now;
-    // The packet is edited, and may be moved, before the entries follow it.
+    // The packet is edited, and may be moved, before the entries follow it: what they need of it is
+    // kept.
+    if !flow.is_reply() {
+        set_way_back(datapath, &parsed.link, &mut rebuilt.next_hop);
+    }
     let mark = if is_tcp { mark_of(datapath, cursor, parsed, &flow, next) } else { Mark::NONE };
     let verdict = emit::forward::<D, F>(datapath, parsed, &flow, hop, cursor);
     // Established flows need their other half only when something happens to them.
@@ -202,6 +208,8 @@ fn follow<D: Tables<F>, F: IpFamily>(
     };
     flow.status.state = next as u8;
     peer.status.state = next as u8;
+    // Both halves are in use as long as one is: whoever looks for a free port sees the reply's only.
+    peer.last_seen = flow.last_seen;
     if mark.is_set {
         peer.mark = mark.value;
         peer.status.flags = (peer.status.flags & !FlowFlags::MARK_IS_TIMESTAMP) | mark.flag;

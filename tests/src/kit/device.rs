@@ -1,0 +1,192 @@
+//! What a journey talks to: a datapath, be it the host's, the kernel's, or both side by side.
+
+use std::net::IpAddr;
+
+use lb_common::abi::{Backend, Config, Flow, FlowKey, Fragment, IPPROTO_UDP, Service, Tick, VipKey};
+use lb_common::forward::Verdict;
+
+use super::host::{Host, Stats};
+use super::tables::Snapshots;
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Left to the kernel.
+    Pass,
+    /// Dropped.
+    Drop,
+    /// Sent back by the device that it came in by.
+    Transmit,
+    /// Sent by another device.
+    Redirect,
+}
+
+impl From<Verdict> for Action {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Pass => Self::Pass,
+            Verdict::Drop(_) => Self::Drop,
+            Verdict::Transmit => Self::Transmit,
+            Verdict::Redirect(_) => Self::Redirect,
+        }
+    }
+}
+
+/// The key of a flow of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnyKey {
+    /// IPv4.
+    V4(FlowKey<[u8; 4]>),
+    /// IPv6.
+    V6(FlowKey<[u8; 16]>),
+}
+
+impl AnyKey {
+    /// The key of a tuple.
+    ///
+    /// # Panics
+    /// When the addresses are of different families.
+    #[must_use]
+    pub fn new(source: (IpAddr, u16), destination: (IpAddr, u16), protocol: u8) -> Self {
+        let (source_port, destination_port) = (source.1.to_be_bytes(), destination.1.to_be_bytes());
+        let protocol = protocol.into();
+        match (source.0, destination.0) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Self::V4(FlowKey {
+                source: source.octets(),
+                destination: destination.octets(),
+                source_port,
+                destination_port,
+                protocol,
+            }),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => Self::V6(FlowKey {
+                source: source.octets(),
+                destination: destination.octets(),
+                source_port,
+                destination_port,
+                protocol,
+            }),
+            _ => panic!("addresses of different families"),
+        }
+    }
+}
+
+/// A datapath under test.
+pub trait Device {
+    /// Runs a packet through; gives what became of it, and its bytes.
+    fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>);
+    /// Lets time pass.
+    fn wait(&mut self, ticks: Tick);
+    /// Adds a VIP.
+    fn set_vip(&mut self, address: IpAddr, port: u16, protocol: u8, service: u32);
+    /// Sets a Service entry.
+    fn set_service(&mut self, index: u32, service: Service);
+    /// Sets a slot.
+    fn set_slot(&mut self, index: u32, backend: u32);
+    /// Sets a backend.
+    fn set_backend(&mut self, index: u32, backend: Backend);
+    /// Sets a source address.
+    fn set_snat_address(&mut self, index: u32, address: IpAddr);
+    /// Sets the settings.
+    fn set_config(&mut self, config: Config);
+    /// Allows redirection to a device.
+    fn add_device(&mut self, ifindex: u32);
+    /// Takes an entry out of the transient table, as the LRU does when it needs room; says whether
+    /// it was there.
+    fn evict(&mut self, key: AnyKey) -> bool;
+    /// All that is remembered.
+    fn snapshots(&mut self) -> Snapshots;
+    /// The counters.
+    fn stats(&mut self) -> Stats;
+}
+
+/// An address in 16 bytes; an IPv4 address is in the first four.
+#[must_use]
+pub fn wide(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => {
+            let mut wide = [0; 16];
+            wide[..4].copy_from_slice(&address.octets());
+            wide
+        }
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// Makes a flow older.
+pub fn age_flow<A>(key: &FlowKey<A>, flow: &mut Flow<A>, ticks: Tick) {
+    flow.last_seen = flow.last_seen.wrapping_sub(ticks);
+    if key.protocol == u32::from(IPPROTO_UDP) && !flow.is_reply() {
+        flow.mark = flow.mark.wrapping_sub(ticks);
+    }
+}
+
+/// Makes a fragment's note older.
+pub fn age_fragment<A>(fragment: &mut Fragment<A>, ticks: Tick) {
+    fragment.created = fragment.created.wrapping_sub(ticks);
+}
+
+impl Host {
+    /// Makes everything older, which is what time does as seen from a clock that stands still.
+    pub fn age(&mut self, ticks: Tick) {
+        self.v4.edit(|key, flow| age_flow(key, flow, ticks), |fragment| age_fragment(fragment, ticks));
+        self.v6.edit(|key, flow| age_flow(key, flow, ticks), |fragment| age_fragment(fragment, ticks));
+    }
+}
+
+impl Device for Host {
+    fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
+        let (verdict, bytes) = self.run(packet);
+        (verdict.into(), bytes)
+    }
+
+    fn wait(&mut self, ticks: Tick) {
+        self.now = self.now.wrapping_add(ticks);
+    }
+
+    fn set_vip(&mut self, address: IpAddr, port: u16, protocol: u8, service: u32) {
+        let port = port.to_be_bytes();
+        match address {
+            IpAddr::V4(ip) => self.v4.vips.insert(VipKey::new(ip.octets(), port, protocol), service),
+            IpAddr::V6(ip) => self.v6.vips.insert(VipKey::new(ip.octets(), port, protocol), service),
+        };
+    }
+
+    fn set_service(&mut self, index: u32, service: Service) {
+        self.services[index as usize] = service;
+    }
+
+    fn set_slot(&mut self, index: u32, backend: u32) {
+        self.slots[index as usize] = backend;
+    }
+
+    fn set_backend(&mut self, index: u32, backend: Backend) {
+        self.backends[index as usize] = backend;
+    }
+
+    fn set_snat_address(&mut self, index: u32, address: IpAddr) {
+        self.snat_addresses[index as usize] = wide(address);
+    }
+
+    fn set_config(&mut self, config: Config) {
+        self.config = config;
+    }
+
+    fn add_device(&mut self, ifindex: u32) {
+        self.devices.insert(ifindex);
+    }
+
+    fn evict(&mut self, key: AnyKey) -> bool {
+        match key {
+            AnyKey::V4(key) => self.v4.evict(&key),
+            AnyKey::V6(key) => self.v6.evict(&key),
+        }
+    }
+
+    fn snapshots(&mut self) -> Snapshots {
+        Snapshots { v4: self.v4.snapshot(), v6: self.v6.snapshot() }
+    }
+
+    fn stats(&mut self) -> Stats {
+        self.stats.borrow().clone()
+    }
+}

@@ -1,0 +1,435 @@
+//! The forwarding core on the host: maps are hash maps, the packet lies in a buffer, the time is
+//! what a test says.
+
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+
+use lb_common::abi::{
+    Backend, BackendStats, Config, DropReason, DropStats, Flow, FlowKey, FlowState, FlowStatus, Fragment,
+    FragmentKey, NextHop, Service, ServiceStats, Tick, V4, V6, VipKey,
+};
+use lb_common::forward::ip::IpFamily;
+use lb_common::forward::parse::Parse;
+use lb_common::forward::platform::{Datapath, InsertFailed, ResizeFailed, Tables};
+use lb_common::forward::scratch::Scratch;
+use lb_common::forward::{self, Fast, Slow, Verdict};
+
+use super::tables::Snapshot;
+use super::view::{Buffer, View};
+
+/// Number of elements that the arrays have here and, for tests, in the kernel.
+pub const SERVICES: u32 = 64;
+/// Elements of `slots`.
+pub const SLOTS: u32 = 4096;
+/// Elements of `backends`.
+pub const BACKENDS: u32 = 256;
+/// Elements of `snat_addresses`.
+pub const SNAT_ADDRESSES: u32 = 64;
+
+type FlowTable<A> = RefCell<HashMap<FlowKey<A>, FlowRef<A>>>;
+
+/// The maps of one family.
+pub struct Family<A> {
+    established: FlowTable<A>,
+    transient: FlowTable<A>,
+    /// How many established flow entries there is room for.
+    pub capacity: usize,
+    /// VIPs.
+    pub vips: HashMap<VipKey<A>, u32>,
+    fragments: RefCell<HashMap<FragmentKey<A>, Rc<Fragment<A>>>>,
+    /// Next hops by destination: what `bpf_fib_lookup` would say.
+    pub routes: BTreeMap<A, NextHop>,
+    scratch: Box<UnsafeCell<Scratch<A>>>,
+}
+
+impl<A: Copy + Ord + Hash> Family<A> {
+    fn new(address: A) -> Self {
+        Self {
+            established: RefCell::default(),
+            transient: RefCell::default(),
+            capacity: usize::MAX,
+            vips: HashMap::new(),
+            fragments: RefCell::default(),
+            routes: BTreeMap::new(),
+            scratch: Box::new(UnsafeCell::new(Scratch::new(address))),
+        }
+    }
+
+    /// All that is remembered.
+    pub fn snapshot(&self) -> Snapshot<A> {
+        let copy = |table: &FlowTable<A>| table.borrow().iter().map(|(key, flow)| (*key, **flow)).collect();
+        Snapshot {
+            established: copy(&self.established),
+            transient: copy(&self.transient),
+            fragments: self
+                .fragments
+                .borrow()
+                .iter()
+                .map(|(key, note)| ((key.source, key.destination, key.identification, key.protocol), **note))
+                .collect(),
+        }
+    }
+
+    /// Changes all flows and fragments in place.
+    pub fn edit(&mut self, mut flow: impl FnMut(&FlowKey<A>, &mut Flow<A>), mut note: impl FnMut(&mut Fragment<A>)) {
+        for table in [&mut self.established, &mut self.transient] {
+            for (key, entry) in table.get_mut() {
+                flow(key, entry);
+            }
+        }
+        for fragment in self.fragments.get_mut().values_mut() {
+            let mut changed = **fragment;
+            note(&mut changed);
+            *fragment = Rc::new(changed);
+        }
+    }
+
+    /// What the kernel's LRU does when it needs room; says whether there was such an entry.
+    pub fn evict(&mut self, key: &FlowKey<A>) -> bool {
+        self.transient.get_mut().remove(key).is_some()
+    }
+}
+
+/// A flow entry in place. Like a map value in the kernel it stays valid, but unreachable, when its
+/// entry is removed.
+pub struct FlowRef<A>(Rc<UnsafeCell<Flow<A>>>);
+
+impl<A> FlowRef<A> {
+    fn new(flow: Flow<A>) -> Self {
+        Self(Rc::new(UnsafeCell::new(flow)))
+    }
+}
+
+impl<A> Clone for FlowRef<A> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+#[expect(unsafe_code, reason = "map values are shared, as in the kernel")]
+impl<A> Deref for FlowRef<A> {
+    type Target = Flow<A>;
+    fn deref(&self) -> &Flow<A> {
+        // SAFETY: one thread; the core writes through one handle at a time.
+        unsafe { &*self.0.get() }
+    }
+}
+
+#[expect(unsafe_code, reason = "map values are shared, as in the kernel")]
+impl<A> DerefMut for FlowRef<A> {
+    fn deref_mut(&mut self) -> &mut Flow<A> {
+        // SAFETY: as above.
+        unsafe { &mut *self.0.get() }
+    }
+}
+
+/// Which half of the maps a family uses.
+pub trait Side: IpFamily {
+    /// Its maps.
+    fn of(host: &Host) -> &Family<Self::Address>;
+}
+
+impl Side for V4 {
+    fn of(host: &Host) -> &Family<[u8; 4]> {
+        &host.v4
+    }
+}
+
+impl Side for V6 {
+    fn of(host: &Host) -> &Family<[u8; 16]> {
+        &host.v6
+    }
+}
+
+/// The datapath on the host.
+pub struct Host {
+    buffer: Buffer,
+    /// The time.
+    pub now: Tick,
+    /// Index of the device that packets come in by.
+    pub ingress: u32,
+    /// Devices that packets may be redirected to.
+    pub devices: BTreeSet<u32>,
+    /// The settings.
+    pub config: Config,
+    /// Service entries.
+    pub services: Vec<Service>,
+    /// Slots.
+    pub slots: Vec<u32>,
+    /// Backends.
+    pub backends: Vec<Backend>,
+    /// Source addresses.
+    pub snat_addresses: Vec<[u8; 16]>,
+    /// Counters.
+    pub stats: RefCell<Stats>,
+    round_robin: Vec<Cell<u64>>,
+    /// IPv4.
+    pub v4: Family<[u8; 4]>,
+    /// IPv6.
+    pub v6: Family<[u8; 16]>,
+}
+
+/// Counters that are not zero.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// By Service.
+    pub services: BTreeMap<u32, ServiceStats>,
+    /// By backend.
+    pub backends: BTreeMap<u32, BackendStats>,
+    /// By number of the reason.
+    pub drops: BTreeMap<u32, DropStats>,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            buffer: Buffer::default(),
+            now: 1_000_000,
+            ingress: 1,
+            devices: BTreeSet::new(),
+            config: Config::default(),
+            services: vec![Service::default(); SERVICES as usize],
+            slots: vec![0; SLOTS as usize],
+            backends: vec![Backend::default(); BACKENDS as usize],
+            snat_addresses: vec![[0; 16]; SNAT_ADDRESSES as usize],
+            stats: RefCell::default(),
+            round_robin: vec![Cell::new(0); SERVICES as usize],
+            v4: Family::new([0; 4]),
+            v6: Family::new([0; 16]),
+        }
+    }
+}
+
+impl Host {
+    /// Runs a packet through what the kernel programs do: fast, slow, unknown. Gives the verdict
+    /// and the packet afterwards.
+    pub fn run(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        self.buffer.fill(packet);
+        let verdict = match forward::fast(self) {
+            Fast::Done(verdict) => verdict,
+            Fast::SlowV4 => self.slow::<V4>(),
+            Fast::SlowV6 => self.slow::<V6>(),
+        };
+        let verdict = match verdict {
+            Verdict::Redirect(ifindex) if !self.devices.contains(&ifindex) => {
+                self.count_drop(DropReason::NoDevice, self.packet_length());
+                Verdict::Drop(DropReason::NoDevice)
+            }
+            other => other,
+        };
+        (verdict, self.buffer.content().to_vec())
+    }
+
+    fn packet_length(&self) -> u64 {
+        use lb_common::forward::platform::Packet;
+        self.buffer.view().length() as u64
+    }
+
+    fn slow<F: Side + Parse>(&self) -> Verdict
+    where
+        F::Address: Hash + Ord,
+    {
+        match forward::slow::<_, F>(self) {
+            Slow::Done(verdict) => verdict,
+            Slow::Unknown => forward::unknown::<_, F>(self),
+        }
+    }
+}
+
+impl Datapath for Host {
+    type Packet = View;
+
+    fn packet(&self) -> View {
+        self.buffer.view()
+    }
+
+    fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed> {
+        self.buffer.move_head(bytes)
+    }
+
+    fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed> {
+        self.buffer.move_tail(bytes)
+    }
+
+    fn forget(&self, slot: &mut usize, value: usize) -> usize {
+        *slot = value;
+        value
+    }
+
+    fn ingress_device(&self) -> u32 {
+        self.ingress
+    }
+
+    fn now(&self) -> Tick {
+        self.now
+    }
+
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+
+    fn timeout(&self, state: FlowState) -> Tick {
+        self.config.timeouts[state as usize]
+    }
+
+    fn service(&self, index: u32) -> Option<Service> {
+        self.services.get(index as usize).copied()
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.slots.get(index as usize).copied()
+    }
+
+    fn backend(&self, index: u32) -> Option<&Backend> {
+        self.backends.get(index as usize)
+    }
+
+    fn snat_address(&self, index: u32) -> Option<[u8; 16]> {
+        self.snat_addresses.get(index as usize).copied()
+    }
+
+    fn next_turn(&self, service: u32) -> u64 {
+        self.round_robin.get(service as usize).map_or(0, |turn| turn.replace(turn.get() + 1))
+    }
+
+    fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64) {
+        let Stats { services, backends, .. } = &mut *self.stats.borrow_mut();
+        if service < SERVICES {
+            let stats = services.entry(service).or_default();
+            if reply {
+                stats.packets_out += 1;
+                stats.bytes_out += bytes;
+            } else {
+                stats.packets_in += 1;
+                stats.bytes_in += bytes;
+            }
+        }
+        if backend < BACKENDS {
+            let stats = backends.entry(backend).or_default();
+            if reply {
+                stats.packets_out += 1;
+                stats.bytes_out += bytes;
+            } else {
+                stats.packets_in += 1;
+                stats.bytes_in += bytes;
+            }
+        }
+    }
+
+    fn count_new_flow(&self, service: u32, backend: u32) {
+        let Stats { services, backends, .. } = &mut *self.stats.borrow_mut();
+        if service < SERVICES {
+            services.entry(service).or_default().new_flows += 1;
+        }
+        if backend < BACKENDS {
+            backends.entry(backend).or_default().new_flows += 1;
+        }
+    }
+
+    fn count_refused(&self, service: u32) {
+        if service < SERVICES {
+            self.stats.borrow_mut().services.entry(service).or_default().refused += 1;
+        }
+    }
+
+    fn count_drop(&self, reason: DropReason, bytes: u64) {
+        let stats = &mut *self.stats.borrow_mut();
+        let drops = stats.drops.entry(reason as u32).or_default();
+        drops.packets += 1;
+        drops.bytes += bytes;
+    }
+
+    fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool {
+        let as_expected = *status == expected;
+        if as_expected {
+            *status = new;
+        }
+        as_expected
+    }
+}
+
+impl<F: Side> Tables<F> for Host
+where
+    F::Address: Hash + Ord,
+{
+    type FlowRef = FlowRef<F::Address>;
+    type FragmentRef<'m> = Rc<Fragment<F::Address>>;
+
+    #[expect(unsafe_code, reason = "the trait hands the scratch out once for each run of a step")]
+    fn scratch<'s>(&self) -> Option<&'s mut Scratch<F::Address>> {
+        // SAFETY: `slow` and `unknown` take it once each, and do not overlap.
+        Some(unsafe { &mut *F::of(self).scratch.get() })
+    }
+
+    fn established(&self, key: &FlowKey<F::Address>) -> Option<Self::FlowRef> {
+        F::of(self).established.borrow().get(key).cloned()
+    }
+
+    fn transient(&self, key: &FlowKey<F::Address>) -> Option<Self::FlowRef> {
+        F::of(self).transient.borrow().get(key).cloned()
+    }
+
+    fn insert_established(
+        &self,
+        key: &FlowKey<F::Address>,
+        flow: &Flow<F::Address>,
+    ) -> Result<(), InsertFailed> {
+        let family = F::of(self);
+        let mut table = family.established.borrow_mut();
+        if table.len() >= family.capacity && !table.contains_key(key) {
+            return Err(InsertFailed::Full);
+        }
+        table.insert(*key, FlowRef::new(*flow));
+        Ok(())
+    }
+
+    fn insert_new_transient(
+        &self,
+        key: &FlowKey<F::Address>,
+        flow: &Flow<F::Address>,
+    ) -> Result<(), InsertFailed> {
+        let mut table = F::of(self).transient.borrow_mut();
+        if table.contains_key(key) {
+            return Err(InsertFailed::Exists);
+        }
+        table.insert(*key, FlowRef::new(*flow));
+        Ok(())
+    }
+
+    fn insert_transient(
+        &self,
+        key: &FlowKey<F::Address>,
+        flow: &Flow<F::Address>,
+    ) -> Result<(), InsertFailed> {
+        F::of(self).transient.borrow_mut().insert(*key, FlowRef::new(*flow));
+        Ok(())
+    }
+
+    fn remove_established(&self, key: &FlowKey<F::Address>) {
+        F::of(self).established.borrow_mut().remove(key);
+    }
+
+    fn remove_transient(&self, key: &FlowKey<F::Address>) {
+        F::of(self).transient.borrow_mut().remove(key);
+    }
+
+    fn vip(&self, key: &VipKey<F::Address>) -> Option<u32> {
+        F::of(self).vips.get(key).copied()
+    }
+
+    fn fragment<'m>(&'m self, key: &FragmentKey<F::Address>) -> Option<Rc<Fragment<F::Address>>> {
+        F::of(self).fragments.borrow().get(key).cloned()
+    }
+
+    fn insert_fragment(&self, key: &FragmentKey<F::Address>, fragment: &Fragment<F::Address>) {
+        F::of(self).fragments.borrow_mut().insert(*key, Rc::new(*fragment));
+    }
+
+    fn route(&self, _source: &F::Address, destination: &F::Address) -> Option<NextHop> {
+        let hop = F::of(self).routes.get(destination).copied()?;
+        (hop.ifindex == self.ingress || self.devices.contains(&hop.ifindex)).then_some(hop)
+    }
+}

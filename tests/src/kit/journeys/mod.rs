@@ -1,0 +1,31 @@
+//! Journeys: sequences of packets with what has to become of each. They are written once; the host
+//! takes them alone, and the kernel beside it.
+
+pub mod connection;
+pub mod fragment;
+pub mod history;
+pub mod hostile;
+pub mod icmp;
+pub mod ports;
+pub mod refuse;
+pub mod tcp;
+pub mod udp;
+pub mod vlan;
+
+/// Calls a macro with `module { journey, … }` for all journeys.
+#[macro_export]
+macro_rules! each_journey {
+    ($call:ident) => {
+        $call! {
+            tcp { whole_life, promotion_and_demotion, retransmitted_syn_stays, late_acknowledgment_does_not_promote, half_close_goes_on, port_reuse_after_close_begins_anew, reset_ends, round_robin_is_exact, options_and_padding, terminating_backend_keeps_flows, route_change_keeps_way_back }
+            udp { question_and_answer, becomes_a_stream, expires, one_way_session_keeps_its_port, without_checksum, moves_on_from_a_gone_backend, extension_headers }
+            refuse { no_backend, unknown_connection, gone_backend, hops_run_out, vlan_tagged, unanswerable }
+            icmp { towards_clients, towards_backends, short_quotes, not_ours }
+            fragment { datagram, without_first, hops_run_out, fragmented_tcp_with_shifted_timestamps }
+            vlan { pop_and_push, keep, two_tags, priority_tag }
+            ports { one_client_never_collides, fifty_clients, exhaustion, lost_half_is_rebuilt, rebuilt_half_of_a_reused_backend_index }
+            history { timestamps_are_shifted, own_port_again, quiet_time, without_timestamps }
+            hostile { not_ours, malformed, misconfigured }
+        }
+    };
+}

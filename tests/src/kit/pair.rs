@@ -1,0 +1,167 @@
+//! Host and kernel side by side: whatever one does, the other must do too.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Debug;
+use std::net::IpAddr;
+
+use lb_common::abi::{Backend, Config, Flow, Service, Tick};
+
+use super::device::{Action, AnyKey, Device};
+use super::host::{Host, Stats};
+use super::kernel::Kernel;
+use super::tables::{Snapshot, Snapshots};
+
+/// Both datapaths.
+pub struct Pair {
+    /// The core on the host.
+    pub host: Host,
+    kernel: Kernel,
+    /// Tables and counters are compared after every so many packets.
+    pub compare_every: usize,
+    sent: usize,
+    history: VecDeque<Vec<u8>>,
+}
+
+/// Packets that are shown when the two differ.
+const HISTORY: usize = 12;
+
+impl Pair {
+    /// Both, with empty maps.
+    #[must_use]
+    pub fn new(kernel: Kernel) -> Self {
+        Self { host: Host::default(), kernel, compare_every: 1, sent: 0, history: VecDeque::new() }
+    }
+
+    /// Compares all that is remembered and counted.
+    ///
+    /// # Panics
+    /// When it differs.
+    pub fn compare(&mut self) {
+        let (ours, theirs) = (self.host.snapshots(), self.kernel.snapshots());
+        self.compare_tables("IPv4", &ours.v4, &theirs.v4);
+        self.compare_tables("IPv6", &ours.v6, &theirs.v6);
+        assert_eq!(self.host.stats(), self.kernel.stats(), "counters on the host, in the kernel; {}", self.past());
+    }
+
+    fn compare_tables<A: Ord + Copy + Debug + PartialEq>(&self, family: &str, ours: &Snapshot<A>, theirs: &Snapshot<A>) {
+        for (name, ours, theirs) in [
+            ("established", &ours.established, &theirs.established),
+            ("transient", &ours.transient, &theirs.transient),
+        ] {
+            let (ours, theirs) = (comparable(ours), comparable(theirs));
+            for (key, flow) in &ours {
+                assert_eq!(Some(flow), theirs.get(key), "{family} {name} flow {key:?}; {}", self.past());
+            }
+            for key in theirs.keys() {
+                assert!(ours.contains_key(key), "{family} {name}: only the kernel has {key:?}; {}", self.past());
+            }
+        }
+        assert!(
+            ours.fragments.keys().eq(theirs.fragments.keys()),
+            "{family} fragments {:?}, {:?}; {}",
+            ours.fragments,
+            theirs.fragments,
+            self.past()
+        );
+    }
+
+    fn past(&self) -> String {
+        let packets: Vec<String> = self
+            .history
+            .iter()
+            .map(|packet| packet.iter().map(|byte| format!("{byte:02x}")).collect())
+            .collect();
+        format!("packet {}; the last ones:\n{}", self.sent, packets.join("\n"))
+    }
+}
+
+/// Flows without what depends on the moment: the kernel's clock goes on between the two runs.
+fn comparable<A: Copy + Ord>(
+    table: &BTreeMap<lb_common::abi::FlowKey<A>, Flow<A>>,
+) -> BTreeMap<lb_common::abi::FlowKey<A>, Flow<A>> {
+    table
+        .iter()
+        .map(|(key, flow)| {
+            let mark = if key.protocol == 17 { 0 } else { flow.mark };
+            (*key, Flow { last_seen: 0, mark, ..*flow })
+        })
+        .collect()
+}
+
+impl Device for Pair {
+    fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(packet.to_vec());
+        self.sent += 1;
+        self.host.now = Kernel::now();
+        let theirs = self.kernel.send(packet);
+        let (verdict, bytes) = self.host.run(packet);
+        let ours = (Action::from(verdict), bytes);
+        assert_eq!(ours.0, theirs.0, "host ({verdict:?}), kernel; {}", self.past());
+        // What is dropped is nobody's to see.
+        if ours.0 != Action::Drop {
+            assert_eq!(ours.1, theirs.1, "bytes on the host, in the kernel; {}", self.past());
+        }
+        if self.sent.is_multiple_of(self.compare_every) {
+            self.compare();
+        }
+        ours
+    }
+
+    fn wait(&mut self, ticks: Tick) {
+        self.host.age(ticks);
+        self.kernel.wait(ticks);
+    }
+
+    fn set_vip(&mut self, address: IpAddr, port: u16, protocol: u8, service: u32) {
+        self.host.set_vip(address, port, protocol, service);
+        self.kernel.set_vip(address, port, protocol, service);
+    }
+
+    fn set_service(&mut self, index: u32, service: Service) {
+        self.host.set_service(index, service);
+        self.kernel.set_service(index, service);
+    }
+
+    fn set_slot(&mut self, index: u32, backend: u32) {
+        self.host.set_slot(index, backend);
+        self.kernel.set_slot(index, backend);
+    }
+
+    fn set_backend(&mut self, index: u32, backend: Backend) {
+        self.host.set_backend(index, backend);
+        self.kernel.set_backend(index, backend);
+    }
+
+    fn set_snat_address(&mut self, index: u32, address: IpAddr) {
+        self.host.set_snat_address(index, address);
+        self.kernel.set_snat_address(index, address);
+    }
+
+    fn set_config(&mut self, config: Config) {
+        self.host.set_config(config);
+        self.kernel.set_config(config);
+    }
+
+    fn add_device(&mut self, ifindex: u32) {
+        self.host.add_device(ifindex);
+        self.kernel.add_device(ifindex);
+    }
+
+    fn evict(&mut self, key: AnyKey) -> bool {
+        let there = self.host.evict(key);
+        assert_eq!(there, self.kernel.evict(key), "evicted on the host, in the kernel: {key:?}");
+        there
+    }
+
+    fn snapshots(&mut self) -> Snapshots {
+        self.compare();
+        self.host.snapshots()
+    }
+
+    fn stats(&mut self) -> Stats {
+        self.host.stats()
+    }
+}
