@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::model::{BackendReport, PortReport, Role, ServiceReport, ServiceState as Reported};
+use crate::model::{BackendReport, PortReport, Problem, Role, ServiceReport, ServiceState as Reported};
 use crate::view::{BackendView, PortView, ServiceState, ServiceView, TrafficView};
 
 /// Services by namespace and name: state, addresses, pool and problems as the agent reports them;
@@ -53,8 +53,13 @@ fn service(report: &ServiceReport, mut entries: Vec<PortView>) -> ServiceView {
         vips: report.vips.iter().map(|vip| vip.address).collect(),
         pool: (!pools.is_empty()).then(|| pools.join(",")),
         ports,
-        problems: report.problems.iter().map(ToString::to_string).collect(),
+        problems: report.problems.iter().map(sentence).collect(),
     }
+}
+
+/// A problem without the name of the Service that it is shown with.
+fn sentence(problem: &Problem) -> String {
+    Problem { object: None, ..problem.clone() }.to_string()
 }
 
 /// A port of a VIP; takes its entry out of `entries`.
@@ -107,7 +112,7 @@ mod tests {
     use super::*;
     use crate::inspect::testing::{backend, maps_with, service as entry};
     use crate::inspect::{Traffic, service_views};
-    use crate::model::{ObjectRef, Problem, Protocol, VipReport};
+    use crate::model::{ObjectRef, Protocol, VipReport};
 
     fn report(name: &str, vips: &[&str], backends: &[&str]) -> ServiceReport {
         let vip = |address: &&str| VipReport { address: address.parse().unwrap(), pool: Some("edge".into()) };
@@ -144,7 +149,7 @@ mod tests {
         let [gone, web] = &views[..] else { panic!("{views:#?}") };
         assert_eq!((gone.name.as_str(), gone.state), ("gone", ServiceState::Draining));
         assert_eq!((web.state, web.pool.as_deref()), (ServiceState::Active, Some("edge")));
-        assert_eq!(web.problems, ["Service default/web: too many names"]);
+        assert_eq!(web.problems, ["too many names"]);
         let indices: Vec<_> = web.ports.iter().map(|port| (port.port, port.service_index)).collect();
         assert_eq!(indices, [(80, Some(1)), (443, Some(2))]);
         let backends: Vec<_> =
