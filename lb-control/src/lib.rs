@@ -2,6 +2,7 @@
 //! below its own.
 
 pub mod app;
+pub mod cli;
 pub mod dataplane;
 pub mod http;
 pub mod inspect;
@@ -10,4 +11,5 @@ pub mod net;
 pub mod plan;
 pub mod ports;
 pub mod source;
+pub mod telemetry;
 pub mod view;

@@ -1,3 +1,17 @@
 //! The `pointsman` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use lb_control::cli::Cli;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match Cli::parse().execute().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pointsman: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The command line. A flag beats the environment, the environment beats the default.
+
+mod run;
+mod show;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use lb_common::abi::{ABI_VERSION, maps};
+
+pub use run::{OnExit, PortRange, RunArgs, XdpMode};
+pub use show::{DropsArgs, FlowsArgs, StatusArgs};
+
+use crate::{app, dataplane, http, telemetry};
+
+/// A load balancer for Kubernetes edge nodes: takes connections to the addresses of your Services
+/// in XDP, before the kernel's network stack, and spreads them over their backends.
+#[derive(Debug, Parser)]
+#[command(name = "pointsman", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "\
+Examples:
+  pointsman run --link-device eth0 --kubernetes=false --config services.yaml
+  pointsman status --watch
+  pointsman flows --service default/web --state established
+  pointsman drops -o wide")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent: serve Services until SIGTERM
+    ///
+    /// With --kubernetes=false --config PATH, Services come from files that are read again whenever
+    /// they change. Needs root. After a crash, start it again: the kernel went on
+    /// forwarding, and no connection is lost.
+    Run(Box<RunArgs>),
+    /// Show devices, Services, backends, their counters, and what is wrong
+    Status(StatusArgs),
+    /// Show connections
+    Flows(FlowsArgs),
+    /// Show why packets were not forwarded
+    Drops(DropsArgs),
+    /// Show versions
+    Version,
+}
+
+/// Where an agent is found.
+#[derive(Clone, Debug, Args)]
+pub struct Place {
+    /// Unix socket of the agent's API
+    #[arg(long, value_name = "PATH", default_value = http::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Where maps and programs are kept while no agent runs; below a BPF file system
+    #[arg(long, value_name = "DIR", default_value = maps::PIN_ROOT)]
+    pub pin_dir: PathBuf,
+}
+
+impl Cli {
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    /// When it cannot be done. Arguments that contradict each other end the process with clap's
+    /// status, 2.
+    pub async fn execute(self) -> Result<()> {
+        match self.command {
+            Command::Run(args) => {
+                let debug = args.debug;
+                let settings = args.settings().unwrap_or_else(|message| contradiction(message));
+                telemetry::init(debug)?;
+                app::run(settings).await
+            }
+            Command::Status(args) => show::status(&args).await,
+            Command::Flows(args) => show::flows(&args).await,
+            Command::Drops(args) => show::drops(&args).await,
+            Command::Version => show::write(&version()),
+        }
+    }
+}
+
+/// Ends the process as clap does for a bad argument.
+fn contradiction(message: String) -> ! {
+    let mut command = Cli::command();
+    command.build();
+    let run = command.find_subcommand_mut("run").unwrap_or_else(|| unreachable!("declared above"));
+    run.error(clap::error::ErrorKind::ArgumentConflict, message).exit()
+}
+
+fn version() -> String {
+    let programs = match dataplane::object::bytes() {
+        Ok(bytes) => format!("{} bytes", bytes.len()),
+        Err(_) => "not in this build (cargo xtask build-ebpf, then build again)".to_owned(),
+    };
+    format!(
+        "pointsman {}\nmap layout: v{ABI_VERSION}\nkernel programs: {programs}\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}

@@ -1,0 +1,196 @@
+//! Arguments of `pointsman run`.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
+use lb_common::abi::{Config, maps};
+
+use super::Place;
+use crate::app::Settings;
+use crate::dataplane::{Mode, Sizes};
+
+/// Settings of the agent.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Device that the VIPs are put on, and that clients come in by
+    #[arg(long, env = "LINKDEVICE", value_name = "DEVICE", value_parser = device_name)]
+    pub link_device: String,
+    /// Take Services from the Kubernetes API (not in this version yet); false: from --config
+    #[arg(long, env = "KUBERNETES", value_name = "BOOL", default_value = "true", num_args = 0..=1,
+          default_missing_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub kubernetes: bool,
+    /// File or directory of Kubernetes YAML (Service, EndpointSlice, AddressPool), with
+    /// --kubernetes=false; changes are taken over at once
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Credentials for the Kubernetes API; without them those of the Pod
+    #[arg(long, env = "KUBECONFIG", value_name = "PATH")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Log details
+    #[arg(long, env = "DEBUG", value_name = "BOOL", default_value = "false", num_args = 0..=1,
+          require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = BoolishValueParser::new())]
+    pub debug: bool,
+    /// Socket and pins.
+    #[command(flatten)]
+    pub place: Place,
+    /// How the program is attached: auto takes native where the driver can, else generic
+    #[arg(long, value_enum, value_name = "MODE", default_value_t, help_heading = "Datapath")]
+    pub xdp_mode: XdpMode,
+    /// Source address towards backends; may be repeated. Without: the addresses that the node's
+    /// routes give
+    #[arg(long = "snat-address", value_name = "ADDRESS", help_heading = "Datapath")]
+    pub snat_addresses: Vec<IpAddr>,
+    /// Source ports towards backends. Keep them apart from net.ipv4.ip_local_port_range
+    #[arg(long, value_name = "FIRST-LAST", default_value_t, help_heading = "Datapath")]
+    pub snat_ports: PortRange,
+    /// Established IPv4 flows that there is room for; for IPv6 half as many
+    #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_FLOWS, help_heading = "Datapath",
+          value_parser = clap::value_parser!(u32).range(1..=MAXIMUM_SIZE))]
+    pub max_flows: u32,
+    /// Service entries that there is room for: one for each port of each VIP
+    #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_SERVICES, help_heading = "Datapath",
+          value_parser = clap::value_parser!(u32).range(1..=MAXIMUM_SIZE))]
+    pub max_services: u32,
+    /// Backends that there is room for, over all Service entries
+    #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_BACKENDS, help_heading = "Datapath",
+          value_parser = clap::value_parser!(u32).range(2..=MAXIMUM_SIZE))]
+    pub max_backends: u32,
+    /// What SIGTERM leaves behind: withdraw takes VIPs and programs away, keep lets the kernel go on
+    /// forwarding until the next agent takes over
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    pub on_exit: OnExit,
+}
+
+/// Four times as many slots still fit an index.
+const MAXIMUM_SIZE: i64 = 1 << 26;
+
+/// How the program is attached to devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum XdpMode {
+    /// Native where the driver can, else generic.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's core: works everywhere, slower.
+    Generic,
+}
+
+impl XdpMode {
+    /// What [`Devices::new`](crate::dataplane::Devices::new) takes.
+    #[must_use]
+    pub fn forced(self) -> Option<Mode> {
+        match self {
+            Self::Auto => None,
+            Self::Native => Some(Mode::Native),
+            Self::Generic => Some(Mode::Generic),
+        }
+    }
+}
+
+/// What a clean end leaves behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnExit {
+    /// Nothing: connections end.
+    #[default]
+    Withdraw,
+    /// All of the datapath: connections go on.
+    Keep,
+}
+
+/// Ports from first to last, at least one, never 0. Shown and read as `1024-32767`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    /// The first port.
+    pub first: u16,
+    /// The last port, not below the first.
+    pub last: u16,
+}
+
+impl Default for PortRange {
+    fn default() -> Self {
+        let Config { snat_port_first, snat_port_count, .. } = Config::default();
+        Self { first: snat_port_first, last: snat_port_first + (snat_port_count - 1) }
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ports = text.split_once('-').and_then(|(first, last)| {
+            Some(Self { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })
+        });
+        match ports {
+            Some(range) if range.first == 0 => Err("port 0 cannot be used".to_owned()),
+            Some(range) if range.first > range.last => {
+                Err(format!("{} is above {}", range.first, range.last))
+            }
+            Some(range) => Ok(range),
+            None => Err("write FIRST-LAST, for example 1024-32767".to_owned()),
+        }
+    }
+}
+
+impl RunArgs {
+    /// What the agent is started with.
+    ///
+    /// # Errors
+    /// A sentence with the way out, when arguments do not go together.
+    pub fn settings(self) -> Result<Settings, String> {
+        let config = match (self.kubernetes, self.config) {
+            (false, Some(config)) => config,
+            (false, None) => {
+                return Err("--kubernetes=false needs Services from files: add --config PATH".to_owned());
+            }
+            (true, None) => {
+                return Err(
+                    "this version takes Services from files only: add --kubernetes=false --config PATH \
+                            (or set KUBERNETES=false)"
+                        .to_owned(),
+                );
+            }
+            (true, Some(config)) => {
+                return Err(format!(
+                    "Services come either from Kubernetes or from files: to use {}, add --kubernetes=false",
+                    config.display()
+                ));
+            }
+        };
+        Ok(Settings {
+            config,
+            link_device: self.link_device,
+            pin_directory: self.place.pin_dir,
+            socket: self.place.socket,
+            mode: self.xdp_mode.forced(),
+            sizes: Sizes { flows: self.max_flows, services: self.max_services, backends: self.max_backends },
+            snat_addresses: self.snat_addresses,
+            snat_ports: (self.snat_ports.first, self.snat_ports.last),
+            keep_on_exit: self.on_exit == OnExit::Keep,
+        })
+    }
+}
+
+/// As the kernel takes them (`dev_valid_name` in net/core/dev.c).
+fn device_name(text: &str) -> Result<String, String> {
+    let bad = text.is_empty()
+        || text.len() > 15
+        || text == "."
+        || text == ".."
+        || text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+    match bad {
+        true => Err("a device has a name of 1 to 15 characters, as `ip link` lists them".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
