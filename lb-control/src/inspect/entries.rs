@@ -59,7 +59,7 @@ struct Entry {
 }
 
 fn service_view(service: ObjectRef, mut entries: Vec<(ServiceKey, Entry)>) -> ServiceView {
-    entries.sort_by(|(a, _), (b, _)| (a.vip, a.port, a.protocol).cmp(&(b.vip, b.port, b.protocol)));
+    entries.sort_by_key(|(key, _)| (key.vip, key.port, key.protocol));
     let state = match entries.iter().filter(|(_, entry)| entry.led_to).map(|(_, entry)| entry.slots).max() {
         None => ServiceState::Draining,
         Some(0) => ServiceState::NoBackends,
