@@ -188,14 +188,16 @@ fn ignore_absent(result: Result<(), aya::maps::MapError>, map: &str) -> Result<(
     }
 }
 
-/// All elements of an array that are not zero.
+/// All elements of an array that are not zero. Not by `array.len()`: that is the size that was asked
+/// for, and a pinned map keeps the `size` it has.
 fn nonzero<V: aya::Pod + PartialEq>(
     array: &Array<MapData, V>,
     name: &str,
+    size: u32,
     zero: &V,
 ) -> Result<Vec<(u32, V)>> {
     let mut all = Vec::new();
-    for index in 0..array.len() {
+    for index in 0..size {
         let value = array.get(&index, 0).with_context(|| format!("reading the map {name}"))?;
         if value != *zero {
             all.push((index, value));
@@ -260,15 +262,15 @@ impl MapStore for KernelMaps {
     }
 
     fn services(&self) -> Result<Vec<(u32, Service)>> {
-        nonzero(&self.services, "services", &Service::default())
+        nonzero(&self.services, "services", self.limits.services, &Service::default())
     }
 
     fn service_names(&self) -> Result<Vec<(u32, ServiceName)>> {
-        nonzero(&self.service_names, "service_names", &ServiceName::default())
+        nonzero(&self.service_names, "service_names", self.limits.services, &ServiceName::default())
     }
 
     fn backends(&self) -> Result<Vec<(u32, Backend)>> {
-        nonzero(&self.backends, "backends", &Backend::default())
+        nonzero(&self.backends, "backends", self.limits.backends, &Backend::default())
     }
 
     fn slots(&self, first: u32, count: u32) -> Result<Vec<u32>> {
