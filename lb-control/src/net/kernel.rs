@@ -101,7 +101,7 @@ impl Kernel {
     }
 
     /// Makes the kernel resolve a neighbour, and keep it resolved: managed, where the kernel knows
-    /// that (Linux 5.16), else once.
+    /// that (Linux 5.16), else once. A permanent neighbour would lose that (`__neigh_update`).
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -175,7 +175,8 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbou
         message.header.state,
         NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None
     );
-    let neighbour = Neighbour { mac: mac.filter(|_| is_valid), managed };
+    let is_fixed = matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+    let neighbour = Neighbour { mac: mac.filter(|_| is_valid), managed, is_fixed };
     Some(((message.header.ifindex, address?), neighbour))
 }
 

@@ -36,6 +36,8 @@ pub struct Neighbour {
     pub mac: Option<[u8; 6]>,
     /// Whether the kernel keeps it resolved.
     pub managed: bool,
+    /// Whether somebody has set it by hand: not ours to change.
+    pub is_fixed: bool,
 }
 
 /// A route, as the kernel answers for one destination.
@@ -193,7 +195,9 @@ impl NextHops {
 
     /// Has the kernel keep the neighbours of backends resolved, and no others.
     async fn manage(&mut self, resolutions: &BTreeMap<IpAddr, Resolution>, neighbours: &Neighbours) {
-        let wanted: BTreeSet<_> = resolutions.values().filter_map(|found| found.neighbour).collect();
+        let is_fixed = |key: &(u32, IpAddr)| neighbours.get(key).is_some_and(|found| found.is_fixed);
+        let wanted = resolutions.values().filter_map(|found| found.neighbour);
+        let wanted: BTreeSet<_> = wanted.filter(|key| !is_fixed(key)).collect();
         for (ifindex, address) in self.managed.difference(&wanted) {
             self.kernel.forget_neighbour(*ifindex, *address).await;
         }
@@ -253,7 +257,7 @@ mod tests {
 
     fn neighbours(ifindex: u32, address: &str) -> Neighbours {
         let key = (ifindex, address.parse().expect("an address"));
-        Neighbours::from([(key, Neighbour { mac: Some([4; 6]), managed: true })])
+        Neighbours::from([(key, Neighbour { mac: Some([4; 6]), managed: true, is_fixed: false })])
     }
 
     fn backend() -> IpAddr {
