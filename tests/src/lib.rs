@@ -1,3 +1,4 @@
 //! The test kit.
 
 pub mod dump;
+pub mod lab;
