@@ -12,6 +12,7 @@ mod netns;
 pub mod registry;
 mod topology;
 
+pub use agent::{Agent, wait_for};
 pub use netns::{Namespace, Process};
 pub use topology::{Lab, Options, VIPS_V4, VIPS_V6};
 

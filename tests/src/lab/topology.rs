@@ -129,12 +129,12 @@ impl Lab {
             router.ip_batch(&format!(
                 "addr add 10.1.0.1/24 dev down\n addr add fd01::1/64 dev down nodad\n link set down mtu {mtu} up
                  addr add 10.3.0.2/24 dev up\n addr add fd03::2/64 dev up nodad\n link set up up
-                 route add default via 10.3.0.1\n -6 route add default via fd03::1"
+                 route add default via 10.3.0.1\n route add ::/0 via fd03::1"
             ))?;
             client.ip_batch(&format!("link set eth0 mtu {mtu}"))?;
             edge.ip_batch(
                 "addr add 10.3.0.1/24 dev uplink\n addr add fd03::1/64 dev uplink nodad\n link set uplink up
-                 route add default via 10.3.0.2\n -6 route add default via fd03::2",
+                 route add default via 10.3.0.2\n route add ::/0 via fd03::2",
             )?;
         } else {
             veth((client, "eth0"), (edge, "uplink"))?;
@@ -144,7 +144,7 @@ impl Lab {
         }
         client.ip_batch(&format!(
             "addr add 10.1.0.2/24 dev eth0\n addr add fd01::2/64 dev eth0 nodad\n link set eth0 up
-             route add default via {gateway4} advmss 1460\n -6 route add default via {gateway6} advmss 1440"
+             route add default via {gateway4} advmss 1460\n route add ::/0 via {gateway6} advmss 1440"
         ))
     }
 
@@ -160,7 +160,7 @@ impl Lab {
             let (v4, v6) = (Self::backend_address(n, false), Self::backend_address(n, true));
             backend.ip_batch(&format!(
                 "addr add {v4}/24 dev eth0\n addr add {v6}/64 dev eth0 nodad\n link set eth0 up
-                 route add default via 10.2.0.1\n -6 route add default via fd02::1"
+                 route add default via 10.2.0.1\n route add ::/0 via fd02::1"
             ))?;
         }
         switch.ip_batch(&ports)
