@@ -2,3 +2,4 @@
 
 pub mod dump;
 pub mod lab;
+pub mod traffic;
