@@ -5,12 +5,15 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context, Result};
 
-use super::{netns::Namespace, registry};
+use super::{agent::wait_for, netns::Namespace, registry};
 
 /// Where VIPs are taken from.
 pub const VIPS_V4: &str = "203.0.113.0/28";
@@ -33,7 +36,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Lab {
     /// Where connections come from.
-    pub client: Namespace,
+    pub client: Arc<Namespace>,
     /// Between client and edge, with `Options::client_mtu`.
     pub router: Option<Namespace>,
     /// Where the agent runs: device `uplink` to the client, `lan` to the backends.
@@ -67,7 +70,7 @@ impl Lab {
         registry::add_directory(&Path::new(registry::BPF_DIR).join(&id));
         let namespace = |role: &str| Namespace::new(&id, role);
         let lab = Self {
-            client: namespace("client")?,
+            client: Arc::new(namespace("client")?),
             router: options.client_mtu.map(|_| namespace("router")).transpose()?,
             edge: namespace("edge")?,
             switch: namespace("switch")?,
@@ -78,7 +81,13 @@ impl Lab {
         fs::create_dir(&lab.directory).with_context(|| format!("cannot make {}", lab.directory.display()))?;
         lab.join_uplink(options)?;
         lab.join_lan()?;
+        lab.wait_links()?;
         Ok(lab)
+    }
+
+    /// Every namespace.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        [self.client.as_ref(), &self.edge, &self.switch].into_iter().chain(&self.router).chain(&self.backends)
     }
 
     /// `pm-<pid>-<n>`: its own name, and the start of the names of its namespaces.
@@ -116,6 +125,18 @@ impl Lab {
     #[must_use]
     pub fn edge_shell_hint(&self) -> String {
         format!("nsenter --net={}", self.edge.path().display())
+    }
+
+    /// The kernel tells devices of a new carrier up to a second late (net/core/link_watch.c); until
+    /// then they drop what is sent.
+    fn wait_links(&self) -> Result<()> {
+        for namespace in self.namespaces() {
+            wait_for("links to come up", || {
+                let links = namespace.run(["ip", "-o", "link", "show", "type", "veth"])?;
+                Ok(links.lines().all(|link| link.contains(" state UP ")).then_some(()))
+            })?;
+        }
+        Ok(())
     }
 
     fn join_uplink(&self, options: Options) -> Result<()> {
