@@ -1,5 +1,6 @@
 //! The test kit.
 
+pub mod demo;
 pub mod dump;
 pub mod lab;
 pub mod traffic;

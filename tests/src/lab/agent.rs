@@ -154,6 +154,21 @@ impl<'lab> Agent<'lab> {
         self.lab.edge.run(line)
     }
 
+    /// Command lines for people who want to look for themselves.
+    #[must_use]
+    pub fn hints(&self) -> String {
+        let edge = self.lab.edge_shell_hint();
+        let client = self.lab.client.path();
+        format!(
+            "{edge}                                  # a shell on the edge\n{edge} {} status --watch --socket {} \
+             --pin-dir {}\nnsenter --net={} curl http://VIP/              # as the client\n",
+            self.binary.display(),
+            self.socket().display(),
+            self.lab.pin_directory().display(),
+            client.display()
+        )
+    }
+
     /// `pointsman status`, as JSON.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! The client and the backends reach everything else by the edge, as their default route.
 
 pub mod agent;
+pub mod manifest;
 mod netns;
 pub mod registry;
 mod topology;
