@@ -69,7 +69,9 @@ fn forward(lab: &Lab, status: &Value) -> Result<String> {
             check_round_robin(&names, usize::from(BACKENDS)).with_context(|| format!("{what} to {to}"))?;
         }
     }
-    lines.push_str("\nExact round-robin: every three in a row are three different backends, always in the same order.\n");
+    lines.push_str(
+        "\nExact round-robin: every three in a row are three different backends, always in the same order.\n",
+    );
     Ok(lines)
 }
 
@@ -101,7 +103,10 @@ fn show(lab: &Lab, agent: &Agent<'_>) -> Result<()> {
 fn xdp_line(lab: &Lab, device: &str) -> Result<String> {
     let text = lab.edge.run(["ip", "-d", "link", "show", "dev", device])?;
     // `xdpgeneric` would be one in the network stack.
-    ensure!(text.contains(" xdp ") || text.contains(" xdpdrv "), "no native XDP program on {device}:\n{text}");
+    ensure!(
+        text.contains(" xdp ") || text.contains(" xdpdrv "),
+        "no native XDP program on {device}:\n{text}"
+    );
     let program = text.lines().find(|line| line.contains("prog/xdp")).unwrap_or_default().trim();
     Ok(format!("{device}: native (in the driver), {program}"))
 }

@@ -4,3 +4,4 @@ pub mod demo;
 pub mod dump;
 pub mod lab;
 pub mod traffic;
+pub mod world;

@@ -62,7 +62,9 @@ fn losses_show() -> Result<()> {
     flows.wait_exchanges(5)?;
     assert_eq!(retransmissions(&lab.client)?, 0);
     lab.edge.ip_batch("link set lan down")?;
-    pointsman_tests::lab::wait_for("a retransmission", || Ok((retransmissions(&lab.client)? > 0).then_some(())))?;
+    pointsman_tests::lab::wait_for("a retransmission", || {
+        Ok((retransmissions(&lab.client)? > 0).then_some(()))
+    })?;
     lab.edge.ip_batch("link set lan up")?;
     flows.wait_exchanges(5)?;
     assert!(flows.stop()?.late >= 1);

@@ -20,6 +20,9 @@ use super::{netns::Process, topology::Lab};
 /// How long the agent may take for anything. Generous: tests run in parallel on few CPUs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Room for flows: more than the busiest test has open or closing.
+const MAX_FLOWS: &str = "65536";
+
 /// `pointsman run` on the edge of a lab. When dropped in a failing test, its log is shown.
 #[derive(Debug)]
 pub struct Agent<'lab> {
@@ -35,21 +38,13 @@ impl<'lab> Agent<'lab> {
     /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
     pub fn start(lab: &'lab Lab, yaml: &str) -> Result<Self> {
         let binary = std::env::var_os("POINTSMAN_BIN").ok_or_else(|| {
-            anyhow!("POINTSMAN_BIN is not set: `cargo xtask build` prints the path, `cargo xtask test` sets it")
+            anyhow!(
+                "POINTSMAN_BIN is not set: `cargo xtask build` prints the path, `cargo xtask test` sets it"
+            )
         })?;
         let mut agent = Self { lab, binary: binary.into(), process: None };
         agent.write_config(yaml)?;
         agent.run()?;
-        Ok(agent)
-    }
-
-    /// Like [`Self::start`], and waits until all is served.
-    ///
-    /// # Errors
-    /// Also when something is not served in time.
-    pub fn ready(lab: &'lab Lab, yaml: &str) -> Result<Self> {
-        let agent = Self::start(lab, yaml)?;
-        agent.wait_ready()?;
         Ok(agent)
     }
 
@@ -103,7 +98,8 @@ impl<'lab> Agent<'lab> {
             .arg("run")
             .arg("--config")
             .arg(self.config_path().parent().unwrap_or(Path::new("/")))
-            .args(["--link-device", "uplink", "--pin-dir"])
+            // Many labs run side by side, and maps take their memory at once.
+            .args(["--max-flows", MAX_FLOWS, "--link-device", "uplink", "--pin-dir"])
             .arg(self.lab.pin_directory())
             .arg("--socket")
             .arg(self.socket())
@@ -149,7 +145,8 @@ impl<'lab> Agent<'lab> {
     /// When it fails.
     pub fn cli(&self, args: &[&str]) -> Result<String> {
         let binary = self.binary.display().to_string();
-        let (socket, pins) = (self.socket().display().to_string(), self.lab.pin_directory().display().to_string());
+        let (socket, pins) =
+            (self.socket().display().to_string(), self.lab.pin_directory().display().to_string());
         let line = [&[binary.as_str()], args, &["--socket", &socket, "--pin-dir", &pins]].concat();
         self.lab.edge.run(line)
     }

@@ -155,7 +155,8 @@ mod tests {
 
     #[test]
     fn is_understood() {
-        let web = ServiceSpec::new("web", &[HTTP, UDP], &[1, 2]).annotated("pointsman.dev/allow-shared-ip", "key");
+        let web =
+            ServiceSpec::new("web", &[HTTP, UDP], &[1, 2]).annotated("pointsman.dev/allow-shared-ip", "key");
         let idle = ServiceSpec::new("idle", &[ECHO], &[]);
         let decoded = decode("services.yaml", &manifest(&[web.terminating(2), idle]));
         assert!(decoded.unreadable.is_empty() && decoded.ignored.is_empty(), "{decoded:?}");

@@ -120,7 +120,13 @@ impl Namespace {
         }
         let output = child.wait_with_output().context("cannot wait for ip")?;
         let stderr = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "in namespace {}: ip: {}\n{}", self.name, stderr.trim(), lines.join("\n"));
+        ensure!(
+            output.status.success(),
+            "in namespace {}: ip: {}\n{}",
+            self.name,
+            stderr.trim(),
+            lines.join("\n")
+        );
         Ok(())
     }
 
@@ -131,7 +137,8 @@ impl Namespace {
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = PathBuf::from("/proc/sys").join(key);
         let written = self.enter(|| fs::write(&path, value))?;
-        written.with_context(|| format!("in namespace {}: cannot set {} to {value}", self.name, path.display()))
+        written
+            .with_context(|| format!("in namespace {}: cannot set {} to {value}", self.name, path.display()))
     }
 
     /// Makes a veth device behave like a NIC: whole checksums and no segmentation offload on what

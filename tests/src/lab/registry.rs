@@ -21,8 +21,11 @@ pub const NETNS_DIR: &str = "/run/netns";
 /// The BPF file system, below which agents of labs pin.
 pub const BPF_DIR: &str = "/sys/fs/bpf";
 
-static MADE: Mutex<Made> =
-    Mutex::new(Made { namespaces: BTreeSet::new(), processes: BTreeSet::new(), directories: BTreeSet::new() });
+static MADE: Mutex<Made> = Mutex::new(Made {
+    namespaces: BTreeSet::new(),
+    processes: BTreeSet::new(),
+    directories: BTreeSet::new(),
+});
 static SWEEP: Once = Once::new();
 
 struct Made {
@@ -127,7 +130,9 @@ fn terminate(pid: u32) {
 fn delete_namespace(name: &str) {
     match Command::new("ip").args(["netns", "del", name]).output() {
         Ok(output) if output.status.success() => {}
-        Ok(output) => eprintln!("lab: cannot remove {name}: {}", String::from_utf8_lossy(&output.stderr).trim()),
+        Ok(output) => {
+            eprintln!("lab: cannot remove {name}: {}", String::from_utf8_lossy(&output.stderr).trim())
+        }
         Err(error) => eprintln!("lab: cannot remove {name}: cannot run ip: {error}"),
     }
 }

@@ -46,8 +46,13 @@ pub fn http_get(to: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
-    let head = answer.windows(4).position(|four| four == b"\r\n\r\n").filter(|_| answer.starts_with(b"HTTP/1.1 200"));
-    let Some(head) = head else { return Err(io::Error::other(format!("{} bytes that are no answer", answer.len()))) };
+    let head = answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .filter(|_| answer.starts_with(b"HTTP/1.1 200"));
+    let Some(head) = head else {
+        return Err(io::Error::other(format!("{} bytes that are no answer", answer.len())));
+    };
     let text = String::from_utf8_lossy(&answer[..head]).into_owned();
     let body = answer.split_off(head + 4);
     let length = text.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse::<usize>().ok());
@@ -91,7 +96,8 @@ pub fn who_answers_udp(from: &Namespace, to: SocketAddr, count: usize) -> Result
 /// # Errors
 /// When it cannot be made.
 pub fn udp_socket(to: SocketAddr) -> io::Result<UdpSocket> {
-    let any = if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    let any =
+        if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let socket = UdpSocket::bind::<SocketAddr>(any)?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(TIMEOUT))?;

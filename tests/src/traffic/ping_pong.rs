@@ -140,7 +140,11 @@ fn exchange(mut stream: &TcpStream, number: u64) -> io::Result<()> {
     let mut answer = [0; 8];
     stream.read_exact(&mut answer)?;
     let answer = u64::from_be_bytes(answer);
-    if answer == number { Ok(()) } else { Err(io::Error::other(format!("the answer is of exchange {answer}"))) }
+    if answer == number {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("the answer is of exchange {answer}")))
+    }
 }
 
 /// TCP segments that a namespace has sent again: 0 more proves that none was lost.
