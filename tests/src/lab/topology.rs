@@ -145,11 +145,11 @@ impl Lab {
         let (gateway4, gateway6) = ("10.1.0.1", "fd01::1");
         if let (Some(router), Some(mtu)) = (&self.router, options.client_mtu) {
             forwarding(router)?;
-            veth((client, "eth0"), (router, "down"))?;
-            veth((router, "up"), (edge, "uplink"))?;
+            veth((client, "eth0"), (router, "south"))?;
+            veth((router, "north"), (edge, "uplink"))?;
             router.ip_batch(&format!(
-                "addr add 10.1.0.1/24 dev down\n addr add fd01::1/64 dev down nodad\n link set down mtu {mtu} up
-                 addr add 10.3.0.2/24 dev up\n addr add fd03::2/64 dev up nodad\n link set up up
+                "addr add 10.1.0.1/24 dev south\n addr add fd01::1/64 dev south nodad\n link set south mtu {mtu} up
+                 addr add 10.3.0.2/24 dev north\n addr add fd03::2/64 dev north nodad\n link set north up
                  route add default via 10.3.0.1\n route add ::/0 via fd03::1"
             ))?;
             client.ip_batch(&format!("link set eth0 mtu {mtu}"))?;
