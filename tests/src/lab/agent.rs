@@ -209,10 +209,14 @@ impl<'lab> Agent<'lab> {
 
 impl Drop for Agent<'_> {
     fn drop(&mut self) {
-        self.process = None;
         if thread::panicking() {
+            for args in [["status", "-o", "wide"].as_slice(), &["drops"]] {
+                let shown = self.cli(args).unwrap_or_else(|error| format!("{error:#}\n"));
+                eprintln!("--- pointsman {}\n{shown}", args.join(" "));
+            }
             eprintln!("--- log of the agent\n{}---", self.log());
         }
+        self.process = None;
     }
 }
 

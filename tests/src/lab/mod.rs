@@ -12,6 +12,7 @@ pub mod manifest;
 mod netns;
 pub mod registry;
 mod topology;
+mod xdp_pass;
 
 pub use agent::{Agent, wait_for};
 pub use netns::{Namespace, Process};

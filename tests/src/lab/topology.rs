@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{agent::wait_for, netns::Namespace, registry};
+use super::{agent::wait_for, netns::Namespace, registry, xdp_pass::XdpPass};
 
 /// Where VIPs are taken from.
 pub const VIPS_V4: &str = "203.0.113.0/28";
@@ -47,6 +47,7 @@ pub struct Lab {
     pub backends: Vec<Namespace>,
     id: String,
     directory: PathBuf,
+    far_ends: Vec<XdpPass>,
 }
 
 impl Lab {
@@ -69,7 +70,7 @@ impl Lab {
         registry::add_directory(&directory);
         registry::add_directory(&Path::new(registry::BPF_DIR).join(&id));
         let namespace = |role: &str| Namespace::new(&id, role);
-        let lab = Self {
+        let mut lab = Self {
             client: Arc::new(namespace("client")?),
             router: options.client_mtu.map(|_| namespace("router")).transpose()?,
             edge: namespace("edge")?,
@@ -77,10 +78,16 @@ impl Lab {
             backends: (1..=options.backends).map(|n| namespace(&format!("b{n}"))).collect::<Result<_>>()?,
             id: id.clone(),
             directory,
+            far_ends: Vec::new(),
         };
         fs::create_dir(&lab.directory).with_context(|| format!("cannot make {}", lab.directory.display()))?;
         lab.join_uplink(options)?;
         lab.join_lan()?;
+        let far_uplink =
+            lab.router.as_ref().map_or((lab.client.as_ref(), "eth0"), |router| (router, "north"));
+        for (namespace, device) in [far_uplink, (&lab.switch, "edge")] {
+            lab.far_ends.push(XdpPass::attach(namespace, device)?);
+        }
         lab.wait_links()?;
         Ok(lab)
     }
