@@ -1,0 +1,253 @@
+//! The agent under test: the real binary, on the edge of a lab.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{netns::Process, topology::Lab};
+
+/// How long the agent may take for anything. Generous: tests run in parallel on few CPUs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Room for flows: more than the busiest test has open or closing.
+const MAX_FLOWS: &str = "65536";
+
+/// `pointsman run` on the edge of a lab. When dropped in a failing test, its log is shown.
+#[derive(Debug)]
+pub struct Agent<'lab> {
+    lab: &'lab Lab,
+    binary: PathBuf,
+    process: Option<Process>,
+}
+
+impl<'lab> Agent<'lab> {
+    /// Writes the configuration and starts the agent that `POINTSMAN_BIN` names.
+    ///
+    /// # Errors
+    /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
+    pub fn start(lab: &'lab Lab, yaml: &str) -> Result<Self> {
+        let binary = std::env::var_os("POINTSMAN_BIN").ok_or_else(|| {
+            anyhow!(
+                "POINTSMAN_BIN is not set: `cargo xtask build` prints the path, `cargo xtask test` sets it"
+            )
+        })?;
+        let mut agent = Self { lab, binary: binary.into(), process: None };
+        agent.write_config(yaml)?;
+        agent.run()?;
+        Ok(agent)
+    }
+
+    /// The file that the agent watches.
+    #[must_use]
+    pub fn config_path(&self) -> PathBuf {
+        self.lab.directory().join("config/services.yaml")
+    }
+
+    /// The socket that `pointsman status` asks.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.lab.directory().join("agent.sock")
+    }
+
+    /// What the agent and its predecessors have written.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.lab.directory().join("agent.log")
+    }
+
+    /// Replaces the configuration, in one step.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_config(&self, yaml: &str) -> Result<()> {
+        let path = self.config_path();
+        // Not next to it: the agent reads every file of the directory.
+        let fresh = self.lab.directory().join("services.yaml.new");
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(directory)
+            .and_then(|()| fs::write(&fresh, yaml))
+            .and_then(|()| fs::rename(&fresh, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Starts the agent again after [`Self::kill`] or [`Self::sigterm`].
+    ///
+    /// # Errors
+    /// When it runs, or cannot be started.
+    pub fn run(&mut self) -> Result<()> {
+        ensure!(self.process.is_none(), "the agent runs already");
+        let log = File::options().create(true).append(true).open(self.log_path());
+        let log = log.with_context(|| format!("cannot open {}", self.log_path().display()))?;
+        let mut command = Command::new(&self.binary);
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(self.config_path().parent().unwrap_or(Path::new("/")))
+            // Many labs run side by side, and maps take their memory at once.
+            .args(["--max-flows", MAX_FLOWS, "--link-device", "uplink", "--pin-dir"])
+            .arg(self.lab.pin_directory())
+            .arg("--socket")
+            .arg(self.socket())
+            .env("KUBERNETES", "false")
+            .env_remove("KUBECONFIG")
+            .env_remove("LINKDEVICE")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("cannot share the log")?)
+            .stderr(log);
+        self.process = Some(self.lab.edge.spawn(&mut command)?);
+        Ok(())
+    }
+
+    /// `kill -9`, and waits for the end.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Asks the agent to end, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end in time.
+    pub fn sigterm(&mut self) -> Result<ExitStatus> {
+        let mut process = self.process.take().context("the agent does not run")?;
+        let pid = i32::try_from(process.id()).context("process id")?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).context("cannot signal the agent")?;
+        wait_for("the agent to end", || Ok(process.child().try_wait()?))
+    }
+
+    /// Kills and starts it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill();
+        self.run()
+    }
+
+    /// Runs a command of the binary on the edge, such as `["status", "-o", "wide"]`, with this
+    /// agent's socket and pins.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn cli(&self, args: &[&str]) -> Result<String> {
+        let binary = self.binary.display().to_string();
+        let (socket, pins) =
+            (self.socket().display().to_string(), self.lab.pin_directory().display().to_string());
+        let line = [&[binary.as_str()], args, &["--socket", &socket, "--pin-dir", &pins]].concat();
+        self.lab.edge.run(line)
+    }
+
+    /// Command lines for people who want to look for themselves.
+    #[must_use]
+    pub fn hints(&self) -> String {
+        let edge = self.lab.edge_shell_hint();
+        let client = self.lab.client.path();
+        format!(
+            "{edge}                                  # a shell on the edge\n{edge} {} status --watch --socket {} \
+             --pin-dir {}\nnsenter --net={} curl http://VIP/              # as the client\n",
+            self.binary.display(),
+            self.socket().display(),
+            self.lab.pin_directory().display(),
+            client.display()
+        )
+    }
+
+    /// `pointsman status`, as JSON.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn status(&self) -> Result<Value> {
+        let text = self.cli(&["status", "-o", "json"])?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// Waits until the status is as wanted, and gives it.
+    ///
+    /// # Errors
+    /// When it is not in time, with the last status; when the agent has ended.
+    pub fn wait_status(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = String::from("none");
+        let waited = wait_for(what, || {
+            let process = self.process.as_ref().context("the agent does not run")?;
+            let stat = fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap_or_default();
+            ensure!(!stat.contains(") Z "), "the agent has ended");
+            match self.status() {
+                Ok(status) if wanted(&status) => return Ok(Some(status)),
+                Ok(status) => last = format!("{status:#}"),
+                Err(error) => last = format!("{error:#}"),
+            }
+            Ok(None)
+        });
+        waited.with_context(|| format!("last status: {last}\nagent's log:\n{}", self.log()))
+    }
+
+    /// Waits until a running agent serves every Service, by resolved next hops.
+    ///
+    /// # Errors
+    /// When that is not so in time.
+    pub fn wait_ready(&self) -> Result<Value> {
+        self.wait_status("all Services to be served", |status| {
+            let services = list(status, "services");
+            !status["agent"].is_null() && !services.is_empty() && services.iter().all(is_served)
+        })
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for args in [["status", "-o", "wide"].as_slice(), &["drops"]] {
+                let shown = self.cli(args).unwrap_or_else(|error| format!("{error:#}\n"));
+                eprintln!("--- pointsman {}\n{shown}", args.join(" "));
+            }
+            eprintln!("--- log of the agent\n{}---", self.log());
+        }
+        self.process = None;
+    }
+}
+
+/// The elements of an array; none when there is no such array.
+#[must_use]
+pub fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Whether a Service of a status is active and each of its backends can be sent to.
+#[must_use]
+pub fn is_served(service: &Value) -> bool {
+    service["state"] == "active"
+        && list(service, "ports")
+            .iter()
+            .all(|port| list(port, "backends").iter().all(|backend| backend["nextHopResolved"] == true))
+}
+
+/// Asks again and again until there is an answer.
+///
+/// # Errors
+/// What the question fails with, or that time is up.
+pub fn wait_for<T>(what: &str, mut question: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = question()? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {PATIENCE:?} in vain for {what}");
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

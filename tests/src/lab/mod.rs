@@ -1,0 +1,30 @@
+//! A lab of network namespaces: a client, an edge node and backends behind it.
+//!
+//! ```text
+//! client ──[router]── uplink edge lan ── switch ──┬── b1
+//!                                                 ├── b2
+//! ```
+//!
+//! The client and the backends reach everything else by the edge, as their default route.
+
+pub mod agent;
+pub mod manifest;
+mod netns;
+pub mod registry;
+mod topology;
+mod xdp_pass;
+
+pub use agent::{Agent, wait_for};
+pub use netns::{Namespace, Process};
+pub use topology::{Lab, Options, VIPS_V4, VIPS_V6};
+
+/// Whether namespaces and BPF programs can be made. Tests call it first and return when it is
+/// false; `cargo xtask ci` takes the printed line for a failure.
+#[must_use]
+pub fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("SKIP: needs root for network namespaces and BPF");
+    }
+    root
+}

@@ -1,0 +1,222 @@
+//! How the namespaces are joined.
+
+use std::{
+    fmt::Write,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use anyhow::{Context, Result};
+
+use super::{agent::wait_for, netns::Namespace, registry, xdp_pass::XdpPass};
+
+/// Where VIPs are taken from.
+pub const VIPS_V4: &str = "203.0.113.0/28";
+/// Where VIPs are taken from.
+pub const VIPS_V6: &str = "2001:db8:f::/120";
+
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
+/// What a lab has.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Number of backends.
+    pub backends: u8,
+    /// Puts a router between client and edge; its link to the client has this MTU, yet the client
+    /// announces an MSS for 1500 bytes, so that backends learn by ICMP alone.
+    pub client_mtu: Option<u32>,
+}
+
+/// A client, an edge node and backends. Removed when dropped.
+#[derive(Debug)]
+pub struct Lab {
+    /// Where connections come from.
+    pub client: Arc<Namespace>,
+    /// Between client and edge, with `Options::client_mtu`.
+    pub router: Option<Namespace>,
+    /// Where the agent runs: device `uplink` to the client, `lan` to the backends.
+    pub edge: Namespace,
+    /// The bridge of the LAN.
+    pub switch: Namespace,
+    /// Backends, with roles `b1`, `b2`, …
+    pub backends: Vec<Namespace>,
+    id: String,
+    directory: PathBuf,
+    far_ends: Vec<XdpPass>,
+}
+
+impl Lab {
+    /// Client, edge and backends, every hop routed.
+    ///
+    /// # Errors
+    /// When not root, or a tool is missing.
+    pub fn routed(backends: u8) -> Result<Self> {
+        Self::new(Options { backends, client_mtu: None })
+    }
+
+    /// A lab with these options.
+    ///
+    /// # Errors
+    /// When not root, or a tool is missing.
+    pub fn new(options: Options) -> Result<Self> {
+        registry::sweep_dead_owners();
+        let id = format!("pm-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(&id);
+        registry::add_directory(&directory);
+        registry::add_directory(&Path::new(registry::BPF_DIR).join(&id));
+        let namespace = |role: &str| Namespace::new(&id, role);
+        let mut lab = Self {
+            client: Arc::new(namespace("client")?),
+            router: options.client_mtu.map(|_| namespace("router")).transpose()?,
+            edge: namespace("edge")?,
+            switch: namespace("switch")?,
+            backends: (1..=options.backends).map(|n| namespace(&format!("b{n}"))).collect::<Result<_>>()?,
+            id: id.clone(),
+            directory,
+            far_ends: Vec::new(),
+        };
+        fs::create_dir(&lab.directory).with_context(|| format!("cannot make {}", lab.directory.display()))?;
+        lab.join_uplink(options)?;
+        lab.join_lan()?;
+        let far_uplink =
+            lab.router.as_ref().map_or((lab.client.as_ref(), "eth0"), |router| (router, "north"));
+        for (namespace, device) in [far_uplink, (&lab.switch, "edge")] {
+            lab.far_ends.push(XdpPass::attach(namespace, device)?);
+        }
+        lab.wait_links()?;
+        Ok(lab)
+    }
+
+    /// Every namespace.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        [self.client.as_ref(), &self.edge, &self.switch].into_iter().chain(&self.router).chain(&self.backends)
+    }
+
+    /// `pm-<pid>-<n>`: its own name, and the start of the names of its namespaces.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// A directory of its own for files.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where the agent of this lab pins.
+    #[must_use]
+    pub fn pin_directory(&self) -> PathBuf {
+        Path::new(registry::BPF_DIR).join(&self.id)
+    }
+
+    /// Addresses of backend `n`, from 1.
+    #[must_use]
+    pub fn backend_address(n: u8, v6: bool) -> IpAddr {
+        if v6 {
+            // fd02::11 is written in hexadecimal, 10.2.0.11 is not: they look alike.
+            let last = u16::from(n - 1) / 10 * 0x10 + u16::from(n - 1) % 10 + 0x11;
+            IpAddr::V6(Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, last))
+        } else {
+            IpAddr::V4(Ipv4Addr::new(10, 2, 0, 10 + n))
+        }
+    }
+
+    /// Command line that opens a shell on the edge, with the machine's pins in sight (`ip netns
+    /// exec` would hide them behind a fresh `/sys`).
+    #[must_use]
+    pub fn edge_shell_hint(&self) -> String {
+        format!("nsenter --net={}", self.edge.path().display())
+    }
+
+    /// The kernel tells devices of a new carrier up to a second late (net/core/link_watch.c); until
+    /// then they drop what is sent.
+    fn wait_links(&self) -> Result<()> {
+        for namespace in self.namespaces() {
+            wait_for("links to come up", || {
+                let links = namespace.run(["ip", "-o", "link", "show", "type", "veth"])?;
+                Ok(links.lines().all(|link| link.contains(" state UP ")).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn join_uplink(&self, options: Options) -> Result<()> {
+        let Self { client, edge, .. } = self;
+        forwarding(edge)?;
+        let (gateway4, gateway6) = ("10.1.0.1", "fd01::1");
+        if let (Some(router), Some(mtu)) = (&self.router, options.client_mtu) {
+            forwarding(router)?;
+            veth((client, "eth0"), (router, "south"))?;
+            veth((router, "north"), (edge, "uplink"))?;
+            router.ip_batch(&format!(
+                "addr add 10.1.0.1/24 dev south\n addr add fd01::1/64 dev south nodad\n link set south mtu {mtu} up
+                 addr add 10.3.0.2/24 dev north\n addr add fd03::2/64 dev north nodad\n link set north up
+                 route add default via 10.3.0.1\n route add ::/0 via fd03::1"
+            ))?;
+            client.ip_batch(&format!("link set eth0 mtu {mtu}"))?;
+            edge.ip_batch(
+                "addr add 10.3.0.1/24 dev uplink\n addr add fd03::1/64 dev uplink nodad\n link set uplink up
+                 route add default via 10.3.0.2\n route add ::/0 via fd03::2",
+            )?;
+        } else {
+            veth((client, "eth0"), (edge, "uplink"))?;
+            edge.ip_batch(
+                "addr add 10.1.0.1/24 dev uplink\n addr add fd01::1/64 dev uplink nodad\n link set uplink up",
+            )?;
+        }
+        client.ip_batch(&format!(
+            "addr add 10.1.0.2/24 dev eth0\n addr add fd01::2/64 dev eth0 nodad\n link set eth0 up
+             route add default via {gateway4} advmss 1460\n route add ::/0 via {gateway6} advmss 1440"
+        ))
+    }
+
+    fn join_lan(&self) -> Result<()> {
+        let Self { edge, switch, .. } = self;
+        switch.ip_batch("link add lan type bridge stp_state 0 mcast_snooping 0\n link set lan up")?;
+        veth((edge, "lan"), (switch, "edge"))?;
+        edge.ip_batch("addr add 10.2.0.1/24 dev lan\n addr add fd02::1/64 dev lan nodad\n link set lan up")?;
+        let mut ports = String::from("link set edge master lan up\n");
+        for (n, backend) in (1..).zip(&self.backends) {
+            veth((backend, "eth0"), (switch, backend.role()))?;
+            writeln!(ports, "link set {} master lan up", backend.role())?;
+            let (v4, v6) = (Self::backend_address(n, false), Self::backend_address(n, true));
+            backend.ip_batch(&format!(
+                "addr add {v4}/24 dev eth0\n addr add {v6}/64 dev eth0 nodad\n link set eth0 up
+                 route add default via 10.2.0.1\n route add ::/0 via fd02::1"
+            ))?;
+        }
+        switch.ip_batch(&ports)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        registry::remove_directory(&self.pin_directory());
+        registry::remove_directory(&self.directory);
+    }
+}
+
+fn forwarding(namespace: &Namespace) -> Result<()> {
+    for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        namespace.sysctl(&format!("net/{key}"), "1")?;
+    }
+    Ok(())
+}
+
+/// Joins two namespaces; neither end is ever seen outside.
+fn veth(left: (&Namespace, &str), right: (&Namespace, &str)) -> Result<()> {
+    left.0.ip_batch(&format!(
+        "link add {} type veth peer name {} netns {}",
+        left.1,
+        right.1,
+        right.0.name()
+    ))?;
+    left.0.like_a_nic(left.1)?;
+    right.0.like_a_nic(right.1)
+}

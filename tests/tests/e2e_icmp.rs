@@ -1,0 +1,25 @@
+//! ICMP errors reach the host whose packets they are about.
+
+use anyhow::Result;
+use pointsman_tests::{
+    lab::{Options, manifest::HTTP},
+    traffic::client::http_get,
+    world::{World, both},
+};
+
+/// The only way for a backend to learn the MTU of the client's link is an ICMP error which the
+/// router sends to the VIP.
+#[test]
+fn backends_learn_the_path_mtu() -> Result<()> {
+    let Some(world) = World::with(Options { backends: 1, client_mtu: Some(1400) })? else { return Ok(()) };
+    let (_agent, status) = world.web(&[1])?;
+    for to in both(&status, HTTP)? {
+        let body = world.lab.client.enter(|| http_get(to, "/bytes/200000"))??;
+        assert_eq!(body.len(), 200_000);
+        // Its peers are SNAT addresses: whichever they are, one route has been learned.
+        let family = if to.is_ipv4() { "-4" } else { "-6" };
+        let routes = world.lab.backends[0].run(["ip", family, "route", "show", "cache"])?;
+        assert!(routes.contains("mtu 1400"), "no path MTU of 1400 in:\n{routes}");
+    }
+    Ok(())
+}
