@@ -1,3 +1,3 @@
 //! The test kit.
 
-pub mod dump;
+pub mod bench;
