@@ -6,3 +6,4 @@ pub mod kit;
 pub mod lab;
 pub mod traffic;
 pub mod world;
+pub mod bench;

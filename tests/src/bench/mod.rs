@@ -1,0 +1,9 @@
+//! `pointsman-bench`: what a packet costs, beside baselines measured in the same run.
+
+pub mod baselines;
+pub mod cost;
+pub mod machine;
+pub mod net;
+pub mod packets;
+pub mod product;
+pub mod report;
