@@ -92,6 +92,10 @@ impl Traffic {
             self.change(device);
             return;
         }
+        if self.source.once_in(12) {
+            self.conversation(device);
+            return;
+        }
         for mut frame in self.frames() {
             if self.source.once_in(8) {
                 self.mutate(&mut frame);
@@ -100,8 +104,58 @@ impl Traffic {
         }
     }
 
-    fn send(&mut self, device: &mut dyn Device, frame: Vec<u8>) {
+    /// A TCP connection by the book, as far as it gets.
+    fn conversation(&mut self, device: &mut dyn Device) {
+        let ip = self.source.of(&Ip::BOTH);
+        let client = self.source.below(6);
+        let source = 40_000 + self.source.below(64) as u16;
+        let mut numbers = [self.number(), self.number()];
+        let clocks = if self.source.once_in(4) { None } else { Some([self.number(), self.number()]) };
+        let mut received = None;
+        for (from_client, flags) in [
+            (true, SYN),
+            (false, SYN | ACK),
+            (true, ACK),
+            (true, PSH | ACK),
+            (false, PSH | ACK),
+            (true, FIN | ACK),
+            (false, FIN | ACK),
+            (true, ACK),
+        ] {
+            if self.source.once_in(10) {
+                return;
+            }
+            let (mine, theirs) = if from_client { (0, 1) } else { (1, 0) };
+            let mut tcp = Tcp {
+                source,
+                destination: HTTP,
+                sequence: numbers[mine],
+                acknowledgment: if flags & ACK == 0 { 0 } else { numbers[theirs] },
+                flags,
+                options: clocks.map_or_else(Vec::new, |clocks| {
+                    tcp_options(flags & SYN != 0, clocks[mine], if flags & ACK == 0 { 0 } else { clocks[theirs] })
+                }),
+                payload: if flags & PSH == 0 { Vec::new() } else { self.payload() },
+            };
+            numbers[mine] = numbers[mine].wrapping_add(tcp.payload.len() as u32 + u32::from(flags & (SYN | FIN) != 0));
+            let spec = if from_client {
+                to_vip(ip, client, Body::Tcp(tcp))
+            } else {
+                let Some(received) = &received else { return };
+                (tcp.destination, tcp.source) = seen::Seen::ports(received);
+                answer(received, Body::Tcp(tcp))
+            };
+            match self.send(device, spec.build()) {
+                Some(bytes) if from_client => received = seen::read(&bytes).ok(),
+                Some(_) => {}
+                None => return,
+            }
+        }
+    }
+
+    fn send(&mut self, device: &mut dyn Device, frame: Vec<u8>) -> Option<Vec<u8>> {
         let (action, bytes) = device.send(&frame);
+        let mut sent = None;
         match action {
             Action::Pass => assert_eq!(bytes, frame, "a packet that is passed is untouched"),
             Action::Drop => {}
@@ -110,10 +164,12 @@ impl Traffic {
                     let after = seen::read(&bytes);
                     assert!(after.is_ok(), "{after:?}\n{frame:02x?}\n{bytes:02x?}\n{before:?}");
                 }
+                sent = Some(bytes.clone());
                 remember(&mut self.forwarded, bytes);
             }
         }
         remember(&mut self.sent, frame);
+        sent
     }
 
     fn configure(&mut self, device: &mut dyn Device) {
