@@ -74,9 +74,17 @@ fn time_decides_about_closed_connections() {
     assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 0), 15, timestamp, 0), Fit::No, "quiet time");
     assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 1), 0, timestamp, 0), Fit::Yes);
     assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 9, 1), 0, timestamp, 0), Fit::ShiftTimestamps(1));
-    assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 99, 61), 0, timestamp, 0), Fit::Yes, "past TIME_WAIT");
+    assert_eq!(
+        fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 99, 61), 0, timestamp, 0),
+        Fit::Yes,
+        "past TIME_WAIT"
+    );
     assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 2), 0, NO_TIMESTAMP, 0), Fit::No);
-    assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 2), 12, NO_TIMESTAMP, 0), Fit::Yes, "last resort");
+    assert_eq!(
+        fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 2), 12, NO_TIMESTAMP, 0),
+        Fit::Yes,
+        "last resort"
+    );
 }
 
 #[test]

@@ -31,7 +31,10 @@ fn anything_may_come() {
         reasons.extend(host.stats().drops.into_keys());
     }
     for reason in DropReason::ALL {
-        assert!(OUT_OF_REACH.contains(reason) || reasons.contains(&(*reason as u32)), "{reason:?} never came up");
+        assert!(
+            OUT_OF_REACH.contains(reason) || reasons.contains(&(*reason as u32)),
+            "{reason:?} never came up"
+        );
     }
     for state in &FlowState::ALL[1..] {
         assert!(states.contains(&(*state as u8)), "{state:?} never came up");

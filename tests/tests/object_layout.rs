@@ -67,7 +67,12 @@ fn maps_are_those_of_the_abi() {
     for map in maps::ALL {
         assert!(map.name.len() <= LONGEST_NAME, "{} is too long a name", map.name);
         let built = &object.maps[map.name];
-        assert_eq!((built.key_size() as usize, built.value_size() as usize), layouts[map.name], "{}", map.name);
+        assert_eq!(
+            (built.key_size() as usize, built.value_size() as usize),
+            layouts[map.name],
+            "{}",
+            map.name
+        );
         assert_eq!(built.max_entries(), map.default_entries, "entries of {}", map.name);
     }
 }

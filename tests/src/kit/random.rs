@@ -133,11 +133,16 @@ impl Traffic {
                 acknowledgment: if flags & ACK == 0 { 0 } else { numbers[theirs] },
                 flags,
                 options: clocks.map_or_else(Vec::new, |clocks| {
-                    tcp_options(flags & SYN != 0, clocks[mine], if flags & ACK == 0 { 0 } else { clocks[theirs] })
+                    tcp_options(
+                        flags & SYN != 0,
+                        clocks[mine],
+                        if flags & ACK == 0 { 0 } else { clocks[theirs] },
+                    )
                 }),
                 payload: if flags & PSH == 0 { Vec::new() } else { self.payload() },
             };
-            numbers[mine] = numbers[mine].wrapping_add(tcp.payload.len() as u32 + u32::from(flags & (SYN | FIN) != 0));
+            numbers[mine] =
+                numbers[mine].wrapping_add(tcp.payload.len() as u32 + u32::from(flags & (SYN | FIN) != 0));
             let spec = if from_client {
                 to_vip(ip, client, Body::Tcp(tcp))
             } else {
@@ -290,7 +295,20 @@ impl Traffic {
     }
 
     fn segment(&mut self, source: u16, destination: u16) -> Body {
-        let flags = self.source.of(&[SYN, SYN, SYN | ACK, ACK, ACK, PSH | ACK, FIN | ACK, FIN | ACK, RST, RST | ACK, 0, 0xff]);
+        let flags = self.source.of(&[
+            SYN,
+            SYN,
+            SYN | ACK,
+            ACK,
+            ACK,
+            PSH | ACK,
+            FIN | ACK,
+            FIN | ACK,
+            RST,
+            RST | ACK,
+            0,
+            0xff,
+        ]);
         let options = match self.source.below(6) {
             0 | 1 => Vec::new(),
             2 | 3 => tcp_options(flags & SYN != 0, self.number(), self.number()),
@@ -320,7 +338,9 @@ impl Traffic {
         let body = match self.source.below(5) {
             0..=2 => self.segment(port, HTTP),
             3 => udp(port, DNS, &self.payload()),
-            _ => Body::Udp { source: port, destination: DNS, payload: self.payload(), checksum: ip == Ip::V6 },
+            _ => {
+                Body::Udp { source: port, destination: DNS, payload: self.payload(), checksum: ip == Ip::V6 }
+            }
         };
         let mut spec = to_vip(ip, client, body);
         self.decorate(&mut spec);
