@@ -35,7 +35,8 @@ pub fn forward<D: Datapath, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::NoNeighbour);
     }
     let packet = datapath.packet();
-    if flow.status.flags & FlowFlags::EDIT_TIMESTAMPS != 0 && parsed.ip.protocol == IPPROTO_TCP {
+    let has_options = parsed.ip.protocol == IPPROTO_TCP && !matches!(parsed.ip.part, Part::Later(_));
+    if flow.status.flags & FlowFlags::EDIT_TIMESTAMPS != 0 && has_options {
         let shift = (flow.timestamp_delta, flow.is_reply());
         tcp_options::shift(datapath, cursor, parsed.ip.l4, &parsed.transport, shift);
     }

@@ -34,7 +34,8 @@ pub fn link<P: Packet>(packet: P) -> Option<Link> {
             link.l3 = 22;
             let [high, low] = inner.control;
             // An outer tag of zero is a priority, not a VLAN (IEEE 802.1Q).
-            link.vlan = if control == [0; 2] { [high, low, 0, 0] } else { [control[0], control[1], high, low] };
+            link.vlan =
+                if control == [0; 2] { [high, low, 0, 0] } else { [control[0], control[1], high, low] };
         }
     }
     Some(link)

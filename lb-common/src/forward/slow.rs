@@ -107,11 +107,14 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
 /// A packet of a known flow; `None` if the flow is over and the packet begins another.
 #[inline(always)]
 fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Option<Verdict> {
-    let Scratch { parsed, key, hop, cursor, flow: rebuilt, .. } = scratch;
+    let Scratch { parsed, key, peer_key, hop, cursor, flow: rebuilt, .. } = scratch;
     let (mut flow, established) = match datapath.established(key) {
         Some(flow) => (flow, true),
         None => (datapath.transient(key)?, false),
     };
+    if !established && !flow.is_reply() && lost_its_port::<D, F>(datapath, key, peer_key, &flow) {
+        return None;
+    }
     let now = datapath.now();
     let state = flow.state();
     let is_tcp = parsed.ip.protocol == IPPROTO_TCP;
@@ -153,6 +156,22 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
         follow::<D, F>(datapath, scratch, &mut flow, (established, next), mark);
     }
     Some(verdict)
+}
+
+/// Whether the source port of a client's entry serves another flow by now: the least recently used
+/// table has forgotten the reply entry that kept it. Its packets would get into that other flow.
+#[inline(always)]
+fn lost_its_port<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    key: &FlowKey<F::Address>,
+    peer_key: &mut FlowKey<F::Address>,
+    flow: &Flow<F::Address>,
+) -> bool {
+    set_peer_key(peer_key, flow, key.protocol);
+    match datapath.transient(peer_key).or_else(|| datapath.established(peer_key)) {
+        Some(peer) => !is_peer::<F>(key, &peer),
+        None => false,
+    }
 }
 
 /// Whether a client's segment acknowledges the backend's SYN-ACK.

@@ -74,7 +74,11 @@ impl<A: Copy + Ord + Hash> Family<A> {
     }
 
     /// Changes all flows and fragments in place.
-    pub fn edit(&mut self, mut flow: impl FnMut(&FlowKey<A>, &mut Flow<A>), mut note: impl FnMut(&mut Fragment<A>)) {
+    pub fn edit(
+        &mut self,
+        mut flow: impl FnMut(&FlowKey<A>, &mut Flow<A>),
+        mut note: impl FnMut(&mut Fragment<A>),
+    ) {
         for table in [&mut self.established, &mut self.transient] {
             for (key, entry) in table.get_mut() {
                 flow(key, entry);
@@ -420,7 +424,7 @@ where
         F::of(self).vips.get(key).copied()
     }
 
-    fn fragment<'m>(&'m self, key: &FragmentKey<F::Address>) -> Option<Rc<Fragment<F::Address>>> {
+    fn fragment(&self, key: &FragmentKey<F::Address>) -> Option<Rc<Fragment<F::Address>>> {
         F::of(self).fragments.borrow().get(key).cloned()
     }
 

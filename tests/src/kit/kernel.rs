@@ -169,7 +169,8 @@ pub fn loader() -> EbpfLoader<'static> {
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+    let program: &mut Xdp =
+        ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
     program.load().with_context(|| format!("cannot load {name}"))
 }
 
@@ -335,7 +336,10 @@ impl Device for Kernel {
                 bytes_out: a.bytes_out + b.bytes_out,
                 new_flows: a.new_flows + b.new_flows,
             }),
-            drops: sums(&self.drops, |a, b| DropStats { packets: a.packets + b.packets, bytes: a.bytes + b.bytes }),
+            drops: sums(&self.drops, |a, b| DropStats {
+                packets: a.packets + b.packets,
+                bytes: a.bytes + b.bytes,
+            }),
         }
     }
 }

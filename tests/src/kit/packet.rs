@@ -304,7 +304,7 @@ fn tcp_bytes(tcp: &Tcp) -> Vec<u8> {
     bytes.extend(tcp.destination.to_be_bytes());
     bytes.extend(tcp.sequence.to_be_bytes());
     bytes.extend(tcp.acknowledgment.to_be_bytes());
-    bytes.extend([((20 + options.len()) / 4 << 4) as u8, tcp.flags, 0x72, 0x10, 0, 0, 0, 0]);
+    bytes.extend([(((20 + options.len()) / 4) << 4) as u8, tcp.flags, 0x72, 0x10, 0, 0, 0, 0]);
     bytes.extend(options);
     bytes.extend(&tcp.payload);
     bytes

@@ -40,10 +40,20 @@ impl Pair {
         let (ours, theirs) = (self.host.snapshots(), self.kernel.snapshots());
         self.compare_tables("IPv4", &ours.v4, &theirs.v4);
         self.compare_tables("IPv6", &ours.v6, &theirs.v6);
-        assert_eq!(self.host.stats(), self.kernel.stats(), "counters on the host, in the kernel; {}", self.past());
+        assert_eq!(
+            self.host.stats(),
+            self.kernel.stats(),
+            "counters on the host, in the kernel; {}",
+            self.past()
+        );
     }
 
-    fn compare_tables<A: Ord + Copy + Debug + PartialEq>(&self, family: &str, ours: &Snapshot<A>, theirs: &Snapshot<A>) {
+    fn compare_tables<A: Ord + Copy + Debug + PartialEq>(
+        &self,
+        family: &str,
+        ours: &Snapshot<A>,
+        theirs: &Snapshot<A>,
+    ) {
         for (name, ours, theirs) in [
             ("established", &ours.established, &theirs.established),
             ("transient", &ours.transient, &theirs.transient),
@@ -53,7 +63,11 @@ impl Pair {
                 assert_eq!(Some(flow), theirs.get(key), "{family} {name} flow {key:?}; {}", self.past());
             }
             for key in theirs.keys() {
-                assert!(ours.contains_key(key), "{family} {name}: only the kernel has {key:?}; {}", self.past());
+                assert!(
+                    ours.contains_key(key),
+                    "{family} {name}: only the kernel has {key:?}; {}",
+                    self.past()
+                );
             }
         }
         assert!(

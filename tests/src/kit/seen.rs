@@ -97,9 +97,9 @@ impl Seen {
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         match &self.body {
-            SeenBody::Tcp { payload, .. } | SeenBody::Udp { payload, .. } | SeenBody::Icmp { payload, .. } => {
-                payload
-            }
+            SeenBody::Tcp { payload, .. }
+            | SeenBody::Udp { payload, .. }
+            | SeenBody::Icmp { payload, .. } => payload,
             SeenBody::Other(bytes) => bytes,
         }
     }

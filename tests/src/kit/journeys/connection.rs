@@ -130,9 +130,9 @@ impl Connection {
                 sequence: self.backend_sequence,
                 acknowledgment: self.client_sequence,
                 flags,
-                options: self
-                    .clocks
-                    .map_or_else(Vec::new, |(_, value)| tcp_options(flags & SYN != 0, value, self.last_values.0)),
+                options: self.clocks.map_or_else(Vec::new, |(_, value)| {
+                    tcp_options(flags & SYN != 0, value, self.last_values.0)
+                }),
                 payload: payload.to_vec(),
             }),
         )

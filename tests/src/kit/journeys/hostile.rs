@@ -113,7 +113,9 @@ pub fn misconfigured(device: &mut dyn Device) {
         let index = ip.backend_index(IPPROTO_TCP, 0);
         let good = backend(ip, IPPROTO_TCP, 0);
         let wrong_family = if ip == Ip::V4 { 6 } else { 4 };
-        for entry in [Backend::default(), Backend { state: 0, ..good }, Backend { family: wrong_family, ..good }] {
+        for entry in
+            [Backend::default(), Backend { state: 0, ..good }, Backend { family: wrong_family, ..good }]
+        {
             device.set_backend(index, entry);
             dropped(device, &syn(ip).build(), DropReason::BadSlot);
         }

@@ -11,8 +11,8 @@ use crate::kit::packet::flags::{ACK, PSH};
 use crate::kit::packet::{Body, Spec};
 use crate::kit::seen::{SeenBody, quote};
 use crate::kit::world::{
-    DNS, DNS_BACKEND, HTTP, HTTP_BACKEND, Ip, NODE_MAC, answer, backend_mac, client_mac, dropped, forwarded, passed,
-    set_up, udp,
+    DNS, DNS_BACKEND, HTTP, HTTP_BACKEND, Ip, NODE_MAC, answer, backend_mac, client_mac, dropped, forwarded,
+    passed, set_up, udp,
 };
 
 /// The errors that are translated: type, code and the word that may hold an MTU.
@@ -25,7 +25,9 @@ fn errors(ip: Ip) -> Vec<(u8, u8, [u8; 4])> {
             (11, 0, [0; 4]),
             (12, 0, [20, 0, 0, 0]),
         ],
-        Ip::V6 => vec![(2, 0, [0, 0, 5, 0]), (1, 0, [0; 4]), (1, 4, [0; 4]), (3, 0, [0; 4]), (4, 1, [0, 0, 0, 40])],
+        Ip::V6 => {
+            vec![(2, 0, [0, 0, 5, 0]), (1, 0, [0; 4]), (1, 4, [0; 4]), (3, 0, [0; 4]), (4, 1, [0, 0, 0, 40])]
+        }
     }
 }
 

@@ -23,7 +23,7 @@ macro_rules! each_journey {
             icmp { towards_clients, towards_backends, short_quotes, not_ours }
             fragment { datagram, without_first, hops_run_out, fragmented_tcp_with_shifted_timestamps }
             vlan { pop_and_push, keep, two_tags, priority_tag }
-            ports { one_client_never_collides, fifty_clients, exhaustion, lost_half_is_rebuilt, rebuilt_half_of_a_reused_backend_index }
+            ports { one_client_never_collides, fifty_clients, exhaustion, lost_port_of_another, lost_half_is_rebuilt, rebuilt_half_of_a_reused_backend_index }
             history { timestamps_are_shifted, own_port_again, quiet_time, without_timestamps }
             hostile { not_ours, malformed, misconfigured }
         }

@@ -74,6 +74,37 @@ pub fn exhaustion(device: &mut dyn Device) {
     }
 }
 
+/// A flow whose reply entry was forgotten, and whose port somebody else has got since: its packets
+/// must not get into the other one's connection.
+pub fn lost_port_of_another(device: &mut dyn Device) {
+    set_up(device, 1);
+    device.set_config(Config { snat_port_first: 2000, snat_port_count: 1, ..Config::default() });
+    for ip in Ip::BOTH {
+        for is_open in [false, true] {
+            let mut lost = Connection::new(ip, 1, 40_000 + u16::from(is_open));
+            lost.from_client(device, SYN, b"");
+            assert!(device.evict(lost.reply_key()));
+            let mut other = Connection::new(ip, 2, 40_000 + u16::from(is_open));
+            other.from_client(device, SYN, b"");
+            assert_eq!(other.source(), lost.source());
+            if is_open {
+                other.from_backend(device, SYN | ACK, b"");
+                other.from_client(device, ACK, b"");
+            }
+            crate::kit::world::answered(device, &lost.client_segment(ACK, b"stray"));
+            let again = lost.client_segment(SYN, b"");
+            dropped(device, &again.build(), DropReason::SnatPortsExhausted);
+            if !is_open {
+                other.from_backend(device, SYN | ACK, b"");
+                other.from_client(device, ACK, b"");
+            }
+            other.talk(device);
+            other.close(device);
+            assert!(device.evict(other.reply_key()));
+        }
+    }
+}
+
 /// A flow that has lost one of its entries does not limp.
 pub fn lost_half_is_rebuilt(device: &mut dyn Device) {
     set_up(device, 2);

@@ -8,7 +8,7 @@ use crate::kit::device::{Action, Device};
 use crate::kit::packet::flags::{ACK, FIN, PSH, RST, SYN};
 use crate::kit::packet::{Body, Spec, Tcp};
 use crate::kit::seen::SeenBody;
-use crate::kit::world::{DNS, HTTP, Ip, answered, drops, dropped, set_slots, set_up, to_vip, udp};
+use crate::kit::world::{DNS, HTTP, Ip, answered, dropped, drops, set_slots, set_up, to_vip, udp};
 
 fn segment(ip: Ip, flags: u8, payload: &[u8]) -> Spec {
     let tcp = Tcp {

@@ -1,11 +1,13 @@
 //! UDP sessions.
 
-use lb_common::abi::{Backend, BackendState, FlowState, IPPROTO_UDP, ticks_from_seconds};
+use lb_common::abi::{Backend, BackendState, Config, DropReason, FlowState, IPPROTO_UDP, ticks_from_seconds};
 
 use crate::kit::device::{AnyKey, Device};
 use crate::kit::packet::Body;
 use crate::kit::seen::{Seen, SeenBody};
-use crate::kit::world::{DNS, DNS_BACKEND, Ip, answer, backend, forwarded, set_slots, set_up, to_vip, udp};
+use crate::kit::world::{
+    DNS, DNS_BACKEND, Ip, answer, backend, dropped, forwarded, set_slots, set_up, to_vip, udp,
+};
 
 /// A client's datagram.
 pub fn ask(device: &mut dyn Device, ip: Ip, client: u32, port: u16) -> Seen {
@@ -96,13 +98,14 @@ pub fn one_way_session_keeps_its_port(device: &mut dyn Device) {
             let other = ask(device, ip, 1, port);
             assert_ne!(other.ports().0, first.ports().0, "port {port}");
         }
-        let mut config = lb_common::abi::Config::default();
-        config.snat_port_first = first.ports().0;
-        config.snat_port_count = 1;
-        device.set_config(config);
+        device.set_config(Config {
+            snat_port_first: first.ports().0,
+            snat_port_count: 1,
+            ..Config::default()
+        });
         let packet = to_vip(ip, 2, udp(6000, DNS, b"question")).build();
-        crate::kit::world::dropped(device, &packet, lb_common::abi::DropReason::SnatPortsExhausted);
-        device.set_config(lb_common::abi::Config::default());
+        dropped(device, &packet, DropReason::SnatPortsExhausted);
+        device.set_config(Config::default());
     }
 }
 
@@ -144,7 +147,8 @@ pub fn extension_headers(device: &mut dyn Device) {
     set_up(device, 3);
     for count in 0..5usize {
         let mut spec = to_vip(Ip::V6, 1, udp(5000, DNS, b"question"));
-        let all = [(0, vec![1, 4, 0, 0, 0, 0]), (60, vec![1, 12]), (43, vec![253, 0, 0, 0, 0, 0]), (60, vec![])];
+        let all =
+            [(0, vec![1, 4, 0, 0, 0, 0]), (60, vec![1, 12]), (43, vec![253, 0, 0, 0, 0, 0]), (60, vec![])];
         spec.extensions = all[..count.min(4)].to_vec();
         forwarded(device, &spec);
         // With a fragment header that says "whole" (RFC 6946) in its place behind the routing header.
