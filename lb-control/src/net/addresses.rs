@@ -11,12 +11,12 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo,
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 use rtnetlink::Handle;
 use tracing::{info, warn};
 
-use super::local_address;
+use super::{announce, local_address};
 
 /// The address protocol of ours; those below 4 are the kernel's (include/uapi/linux/if_addr.h).
 const OURS: AddressProtocol = AddressProtocol::Other(0x50);
@@ -80,22 +80,48 @@ pub fn compare(wanted: &BTreeSet<IpAddr>, ifindex: u32, found: &[Found]) -> Chan
 }
 
 /// Puts the wanted addresses on a device, takes ours that are not wanted off all devices, and
-/// renews. Gives what was done.
+/// renews. Gives what was done. New ones are announced to the neighbours of the device, as soon as
+/// it can send.
 ///
 /// # Errors
-/// When the kernel refuses; names the address.
+/// When the kernel refuses; names the addresses. All that it does not refuse is done.
 pub async fn reconcile(handle: &Handle, ifindex: u32, wanted: &BTreeSet<IpAddr>) -> Result<Changes> {
-    let changes = compare(wanted, ifindex, &list(handle).await?);
+    let mut changes = compare(wanted, ifindex, &list(handle).await?);
+    let mut refused = Vec::new();
     for (address, device, prefix) in &changes.remove {
-        remove(handle, *address, *device, *prefix).await?;
+        refused.extend(remove(handle, *address, *device, *prefix).await.err());
     }
-    for address in changes.add.iter().chain(&changes.renew) {
-        put(handle, ifindex, *address).await?;
+    for address in &changes.renew {
+        refused.extend(put(handle, ifindex, *address, Presence::Ours).await.err());
     }
-    for address in &changes.add {
-        info!(%address, "VIP is on the link device");
+    let mut added = Vec::new();
+    for address in std::mem::take(&mut changes.add) {
+        match put(handle, ifindex, address, Presence::Absent).await {
+            Ok(()) => {
+                info!(%address, "VIP is on the link device");
+                added.push(address);
+            }
+            Err(error) => refused.push(error),
+        }
     }
-    Ok(changes)
+    changes.add = added;
+    if !changes.add.is_empty() {
+        announce::announce_and_repeat(handle, ifindex, &changes.add).await;
+    }
+    match refused.into_iter().reduce(|all, error| all.context(format!("{error:#}"))) {
+        Some(error) => Err(error),
+        None => Ok(changes),
+    }
+}
+
+/// The addresses of ours on a device.
+pub(super) async fn ours(handle: &Handle, ifindex: u32) -> Result<BTreeSet<IpAddr>> {
+    let found = list(handle).await?;
+    Ok(found
+        .iter()
+        .filter(|found| found.ours && found.ifindex == ifindex)
+        .map(|found| found.address)
+        .collect())
 }
 
 /// All addresses of the node.
@@ -123,14 +149,33 @@ fn read(message: &AddressMessage) -> Option<Found> {
     Some(found)
 }
 
-async fn put(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<()> {
+/// What is known of an address before it is put on a device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    /// It was not there. Should somebody be faster, it is theirs: replacing it would put our tag on
+    /// it (`inet_rtm_newaddr`).
+    Absent,
+    /// It is there and ours.
+    Ours,
+}
+
+async fn put(handle: &Handle, ifindex: u32, address: IpAddr, presence: Presence) -> Result<()> {
     let prefix = if address.is_ipv4() { 32 } else { 128 };
-    let mut request = handle.address().add(ifindex, address, prefix).replace();
+    let mut request = handle.address().add(ifindex, address, prefix);
+    if presence == Presence::Ours {
+        request = request.replace();
+    }
     let mut lifetime = CacheInfo::default();
     lifetime.ifa_valid = LIFETIME_SECONDS;
-    // Deprecated from the start: never the source of the node's own connections (RFC 6724, rule 3).
+    // Never the source of the node's own connections. IPv6 avoids what is deprecated (RFC 6724,
+    // rule 3). IPv4 does not know that rule, but never chooses an address of host scope for what
+    // leaves the node; one of link scope it does for routes without gateway (`inet_select_addr`).
     lifetime.ifa_preferred = 0;
-    let attributes = &mut request.message_mut().attributes;
+    let message = request.message_mut();
+    if address.is_ipv4() {
+        message.header.scope = AddressScope::Host;
+    }
+    let attributes = &mut message.attributes;
     // A broadcast address makes no sense for a single address.
     attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
     attributes.push(AddressAttribute::CacheInfo(lifetime));

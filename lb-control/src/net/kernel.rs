@@ -6,15 +6,18 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanProtocol,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection};
 
-use super::next_hops::{Link, Neighbour, Route};
+use super::next_hops::{Link, Neighbour, Route, Vlan};
 use super::{neighbour_address, route_address};
 
 /// Devices by index.
@@ -107,11 +110,21 @@ impl Kernel {
     /// When the kernel refuses.
     pub async fn manage_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<()> {
         let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
-        let mut request = self.neighbour(ifindex, address);
+        // "Use" as well: a kernel that does not know the attribute may take no notice of it, and
+        // would otherwise not even begin to resolve.
+        let mut request = self.neighbour(ifindex, address).flags(NeighbourFlags::Use);
         request.message_mut().attributes.push(managed);
         if request.execute().await.is_ok() {
             return Ok(());
         }
+        self.use_neighbour(ifindex, address).await
+    }
+
+    /// Makes the kernel resolve a neighbour once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) async fn use_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<()> {
         self.neighbour(ifindex, address)
             .flags(NeighbourFlags::Use)
             .execute()
@@ -119,12 +132,26 @@ impl Kernel {
             .with_context(|| format!("asking the kernel to resolve the neighbour {address}"))
     }
 
-    /// Forgets a neighbour that was managed: it is resolved again when it is needed.
-    pub async fn forget_neighbour(&self, ifindex: u32, address: IpAddr) {
-        let mut message = self.neighbour(ifindex, address).message_mut().clone();
-        message.header.state = NeighbourState::None;
-        // It is no error if it is gone already.
-        let _ = self.handle.neighbours().del(message).execute().await;
+    /// Lets go of a neighbour that was managed. What the kernel knows of it stays as after ordinary
+    /// use, so that the node's own connections notice nothing.
+    pub async fn forget_neighbour(&self, ifindex: u32, address: IpAddr, known: Option<&Neighbour>) {
+        let result = match known {
+            // Somebody made it permanent in the meantime, or has unmanaged it: it is theirs.
+            Some(known) if known.is_fixed || !known.managed => return,
+            // Without the flag in the request the kernel takes it off the entry.
+            Some(Neighbour { mac: Some(mac), .. }) => {
+                let request = self.neighbour(ifindex, address).state(NeighbourState::Stale);
+                request.link_layer_address(mac).execute().await
+            }
+            _ => {
+                let message = self.neighbour(ifindex, address).message_mut().clone();
+                self.handle.neighbours().del(message).execute().await
+            }
+        };
+        // It is no error if it is gone already, alone or with its device.
+        if let Err(error) = result {
+            tracing::debug!("letting go of the neighbour {address}: {error}");
+        }
     }
 
     fn neighbour(&self, ifindex: u32, address: IpAddr) -> rtnetlink::NeighbourAddRequest {
@@ -132,33 +159,47 @@ impl Kernel {
     }
 }
 
+impl From<Handle> for Kernel {
+    fn from(handle: Handle) -> Self {
+        Self { handle }
+    }
+}
+
 fn read_link(message: &LinkMessage) -> Link {
     let mut link = Link {
-        is_up: message.header.flags.contains(LinkFlags::Up),
+        // Running (RFC 2863): with carrier, and not dormant.
+        is_up: message.header.flags.contains(LinkFlags::Up | LinkFlags::Running),
         is_loopback: message.header.flags.contains(LinkFlags::Loopback),
         ..Link::default()
     };
+    let mut is_parent_elsewhere = false;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
+            LinkAttribute::Address(mac) => link.mac = ethernet(mac),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(parent) => link.parent = Some(*parent),
+            LinkAttribute::LinkNetNsId(_) => is_parent_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => link.vlan = infos.iter().find_map(read_vlan),
             _ => {}
         }
     }
+    link.parent = link.parent.filter(|_| !is_parent_elsewhere);
     link
 }
 
-fn read_vlan(info: &LinkInfo) -> Option<u16> {
-    match info {
-        LinkInfo::Data(InfoData::Vlan(vlan)) => vlan.iter().find_map(|item| match item {
-            InfoVlan::Id(id) => Some(*id),
-            _ => None,
-        }),
+/// An Ethernet address; all zeros is none (loopback, tunnels).
+fn ethernet(bytes: &[u8]) -> Option<[u8; 6]> {
+    bytes.try_into().ok().filter(|mac| *mac != [0; 6])
+}
+
+fn read_vlan(info: &LinkInfo) -> Option<Vlan> {
+    let LinkInfo::Data(InfoData::Vlan(vlan)) = info else { return None };
+    let is_service_tag = vlan.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
+    vlan.iter().find_map(|item| match item {
+        InfoVlan::Id(id) => Some(Vlan { id: *id, is_service_tag }),
         _ => None,
-    }
+    })
 }
 
 fn read_neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
@@ -166,7 +207,7 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbou
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(found) => address = neighbour_address(found),
-            NeighbourAttribute::LinkLayerAddress(found) => mac = found.as_slice().try_into().ok(),
+            NeighbourAttribute::LinkLayerAddress(found) => mac = ethernet(found),
             NeighbourAttribute::ExtFlags(flags) => managed = flags.contains(NeighbourExtFlags::Managed),
             _ => {}
         }
@@ -186,15 +227,24 @@ fn read_route(message: &RouteMessage) -> Route {
         match attribute {
             RouteAttribute::Oif(index) => route.ifindex = *index,
             RouteAttribute::Gateway(gateway) => route.gateway = route_address(gateway),
-            RouteAttribute::Via(netlink_packet_route::route::RouteVia::Inet6(gateway)) => {
-                route.gateway = Some((*gateway).into());
-            }
+            RouteAttribute::Via(RouteVia::Inet6(gateway)) => route.gateway = Some((*gateway).into()),
             RouteAttribute::PrefSource(source) => route.source = route_address(source),
+            RouteAttribute::Metrics(metrics) => route.mtu = metrics.iter().find_map(read_mtu),
             _ => {}
         }
     }
     route
 }
+
+fn read_mtu(metric: &RouteMetric) -> Option<u32> {
+    match metric {
+        RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+        _ => None,
+    }
+}
+
+/// Enough for some 10,000 messages while the agent is busy.
+const EVENT_BUFFER_BYTES: i32 = 4 << 20;
 
 /// Tells of changes. On a socket of its own: on that of a [`Kernel`], the changes that it makes
 /// itself would not arrive.
@@ -208,7 +258,7 @@ pub struct Monitor {
 /// A kind of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Of routes or devices.
+    /// Of routes, rules or devices; or not known, because the kernel had to drop messages.
     Topology,
     /// Of an address.
     Address,
@@ -222,15 +272,19 @@ impl Monitor {
     /// # Errors
     /// When there are no netlink sockets.
     pub fn start() -> Result<Self> {
-        let (connection, _, messages) = new_multicast_connection(&[
+        let (mut connection, _, messages) = new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
         ])
         .context("opening a netlink socket for events")?;
+        let socket = connection.socket_mut().socket_mut();
+        socket.set_rx_buf_sz(EVENT_BUFFER_BYTES).context("enlarging the buffer for netlink events")?;
         tokio::spawn(connection);
         Ok(Self { messages })
     }
@@ -239,7 +293,11 @@ impl Monitor {
     pub async fn next(&mut self) -> Option<Change> {
         loop {
             let (message, _) = self.messages.next().await?;
-            let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
+            let message = match message.payload {
+                NetlinkPayload::InnerMessage(message) => message,
+                NetlinkPayload::Overrun(_) => return Some(Change::Topology),
+                _ => continue,
+            };
             return Some(match message {
                 RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_) => {
                     Change::Neighbour

@@ -2,8 +2,13 @@
 //! whichever network namespace the agent runs.
 
 pub mod addresses;
+mod announce;
 mod kernel;
 pub mod next_hops;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use kernel::{Change, Kernel, Links, Monitor};
 

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use anyhow::Result;
-use lb_common::abi::NextHop;
+use lb_common::abi::{NextHop, VlanTags};
 use netlink_packet_route::route::RouteType;
 use tracing::{info, warn};
 
 use super::kernel::{Kernel, Links, Neighbours};
+
+/// Neighbours that the kernel forgot and that are remembered at most.
+const MAX_FORGOTTEN: usize = 16_384;
 
 /// A device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,14 +22,23 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Whether it is up.
+    /// Whether it can send: up, with carrier.
     pub is_up: bool,
     /// Whether it is the loopback device.
     pub is_loopback: bool,
-    /// The device below, of a VLAN device.
+    /// The device below, of a VLAN device; none if that is in another network namespace.
     pub parent: Option<u32>,
-    /// VLAN identifier, of a VLAN device.
-    pub vlan: Option<u16>,
+    /// The tag, of a VLAN device.
+    pub vlan: Option<Vlan>,
+}
+
+/// The tag that a VLAN device adds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vlan {
+    /// Identifier.
+    pub id: u16,
+    /// Whether it is one of 802.1ad instead of 802.1Q.
+    pub is_service_tag: bool,
 }
 
 /// A neighbour.
@@ -51,6 +63,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// Source address that the kernel would use.
     pub source: Option<IpAddr>,
+    /// MTU in bytes that is set on the route, or was learned on it.
+    pub mtu: Option<u32>,
 }
 
 /// The way to a backend, as far as it is known.
@@ -64,7 +78,7 @@ pub struct Resolution {
     pub device: Option<(u32, String)>,
     /// The neighbour that has to be resolved: device and address.
     pub neighbour: Option<(u32, IpAddr)>,
-    /// MTU of the device.
+    /// MTU of the device and the route, in bytes.
     pub mtu: u32,
     /// What is missing, and the way out.
     pub problem: Option<String>,
@@ -77,40 +91,43 @@ pub fn resolve(backend: IpAddr, route: Option<&Route>, links: &Links, neighbours
     let Some(route) = route else {
         return problem(format!("no route to the backend {backend}; see `ip route get {backend}`"));
     };
-    if route.kind == RouteType::Local {
-        return problem(format!(
-            "the backend {backend} is on this node: it is not served, since full NAT in XDP sends every packet out by a device"
-        ));
+    match route.kind {
+        RouteType::Unicast => {}
+        RouteType::Local | RouteType::Anycast => {
+            return problem(format!(
+                "the backend {backend} is on this node: it is not served, since full NAT in XDP sends every packet out by a device"
+            ));
+        }
+        kind => {
+            let text = format!("no route to the backend {backend}: the one that matches is of type {kind:?}");
+            return problem(text + &format!("; see `ip route get {backend}`"));
+        }
     }
     let Some(link) = links.get(&route.ifindex) else {
         return problem(format!("the route to the backend {backend} has no device"));
     };
-    // A VLAN device sends by the one below, with a tag.
-    let (ifindex, below, vlan) =
-        match (link.vlan, link.parent.and_then(|index| Some((index, links.get(&index)?)))) {
-            (Some(id), Some((index, parent))) => {
-                let [high, low] = id.to_be_bytes();
-                (index, parent, [high, low, 0, 0])
-            }
-            _ => (route.ifindex, link, [0; 4]),
-        };
-    let neighbour = (route.ifindex, route.gateway.unwrap_or(backend));
+    let (ifindex, vlan) = match below_vlans(route.ifindex, link, links) {
+        Ok(below) => below,
+        Err(text) => return problem(format!("the backend {backend} is behind {}: {text}", link.name)),
+    };
+    let below = &links[&ifindex];
     let mut resolution = Resolution {
         source: route.source,
         device: Some((ifindex, below.name.clone())),
-        neighbour: Some(neighbour),
-        mtu: link.mtu,
+        mtu: route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
         ..Resolution::default()
     };
-    let Some(source_mac) = link.mac else {
+    let Some(source_mac) = link.mac.filter(|_| !link.is_loopback) else {
         resolution.problem = Some(format!(
             "the backend {backend} is behind {}, which is no Ethernet device: XDP cannot send by it",
             link.name
         ));
         return resolution;
     };
-    if !link.is_up {
-        resolution.problem = Some(format!("the backend {backend} is behind {}, which is down", link.name));
+    let neighbour = (route.ifindex, route.gateway.unwrap_or(backend));
+    resolution.neighbour = Some(neighbour);
+    if let Some(down) = [link, below].into_iter().find(|link| !link.is_up) {
+        resolution.problem = Some(format!("the backend {backend} is behind {}, which is down", down.name));
     } else if let Some(mac) = neighbours.get(&neighbour).and_then(|found| found.mac) {
         resolution.next_hop = Some(NextHop { ifindex, destination_mac: mac, source_mac, vlan });
     } else {
@@ -120,6 +137,31 @@ pub fn resolve(backend: IpAddr, route: Option<&Route>, links: &Links, neighbours
         ));
     }
     resolution
+}
+
+/// A VLAN device sends by the one below, with a tag: the device below them all, and the tags, outer
+/// one first.
+fn below_vlans(ifindex: u32, link: &Link, links: &Links) -> Result<(u32, VlanTags), String> {
+    let (mut index, mut device) = (ifindex, link);
+    let mut ids = Vec::new();
+    while let Some(vlan) = device.vlan {
+        if vlan.is_service_tag {
+            return Err(format!("{} adds an 802.1ad tag, and only 802.1Q is supported", device.name));
+        }
+        if ids.len() == 2 {
+            return Err("it adds more than two VLAN tags".to_owned());
+        }
+        ids.insert(0, vlan.id);
+        let below = device.parent.and_then(|index| Some((index, links.get(&index)?)));
+        (index, device) = below.ok_or_else(|| {
+            format!("the device below the VLAN device {} is not in this network namespace", device.name)
+        })?;
+    }
+    let mut tags = VlanTags::default();
+    for (tag, id) in tags.chunks_exact_mut(2).zip(ids) {
+        tag.copy_from_slice(&id.to_be_bytes());
+    }
+    Ok((index, tags))
 }
 
 /// Keeps the ways to a set of backends.
@@ -136,7 +178,7 @@ pub struct NextHops {
 pub struct Refreshed {
     /// The way to some backend is another than before.
     pub backends: bool,
-    /// Some neighbour, of a backend or of a client, has another address than before, or went.
+    /// Some neighbour, of a backend or of a client, has another address than it had last.
     pub neighbours: bool,
 }
 
@@ -178,19 +220,31 @@ impl NextHops {
             resolutions.insert(*backend, resolve(*backend, route.as_ref(), &self.links, &neighbours));
         }
         self.manage(&resolutions, &neighbours).await;
-        let macs = neighbours.iter().filter_map(|(key, found)| Some((*key, found.mac?))).collect();
-        let refreshed = Refreshed {
-            backends: self.resolutions != resolutions,
-            // One that is new harms nobody: nothing points to it yet.
-            neighbours: self.macs.iter().any(|(key, mac)| {
-                let now: &HashMap<_, _> = &macs;
-                now.get(key) != Some(mac)
-            }),
-        };
+        let refreshed =
+            Refreshed { backends: self.resolutions != resolutions, neighbours: self.take_macs(&neighbours) };
         self.report(&resolutions);
-        self.macs = macs;
         self.resolutions = resolutions;
         Ok(refreshed)
+    }
+
+    /// Takes note of all neighbours' addresses; says whether one differs from the last that was
+    /// known.
+    ///
+    /// Neighbours that the kernel forgot are remembered: it forgets those that it does not talk to
+    /// itself, and packets that pass by XDP it does not see. What points to them is still right.
+    /// One that is new harms nobody: nothing points to it yet.
+    fn take_macs(&mut self, neighbours: &Neighbours) -> bool {
+        let mut differs = false;
+        for (key, found) in neighbours {
+            let Some(mac) = found.mac else { continue };
+            differs |= self.macs.insert(*key, mac).is_some_and(|before| before != mac);
+        }
+        if self.macs.len() > neighbours.len() + MAX_FORGOTTEN {
+            self.macs.retain(|key, _| neighbours.contains_key(key));
+            // A later difference from one of them would go unnoticed.
+            differs = true;
+        }
+        differs
     }
 
     /// Has the kernel keep the neighbours of backends resolved, and no others.
@@ -199,10 +253,14 @@ impl NextHops {
         let wanted = resolutions.values().filter_map(|found| found.neighbour);
         let wanted: BTreeSet<_> = wanted.filter(|key| !is_fixed(key)).collect();
         for (ifindex, address) in self.managed.difference(&wanted) {
-            self.kernel.forget_neighbour(*ifindex, *address).await;
+            self.kernel.forget_neighbour(*ifindex, *address, neighbours.get(&(*ifindex, *address))).await;
         }
         for key in &wanted {
-            let known = neighbours.get(key).is_some_and(|found| found.managed || found.mac.is_some());
+            let found = neighbours.get(key);
+            if !self.links.get(&key.0).is_some_and(|link| link.is_up) {
+                continue;
+            }
+            let known = found.is_some_and(|found| found.managed || found.mac.is_some());
             if (!self.managed.contains(key) || !known)
                 && let Err(error) = self.kernel.manage_neighbour(key.0, key.1).await
             {
@@ -225,8 +283,15 @@ impl NextHops {
 
     /// Lets go of all neighbours.
     pub async fn release(&mut self) {
-        for (ifindex, address) in std::mem::take(&mut self.managed) {
-            self.kernel.forget_neighbour(ifindex, address).await;
+        let neighbours = match self.kernel.neighbours().await {
+            Ok(neighbours) => neighbours,
+            Err(error) => {
+                warn!("neighbours stay managed: {error:#}");
+                return;
+            }
+        };
+        for key in std::mem::take(&mut self.managed) {
+            self.kernel.forget_neighbour(key.0, key.1, neighbours.get(&key)).await;
         }
     }
 }
@@ -241,7 +306,12 @@ mod tests {
     fn links() -> Links {
         let uplink =
             Link { name: "eth0".into(), mac: Some([2; 6]), mtu: 1_500, is_up: true, ..Link::default() };
-        let vlan = Link { name: "eth0.10".into(), parent: Some(UPLINK), vlan: Some(10), ..uplink.clone() };
+        let vlan = Link {
+            name: "eth0.10".into(),
+            parent: Some(UPLINK),
+            vlan: Some(Vlan { id: 10, is_service_tag: false }),
+            ..uplink.clone()
+        };
         let tunnel = Link { name: "tun0".into(), mac: None, ..uplink.clone() };
         Links::from([(UPLINK, uplink), (VLAN, vlan), (4, tunnel)])
     }
@@ -252,6 +322,7 @@ mod tests {
             ifindex,
             gateway: gateway.map(|gateway| gateway.parse().expect("an address")),
             source: "10.0.0.1".parse().ok(),
+            mtu: None,
         }
     }
 
@@ -286,6 +357,33 @@ mod tests {
         let hop = found.next_hop.expect("a next hop");
         assert_eq!((hop.ifindex, hop.vlan), (UPLINK, [0, 10, 0, 0]));
         assert_eq!(found.device, Some((UPLINK, "eth0".into())));
+    }
+
+    #[test]
+    fn tags_are_stacked_outer_one_first_and_what_cannot_be_is_said() {
+        let mut links = links();
+        let tag = |id, is_service_tag| Some(Vlan { id, is_service_tag });
+        let inner =
+            Link { name: "inner".into(), parent: Some(VLAN), vlan: tag(20, false), ..links[&VLAN].clone() };
+        links.insert(5, inner.clone());
+        links.insert(6, Link { name: "third".into(), parent: Some(5), ..inner.clone() });
+        links.insert(7, Link { name: "service".into(), vlan: tag(30, true), ..inner.clone() });
+        links.insert(8, Link { name: "moved".into(), parent: None, ..inner });
+        let way =
+            |device| resolve(backend(), Some(&route(device, None)), &links, &neighbours(device, "10.0.0.9"));
+        let hop = way(5).next_hop.expect("a next hop");
+        assert_eq!((hop.ifindex, hop.vlan), (UPLINK, [0, 10, 0, 20]));
+        for (device, text) in [(6, "more than two"), (7, "802.1ad"), (8, "not in this network namespace")] {
+            assert!(way(device).problem.expect("a problem").contains(text), "{device}");
+        }
+    }
+
+    #[test]
+    fn the_smaller_mtu_counts() {
+        for (on_route, expected) in [(None, 1_500), (Some(1_400), 1_400), (Some(9_000), 1_500)] {
+            let route = Route { mtu: on_route, ..route(UPLINK, None) };
+            assert_eq!(resolve(backend(), Some(&route), &links(), &Neighbours::new()).mtu, expected);
+        }
     }
 
     #[test]

@@ -1,0 +1,265 @@
+//! Ways to backends.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
+use tokio::time::timeout;
+
+use crate::net::next_hops::{NextHops, Resolution};
+use crate::net::testing::{Lab, PATIENCE, ip, run};
+use crate::net::{Kernel, Monitor, announce};
+
+/// What the agent does: refreshes whenever something changes.
+struct Agent {
+    next_hops: NextHops,
+    monitor: Monitor,
+    backends: BTreeSet<IpAddr>,
+    neighbours_changed: bool,
+}
+
+impl Agent {
+    async fn new(backends: &[&str]) -> Self {
+        let mut agent = Self {
+            monitor: Monitor::start().unwrap(),
+            next_hops: NextHops::new(Kernel::connect().unwrap()),
+            backends: backends.iter().map(|backend| ip(backend)).collect(),
+            neighbours_changed: false,
+        };
+        agent.refresh().await;
+        agent
+    }
+
+    async fn refresh(&mut self) {
+        self.neighbours_changed |= self.next_hops.refresh(&self.backends).await.unwrap().neighbours;
+    }
+
+    /// Waits until the way to a backend is as wanted.
+    async fn until(&mut self, backend: &str, what: &str, wanted: impl Fn(&Resolution) -> bool) -> Resolution {
+        let reached = async {
+            while !wanted(&self.next_hops.resolutions()[&ip(backend)]) {
+                self.monitor.next().await.unwrap();
+                self.refresh().await;
+            }
+        };
+        if timeout(PATIENCE, reached).await.is_err() {
+            panic!("{what}: {:?}", self.next_hops.resolutions());
+        }
+        self.next_hops.resolutions()[&ip(backend)].clone()
+    }
+}
+
+fn leads_to(mac: Option<[u8; 6]>) -> impl Fn(&Resolution) -> bool {
+    move |way| way.next_hop.map(|next_hop| next_hop.destination_mac) == mac
+}
+
+async fn pair(lab: &Lab) {
+    lab.veth("eth0", &["10.0.0.1/24", "2001:db8:1::1/64"], &["10.0.0.2/24", "2001:db8:1::2/64"]).await;
+}
+
+/// Whether the kernel manages a neighbour; absent when it does not know it.
+async fn managed(lab: &Lab, address: &str) -> Option<bool> {
+    let (index, _) = lab.node.device("eth0").await;
+    lab.node.neighbours().await.unwrap().get(&(index, ip(address))).map(|found| found.managed)
+}
+
+async fn neighbour_message(lab: &Lab, address: &str) -> NeighbourMessage {
+    let (index, _) = lab.node.device("eth0").await;
+    lab.node.handle().neighbours().add(index, ip(address)).message_mut().clone()
+}
+
+#[test]
+fn backends_on_the_link_are_resolved_and_let_go() {
+    run(async |lab| {
+        pair(lab).await;
+        let backends = ["10.0.0.2", "2001:db8:1::2"];
+        let mut agent = Agent::new(&backends).await;
+        let ((index, node), (_, remote)) = (lab.node.device("eth0").await, lab.remote.device("eth0").await);
+        for (backend, source) in backends.iter().zip(["10.0.0.1", "2001:db8:1::1"]) {
+            let way = agent.until(backend, "on the link", leads_to(remote.mac)).await;
+            let next_hop = way.next_hop.unwrap();
+            assert_eq!((next_hop.ifindex, Some(next_hop.source_mac)), (index, node.mac));
+            assert_eq!((way.source, way.device), (Some(ip(source)), Some((index, "eth0".to_owned()))));
+            assert_eq!((way.mtu, way.problem), (1_500, None));
+            assert_eq!(managed(lab, backend).await, Some(true));
+        }
+        agent.backends.remove(&ip(backends[1]));
+        agent.refresh().await;
+        assert_eq!(managed(lab, backends[1]).await, Some(false), "let go, and still known");
+        agent.next_hops.release().await;
+        assert_eq!(managed(lab, backends[0]).await, Some(false), "let go, and still known");
+    });
+}
+
+#[test]
+fn a_changed_link_layer_address_is_followed() {
+    run(async |lab| {
+        pair(lab).await;
+        let backends = ["10.0.0.2", "2001:db8:1::2"];
+        let mut agent = Agent::new(&backends).await;
+        let (_, remote) = lab.remote.device("eth0").await;
+        for backend in backends {
+            agent.until(backend, "before", leads_to(remote.mac)).await;
+        }
+        agent.neighbours_changed = false;
+        let new = [2, 0, 0, 0, 0, 0x77];
+        lab.remote.edit("eth0", |link| link.address(new.to_vec())).await;
+        let (index, link) = lab.remote.device("eth0").await;
+        lab.in_remote(|| announce::announce(index, &link, &backends.map(ip))).unwrap();
+        for backend in backends {
+            agent.until(backend, "after", leads_to(Some(new))).await;
+        }
+        assert!(agent.neighbours_changed, "flows must look their way up again");
+        agent.next_hops.release().await;
+    });
+}
+
+#[test]
+fn routes_are_followed() {
+    run(async |lab| {
+        pair(lab).await;
+        lab.veth("eth1", &["10.0.1.1/24", "2001:db8:2::1/64"], &["10.0.1.2/24", "2001:db8:2::2/64"]).await;
+        let backends = ["10.9.0.5", "2001:db8:9::5"];
+        let mut agent = Agent::new(&backends).await;
+        for backend in backends {
+            agent
+                .until(backend, "no route", |way| {
+                    way.problem.as_ref().is_some_and(|p| p.contains("no route"))
+                })
+                .await;
+        }
+        let ways = [("eth0", "10.0.0.2", "2001:db8:1::2"), ("eth1", "10.0.1.2", "2001:db8:2::2")];
+        for (device, gateway4, gateway6) in ways {
+            if device == "eth1" {
+                // IPv6 routes by other gateways are added, not replaced.
+                lab.node.delete_route("2001:db8:9::/64").await;
+            }
+            lab.node.add_route("10.9.0.0/16", gateway4).await;
+            lab.node.add_route("2001:db8:9::/64", gateway6).await;
+            let (index, remote) = (lab.node.device(device).await.0, lab.remote.device(device).await.1);
+            for backend in backends {
+                let way = agent.until(backend, device, leads_to(remote.mac)).await;
+                assert_eq!(way.device, Some((index, device.to_owned())));
+            }
+        }
+        assert_ne!(managed(lab, "10.0.0.2").await, Some(true), "the old gateway is let go");
+        agent.next_hops.release().await;
+    });
+}
+
+#[test]
+fn routes_that_lead_nowhere_are_explained() {
+    use netlink_packet_route::route::RouteType;
+    run(async |lab| {
+        pair(lab).await;
+        for (number, kind) in
+            [RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit].into_iter().enumerate()
+        {
+            lab.node.add_dead_route(&format!("10.{}.0.0/16", 90 + number), kind).await;
+            lab.node.add_dead_route(&format!("2001:db8:{}::/64", 90 + number), kind).await;
+        }
+        let backends =
+            ["10.90.0.5", "10.91.0.5", "10.92.0.5", "2001:db8:90::5", "2001:db8:91::5", "2001:db8:92::5"];
+        let mut agent = Agent::new(&backends).await;
+        for backend in backends {
+            let way = agent.until(backend, "dead", |way| way.problem.is_some()).await;
+            assert!(way.problem.as_ref().unwrap().contains("no route"), "{backend}: {way:?}");
+            assert_eq!(way.neighbour, None, "{backend}");
+        }
+    });
+}
+
+#[test]
+fn a_device_that_goes_down_and_comes_back() {
+    run(async |lab| {
+        pair(lab).await;
+        let mut agent = Agent::new(&["10.0.0.2"]).await;
+        let (_, remote) = lab.remote.device("eth0").await;
+        agent.until("10.0.0.2", "before", leads_to(remote.mac)).await;
+        // Without carrier the route stays, and the neighbour may.
+        lab.remote.edit("eth0", |link| link.down()).await;
+        let cut = agent.until("10.0.0.2", "no carrier", |way| way.next_hop.is_none()).await;
+        assert!(cut.problem.unwrap().contains("eth0, which is down"));
+        lab.remote.edit("eth0", |link| link.up()).await;
+        agent.until("10.0.0.2", "carrier", leads_to(remote.mac)).await;
+        lab.node.edit("eth0", |link| link.down()).await;
+        agent.until("10.0.0.2", "down", |way| way.next_hop.is_none()).await;
+        lab.node.edit("eth0", |link| link.up()).await;
+        agent.until("10.0.0.2", "up", leads_to(remote.mac)).await;
+        assert_eq!(managed(lab, "10.0.0.2").await, Some(true));
+        lab.node.edit("eth0", |link| link.mtu(1_300)).await;
+        agent.until("10.0.0.2", "MTU", |way| way.mtu == 1_300).await;
+        agent.next_hops.release().await;
+    });
+}
+
+#[test]
+fn a_neighbour_that_somebody_deletes_is_managed_again() {
+    run(async |lab| {
+        pair(lab).await;
+        let mut agent = Agent::new(&["10.0.0.2"]).await;
+        let (_, remote) = lab.remote.device("eth0").await;
+        agent.until("10.0.0.2", "before", leads_to(remote.mac)).await;
+        let message = neighbour_message(lab, "10.0.0.2").await;
+        lab.node.handle().neighbours().del(message).execute().await.unwrap();
+        agent.refresh().await;
+        agent.until("10.0.0.2", "after", leads_to(remote.mac)).await;
+        assert_eq!(managed(lab, "10.0.0.2").await, Some(true));
+        agent.next_hops.release().await;
+    });
+}
+
+#[test]
+fn local_and_silent_backends_are_explained() {
+    run(async |lab| {
+        pair(lab).await;
+        let mut agent = Agent::new(&["10.0.0.1", "2001:db8:1::1", "10.0.0.99"]).await;
+        for own in ["10.0.0.1", "2001:db8:1::1"] {
+            // IPv6 has a local route only a moment after the address (`addrconf_dad_work`).
+            let says_so = |way: &Resolution| way.problem.as_ref().is_some_and(|p| p.contains("on this node"));
+            let way = agent.until(own, "own", says_so).await;
+            assert_eq!(way.next_hop, None);
+        }
+        agent.until("10.0.0.99", "silent", |way| way.problem.is_some()).await;
+        // It comes up later.
+        lab.remote.add_address("eth0", "10.0.0.99/24").await;
+        agent.until("10.0.0.99", "answers", |way| way.next_hop.is_some()).await;
+        agent.next_hops.release().await;
+    });
+}
+
+#[test]
+fn an_administrators_permanent_entry_stays() {
+    run(async |lab| {
+        pair(lab).await;
+        let theirs = [2, 0, 0, 0, 0, 0x55];
+        let (index, _) = lab.node.device("eth0").await;
+        let request =
+            lab.node.handle().neighbours().add(index, ip("10.0.0.2")).state(NeighbourState::Permanent);
+        request.link_layer_address(&theirs).execute().await.unwrap();
+        let mut agent = Agent::new(&["10.0.0.2"]).await;
+        agent.until("10.0.0.2", "permanent", leads_to(Some(theirs))).await;
+        agent.refresh().await;
+        agent.next_hops.release().await;
+        let found = lab.node.neighbours().await.unwrap()[&(index, ip("10.0.0.2"))];
+        assert_eq!((found.mac, found.managed, found.is_fixed), (Some(theirs), false, true));
+    });
+}
+
+#[test]
+fn a_neighbour_is_resolved_once_where_the_kernel_does_not_manage() {
+    run(async |lab| {
+        pair(lab).await;
+        let (index, _) = lab.node.device("eth0").await;
+        let mut monitor = Monitor::start().unwrap();
+        lab.node.use_neighbour(index, ip("10.0.0.2")).await.unwrap();
+        let resolved = async {
+            let key = (index, ip("10.0.0.2"));
+            while lab.node.neighbours().await.unwrap().get(&key).is_none_or(|found| found.mac.is_none()) {
+                monitor.next().await.unwrap();
+            }
+        };
+        assert!(timeout(PATIENCE, resolved).await.is_ok());
+        assert_eq!(managed(lab, "10.0.0.2").await, Some(false));
+    });
+}
