@@ -36,12 +36,25 @@ const WAYS: [(Way, &str); 5] = [
     (Way::Nftables, "nftables DNAT + masquerade"),
 ];
 
-/// nftables as a user would write it: three backends in turn, and masquerading.
-pub const NFTABLES: &str = "table ip bench { \
-    chain in { type nat hook prerouting priority dstnat; \
-        ip daddr 192.0.2.10 tcp dport 80 dnat to numgen inc mod 3 map { \
-            0 : 10.0.1.1 . 8080, 1 : 10.0.1.2 . 8080, 2 : 10.0.1.3 . 8080 } ; } \
-    chain out { type nat hook postrouting priority srcnat; ip daddr 10.0.1.0/24 masquerade ; } }";
+/// nftables as a user would write it: three backends in turn, and masquerading. `backends` are
+/// dotted addresses, all in `subnet`.
+#[must_use]
+pub fn nftables(backends: [&str; 3], subnet: &str) -> String {
+    let [first, second, third] = backends;
+    let map = format!("{{ 0 : {first} . 8080, 1 : {second} . 8080, 2 : {third} . 8080 }}");
+    format!(
+        "table ip bench {{
+           chain in {{
+             type nat hook prerouting priority dstnat
+             ip daddr 192.0.2.10 tcp dport 80 dnat to numgen inc mod 3 map {map}
+           }}
+           chain out {{
+             type nat hook postrouting priority srcnat
+             ip daddr {subnet} masquerade
+           }}
+         }}"
+    )
+}
 
 struct Live {
     generator: Namespace,
@@ -174,7 +187,8 @@ impl Live {
             None
         };
         if way == Way::Nftables {
-            balancer.inside(|| nft(NFTABLES))?;
+            let rules = nftables(["10.0.1.1", "10.0.1.2", "10.0.1.3"], "10.0.1.0/24");
+            balancer.inside(|| nft(&rules))?;
         }
         let result = self.send(way, packets);
         if let Some(link) = first {

@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use super::live::nft;
+use super::live::{nft, nftables};
 use super::net::Namespace;
 use super::product::{Endpoint, Product};
 use super::report::{Report, spread};
@@ -244,11 +244,7 @@ impl Lab {
 
     /// nftables in the balancer.
     fn translate(&self) -> Result<()> {
-        let rules = "table ip bench { \
-            chain in { type nat hook prerouting priority dstnat; \
-                ip daddr 192.0.2.10 tcp dport 80 dnat to numgen inc mod 3 map { \
-                    0 : 10.2.1.2 . 8080, 1 : 10.2.2.2 . 8080, 2 : 10.2.3.2 . 8080 } ; } \
-            chain out { type nat hook postrouting priority srcnat; ip daddr 10.2.0.0/16 masquerade ; } }";
-        self.balancer.inside(|| nft(rules))
+        let rules = nftables(["10.2.1.2", "10.2.2.2", "10.2.3.2"], "10.2.0.0/16");
+        self.balancer.inside(|| nft(&rules))
     }
 }
