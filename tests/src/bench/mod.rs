@@ -2,8 +2,10 @@
 
 pub mod baselines;
 pub mod cost;
+pub mod live;
 pub mod machine;
 pub mod net;
 pub mod packets;
 pub mod product;
 pub mod report;
+pub mod sustained;

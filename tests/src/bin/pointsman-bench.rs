@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use pointsman_tests::bench::cost::{self, Effort};
+use pointsman_tests::bench::live;
 use pointsman_tests::bench::machine::{self, Machine};
 use pointsman_tests::bench::net::Namespace;
 use pointsman_tests::bench::report::Report;
+use pointsman_tests::bench::sustained;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -66,10 +68,12 @@ fn main() -> Result<()> {
     if wanted(Section::Live) {
         let packets = if options.quick { 1 << 17 } else { 1 << 20 };
         let effort = Effort { repetitions: if options.quick { 3 } else { 7 }, packets };
-let _=effort;    }
+        live::measure(&mut report, effort, options.cpu)?;
+    }
     if wanted(Section::Sustained) {
         let seconds = options.seconds.unwrap_or(if options.quick { 10 } else { 60 });
-let _=seconds;    }
+        sustained::measure(&mut report, seconds)?;
+    }
     print!("{}", report.table());
     if let Some(file) = &options.json {
         let text = serde_json::to_string_pretty(&report)?;
