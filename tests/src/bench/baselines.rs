@@ -16,10 +16,8 @@ use super::packets::{FLOWS, Kind, LENGTH, Segment, Tuple, packet, record};
 /// # Errors
 /// When it is not there.
 pub fn object(name: &str, variable: &str) -> Result<PathBuf> {
-    let path = std::env::var_os(variable).map_or_else(
-        || Path::new("target/ebpf/bpfel-unknown-none/release").join(name),
-        PathBuf::from,
-    );
+    let path = std::env::var_os(variable)
+        .map_or_else(|| Path::new("target/ebpf/bpfel-unknown-none/release").join(name), PathBuf::from);
     ensure!(
         path.is_file(),
         "there is no {}: run `cargo xtask build-ebpf`, or name the object in {variable}",
@@ -197,7 +195,8 @@ impl Bench {
         let generator = program(&mut self.ebpf, "generate")?;
         let data = [0; LENGTH];
         let attrs = TestRunAttrs::new().xdp_live_frames(64);
-        let options = TestRunOptions { data_in: Some(&data), repeat: packets, attrs, ..TestRunOptions::new() };
+        let options =
+            TestRunOptions { data_in: Some(&data), repeat: packets, attrs, ..TestRunOptions::new() };
         let before = thread_time_ns()?;
         generator.test_run(options)?;
         Ok(thread_time_ns()? - before)

@@ -76,7 +76,9 @@ pub fn measure(report: &mut Report, effort: Effort) -> Result<()> {
 }
 
 fn expect(report: &mut Report) {
-    for (direction, flows) in [("to backend", 1), ("to client", 1), ("to backend", 1_024), ("to client", 1_024)] {
+    for (direction, flows) in
+        [("to backend", 1), ("to client", 1), ("to backend", 1_024), ("to client", 1_024)]
+    {
         let what = format!("full NAT / bare NAT, tcp v4 {direction}, {flows} flows");
         report.expect_ratio(
             &what,
@@ -142,8 +144,11 @@ impl<'r> Cost<'r> {
     /// Opens all flows of a kind, in the way that their clients and backends do.
     fn open(&mut self, kind: Kind, name: &str, clients: &[Tuple]) -> Result<Vec<Tuple>> {
         let entry = self.entry.try_clone()?;
-        let (first, answer) =
-            if kind.is_udp { (Segment::Datagram, Segment::Datagram) } else { (Segment::Syn, Segment::SynAck) };
+        let (first, answer) = if kind.is_udp {
+            (Segment::Datagram, Segment::Datagram)
+        } else {
+            (Segment::Syn, Segment::SynAck)
+        };
         self.aim(kind, first, clients)?;
         if kind == TCP4 {
             for (program, name) in [("bare_nat", "bare NAT"), ("bare_nat_own", "bare NAT (own lists)")] {
@@ -196,7 +201,8 @@ impl<'r> Cost<'r> {
         let nothing = self.bench.handle("nothing")?;
         let (segment, answer) =
             if kind.is_udp { (Segment::Datagram, Segment::Datagram) } else { (Segment::Ack, Segment::Reply) };
-        for (direction, segment, tuples) in [("to backend", segment, clients), ("to client", answer, replies)] {
+        for (direction, segment, tuples) in [("to backend", segment, clients), ("to client", answer, replies)]
+        {
             self.aim(kind, segment, tuples)?;
             for flows in CYCLES {
                 let harness = self.cycle(&nothing, flows, PASS)?;
@@ -219,9 +225,11 @@ impl<'r> Cost<'r> {
     }
 
     fn baselines(&mut self, flows: usize, harness: f64) -> Result<()> {
-        for (program, name) in
-            [("swap_tx", "parse + swap + TX"), ("bare_nat", "bare NAT"), ("bare_nat_own", "bare NAT (own lists)")]
-        {
+        for (program, name) in [
+            ("swap_tx", "parse + swap + TX"),
+            ("bare_nat", "bare NAT"),
+            ("bare_nat_own", "bare NAT (own lists)"),
+        ] {
             let target = self.bench.handle(program)?;
             let ns = self.cycle(&target, flows, TRANSMIT)? - harness;
             self.report.add(&format!("{name}, {flows} flows"), "ns", ns);

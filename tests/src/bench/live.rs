@@ -144,7 +144,12 @@ impl Live {
         let macs = ([0; 6], [0; 6]);
         self.bench.aim(TCP4, Segment::Syn, &self.clients, macs, 0)?;
         let run = self.bench.run(&entry, FLOWS, FLOWS as u32)?;
-        ensure!(run.action == REDIRECT, "the SYN's action is {}; drops: {:?}", run.action, self.product.drops()?);
+        ensure!(
+            run.action == REDIRECT,
+            "the SYN's action is {}; drops: {:?}",
+            run.action,
+            self.product.drops()?
+        );
         let replies = self.product.replies(TCP4, &self.clients)?;
         self.bench.aim(TCP4, Segment::SynAck, &replies, macs, 0)?;
         self.bench.run(&entry, FLOWS, FLOWS as u32)?;
@@ -180,7 +185,8 @@ impl Live {
             Way::Transmit => Some(balancer.inside(|| attach(bench, "swap_tx", "l0"))?),
             _ => None,
         };
-        let back = if way == Way::Transmit { Some(generator.inside(|| attach(bench, "sink", "g0"))?) } else { None };
+        let back =
+            if way == Way::Transmit { Some(generator.inside(|| attach(bench, "sink", "g0"))?) } else { None };
         let ours = if way == Way::Product {
             Some(balancer.inside(|| Ok(product.entry()?.attach("l0", XdpMode::Driver)?))?)
         } else {

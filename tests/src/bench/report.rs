@@ -97,7 +97,8 @@ impl Report {
         text += &format!("{:<52} {:>10} {:>10} {:>10}  {:<8} n\n", "", "min", "median", "max", "unit");
         for Series { name, unit, values } in &self.series {
             let (min, median, max) = spread(values);
-            text += &format!("{name:<52} {min:>10.1} {median:>10.1} {max:>10.1}  {unit:<8} {}\n", values.len());
+            text +=
+                &format!("{name:<52} {min:>10.1} {median:>10.1} {max:>10.1}  {unit:<8} {}\n", values.len());
         }
         text += &format!("\n{:<60} {:>8} {:>8} {:>8} {:>8}\n", "expected", "bound", "min", "median", "max");
         for Expectation { what, bound, at_most, values, met } in &self.expectations {

@@ -235,7 +235,10 @@ impl Lab {
                 let device = format!("l{place}");
                 let (ifindex, _) = self.balancer.device(&device)?;
                 product.allow_device(ifindex)?;
-                product.entry()?.attach(&device, XdpMode::Driver).with_context(|| format!("attaching to {device}"))?;
+                product
+                    .entry()?
+                    .attach(&device, XdpMode::Driver)
+                    .with_context(|| format!("attaching to {device}"))?;
             }
             Ok(())
         })?;
