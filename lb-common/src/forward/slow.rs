@@ -133,6 +133,8 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
         }
         state
     };
+    // One path from here on, not one for each state: the verifier would follow them all.
+    let next = FlowState::from_raw(datapath.forget(cursor, next as usize) as u8);
     if parsed.ip.hops_left <= 1 {
         return Some(refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip));
     }
