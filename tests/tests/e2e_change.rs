@@ -40,11 +40,12 @@ fn backends_come_and_go_under_load_without_an_error() -> Result<()> {
         load.wait_requests(200)?;
         // Terminating first, as in Kubernetes: those who are connected finish.
         agent.write_config(&manifest(&[web_service(&[1, 2, 3]).terminating(3)]))?;
+        agent.wait_status("a terminating backend", |status| !has_backends(status, 3))?;
+        load.wait_requests(50)?;
         let settled = world.servers[2].accepted();
         load.wait_requests(200)?;
-        agent.wait_status("a terminating backend", |status| !has_backends(status, 3))?;
-        assert!(settled > 0);
-        load.wait_requests(50)?;
+        assert!(settled > 0, "it took part before");
+        assert_eq!(world.servers[2].accepted(), settled, "it takes no new connection");
         agent.write_config(&web(&[1, 2]))?;
         agent.wait_status("two backends", |status| has_backends(status, 2))?;
     }

@@ -13,13 +13,16 @@ use tracing::{error, info, warn};
 use super::Settings;
 use super::shared::{Published, Shared};
 use crate::dataplane::collect::Sweep;
-use crate::dataplane::{Devices, Kernel as Programs, KernelMaps, PinDirectory};
+use crate::dataplane::{Devices, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
 use crate::model::{ObjectRef, Problem};
 use crate::net::next_hops::{NextHops, Resolution};
 use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::{self, Compiler, Path, Paths, Planner, Scope, ipam};
 use crate::ports::MapStore;
 use crate::source::file::Snapshot;
+
+/// How soon something that failed is tried again.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// The agent.
 pub struct Agent {
@@ -28,6 +31,8 @@ pub struct Agent {
     network: Network,
     next_hops: NextHops,
     pins: PinDirectory,
+    /// Keeps other agents away from the pins.
+    _lock: PinLock,
     programs: Programs,
     maps: KernelMaps,
     devices: Devices,
@@ -36,6 +41,8 @@ pub struct Agent {
     config: Config,
     /// Whether something has happened that may have moved the way back to clients.
     routes_changed: bool,
+    /// Whether the maps are not yet as they should be, or that is not known.
+    maps_incomplete: bool,
     retry_at: Option<Instant>,
     /// Problems of the configuration, and of carrying it out.
     source_problems: Vec<Problem>,
@@ -53,8 +60,9 @@ impl Agent {
         check_device(&network, &settings.link_device).await?;
         let pins = PinDirectory::new(&settings.pin_directory);
         pins.prepare()?;
-        let mut programs = Programs::load(&pins, &settings.sizes)?;
-        let maps = programs.maps()?;
+        let lock = pins.lock()?;
+        let programs = Programs::load(&pins, &settings.sizes)?;
+        let maps = KernelMaps::from_pins(&pins)?;
         let mut compiler = Compiler::adopt(&maps, plan::Settings::default())?;
         // Whatever the maps say, next hops may be others by now.
         let config = first_config(settings, maps.config()?)?;
@@ -69,12 +77,14 @@ impl Agent {
             network,
             devices: Devices::new(pins.clone(), settings.mode),
             pins,
+            _lock: lock,
             programs,
             maps,
             compiler,
             planner,
             config,
             routes_changed: false,
+            maps_incomplete: true,
             retry_at: None,
             source_problems: Vec::new(),
             problems: Vec::new(),
@@ -153,15 +163,24 @@ impl Agent {
     /// Does whatever is to be done: `changed` are the Services that changed, `None` means all and
     /// everything.
     async fn converge(&mut self, changed: Option<BTreeSet<ObjectRef>>) {
+        // All that is tried below says anew what is wrong with it; map writes do so only for what they
+        // look at, and so look at everything until nothing is wrong.
         self.problems.clear();
+        self.retry_at = None;
         let backends = self.planner.plan().desired.backend_addresses();
-        let mut everything = changed.is_none();
+        let mut everything = changed.is_none() || self.maps_incomplete;
         match self.next_hops.refresh(&backends).await {
             Ok(refreshed) => {
                 everything |= refreshed.backends;
                 self.routes_changed |= refreshed.neighbours;
             }
-            Err(error) => self.trouble("network", &error),
+            Err(error) => {
+                // What is not known must not look gone: everything stays as it is.
+                self.maps_incomplete = true;
+                self.trouble("network", &error);
+                self.publish();
+                return;
+            }
         }
         if std::mem::take(&mut self.routes_changed) {
             self.config.route_generation = self.config.route_generation.wrapping_add(1).max(1);
@@ -195,7 +214,8 @@ impl Agent {
             }
         }
         for found in self.next_hops.resolutions().values() {
-            if let (Some((index, name)), Some(_)) = (&found.device, &found.next_hop) {
+            // Whether or not the next hop is known right now: replies of connections come in by it.
+            if let Some((index, name)) = &found.device {
                 wanted.insert(*index, name.clone());
             }
         }
@@ -222,6 +242,8 @@ impl Agent {
     }
 
     fn attach_one(&mut self, index: u32, name: &str) -> Result<()> {
+        let on_device = self.next_hops.links().get(&index).and_then(|link| link.xdp_program);
+        self.devices.check(index, on_device);
         // Redirection first: the program may need it with the first packet.
         self.maps.allow_device(index)?;
         self.devices.attach(self.programs.entry_program()?, index, name)?;
@@ -236,12 +258,14 @@ impl Agent {
         let desired = &self.planner.plan().desired;
         let delta = self.compiler.reconcile(desired, &paths, &self.config, scope, now);
         let failures = plan::apply(&delta, &mut self.maps, &mut self.compiler, now);
+        self.maps_incomplete = !delta.problems.is_empty() || !failures.is_empty() || delta.retry_at.is_some();
         self.problems.extend(delta.problems);
-        self.retry_at = delta.retry_at.map(|at| self.started + at);
+        if let Some(at) = delta.retry_at {
+            self.retry_by(self.started + at);
+        }
         for failure in failures {
             let owner = failure.owner.as_ref().map_or_else(|| "maps".to_owned(), ToString::to_string);
             self.trouble(&owner, &failure.error);
-            self.retry_at.get_or_insert_with(|| Instant::now() + Duration::from_secs(1));
         }
     }
 
@@ -266,7 +290,11 @@ impl Agent {
     /// Takes note of something that failed and will be tried again.
     fn trouble(&mut self, about: &str, error: &anyhow::Error) {
         self.problems.push(Problem::error(format!("{about}: {error:#}")));
-        self.retry_at.get_or_insert_with(|| Instant::now() + Duration::from_secs(2));
+        self.retry_by(Instant::now() + RETRY);
+    }
+
+    fn retry_by(&mut self, moment: Instant) {
+        self.retry_at = Some(self.retry_at.map_or(moment, |at| at.min(moment)));
     }
 
     /// Tells the log and whoever asks.
@@ -288,6 +316,15 @@ impl Agent {
             generation: self.generation,
             reloaded: self.reloaded,
         });
+    }
+
+    /// Makes what is in place stay until another agent comes, however late.
+    ///
+    /// # Errors
+    /// When an address could not be kept.
+    pub async fn hand_over(&self) -> Result<()> {
+        let wanted: Vec<_> = self.planner.plan().desired.vips.keys().copied().collect();
+        addresses::keep(self.network.handle(), &wanted).await
     }
 
     /// Takes everything back.

@@ -110,6 +110,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     }
     drop(upkeep);
     if settings.keep_on_exit {
+        agent.hand_over().await?;
         info!("programs, maps and addresses stay for the next agent");
     } else {
         agent.withdraw().await?;

@@ -94,6 +94,16 @@ impl Devices {
         Ok(&self.attached[&ifindex])
     }
 
+    /// Compares with what the kernel says is on a device: if it is not our program, because somebody
+    /// has detached it or the device is another, it is to be attached anew.
+    pub fn check(&mut self, ifindex: u32, on_device: Option<u32>) {
+        let ours = self.attached.get(&ifindex).and_then(|found| found.program_id);
+        if ours.is_some() && ours != on_device {
+            warn!(ifindex, "the XDP program is not on its device any more");
+            self.attached.remove(&ifindex);
+        }
+    }
+
     fn pin(&self, ifindex: u32, mode: Mode) -> PathBuf {
         self.pins.links().join(pin_name(ifindex, mode))
     }

@@ -90,6 +90,36 @@ struct Element {
     flags: u64,
 }
 
+/// `BPF_MAP_LOOKUP_ELEM`.
+const LOOKUP_ELEMENT: libc::c_long = 1;
+
+/// Reads one entry; `None` if it is not there.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = std::mem::MaybeUninit::<V>::uninit();
+    let mut element = Element {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        key: std::ptr::from_ref(key) as u64,
+        value: value.as_mut_ptr() as u64,
+        ..Element::default()
+    };
+    #[expect(unsafe_code, reason = "aya reads only from maps that it owns by type")]
+    // SAFETY: key and value have the sizes of the map's, which the caller vouches for by their types.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_ELEMENT, &raw mut element, size_of::<Element>()) };
+    match result {
+        #[expect(unsafe_code, reason = "the kernel has written it")]
+        // SAFETY: all of the value is initialized, and `Plain` types have no invalid values.
+        0 => Ok(Some(unsafe { value.assume_init() })),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
 /// Removes an entry; it is no error if it is not there.
 ///
 /// # Errors

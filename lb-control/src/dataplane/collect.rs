@@ -92,7 +92,7 @@ where
             ),
         };
         if is_over(flow.state(), now, last_seen, client, gone, config) {
-            over.push(*key);
+            over.push((*key, *flow));
             sweep.forgotten += usize::from(!flow.is_reply());
         } else {
             sweep.backends.insert(flow.backend);
@@ -100,7 +100,13 @@ where
             sweep.established += usize::from(!flow.is_reply() && table == 0);
         }
     }
-    for key in &over {
+    for (key, flow) in &over {
+        // The tuple may have been used again since the table was read.
+        let now: Option<Flow<F::Address>> = batch::lookup(data.fd().as_fd(), key)
+            .with_context(|| format!("reading the map {}", F::TABLES[table].name))?;
+        if now.is_none_or(|now| now.last_seen != flow.last_seen || now.status != flow.status) {
+            continue;
+        }
         batch::remove(data.fd().as_fd(), key)
             .with_context(|| format!("removing from the map {}", F::TABLES[table].name))?;
     }

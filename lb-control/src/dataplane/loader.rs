@@ -1,6 +1,6 @@
 //! Loads the kernel programs over the pinned maps, or creates and pins both.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
@@ -96,12 +96,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether the maps were there before.
-    #[must_use]
-    pub fn adopted(&self) -> bool {
-        self.adopted
-    }
-
     /// The program that is attached to devices.
     ///
     /// # Errors
@@ -110,16 +104,6 @@ impl Kernel {
         let program =
             self.ebpf.program_mut(maps::ENTRY_PROGRAM).context("the object lacks its entry program")?;
         Ok(program.try_into()?)
-    }
-
-    /// Opens the maps.
-    ///
-    /// # Errors
-    /// When one lacks.
-    pub fn maps(&mut self) -> Result<KernelMaps> {
-        KernelMaps::new(|map| {
-            self.ebpf.take_map(map.name).ok_or_else(|| anyhow!("the object lacks the map {}", map.name))
-        })
     }
 }
 

@@ -16,4 +16,4 @@ pub use attach::{Attachment, Devices, Mode};
 pub use links::{LinkedDevice, device_name, linked_devices};
 pub use loader::{Kernel, Sizes};
 pub use maps::KernelMaps;
-pub use pins::PinDirectory;
+pub use pins::{PinDirectory, PinLock};

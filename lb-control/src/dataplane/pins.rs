@@ -5,9 +5,15 @@ use std::{fs, io};
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::abi::{ABI_VERSION, maps};
+use nix::fcntl::{Flock, FlockArg};
 
 /// Magic number of the BPF file system (`BPF_FS_MAGIC`, include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// Held by the agent that the pins belong to; the kernel lets go of it when the agent dies.
+pub struct PinLock {
+    _lock: Flock<fs::File>,
+}
 
 /// The directory of the pins of this layout version.
 #[derive(Clone, Debug)]
@@ -42,6 +48,23 @@ impl PinDirectory {
             self.root.display()
         );
         self.refuse_other_versions()
+    }
+
+    /// Keeps other agents away for as long as the lock is held.
+    ///
+    /// # Errors
+    /// When another agent is at work here.
+    pub fn lock(&self) -> Result<PinLock> {
+        let directory = fs::File::open(self.version())
+            .with_context(|| format!("opening {}", self.version().display()))?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(PinLock { _lock: lock }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
+                "another agent keeps its maps in {}: stop it first, or choose another --pin-dir",
+                self.version().display()
+            ),
+            Err((_, error)) => Err(error).with_context(|| format!("locking {}", self.version().display())),
+        }
     }
 
     fn refuse_other_versions(&self) -> Result<()> {

@@ -49,7 +49,7 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
     match UnixStream::connect(path) {
         Ok(_) => bail!(
-            "another agent answers on {}: stop it first, or choose another --socket (and --pin-dir)",
+            "another agent answers on {}: stop it first (two agents in one network namespace would take each other's VIPs away)",
             path.display()
         ),
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {}

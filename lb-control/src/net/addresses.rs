@@ -24,6 +24,9 @@ const OURS: AddressProtocol = AddressProtocol::Other(0x50);
 /// How long an address stays when nobody renews it, in seconds.
 const LIFETIME_SECONDS: u32 = 3_600;
 
+/// `INFINITY_LIFE_TIME` (include/net/addrconf.h).
+const FOR_EVER: u32 = u32::MAX;
+
 /// Renewed when less than this is left.
 const RENEW_BELOW_SECONDS: u32 = LIFETIME_SECONDS / 2;
 
@@ -64,7 +67,8 @@ pub fn compare(wanted: &BTreeSet<IpAddr>, ifindex: u32, found: &[Found]) -> Chan
         if here.iter().any(|found| !found.ours) {
             changes.foreign.push(*address);
         } else if let Some(ours) = here.iter().find(|found| found.ifindex == ifindex) {
-            if ours.valid_seconds < RENEW_BELOW_SECONDS {
+            // One that an agent has left for us to take over stays for ever.
+            if ours.valid_seconds < RENEW_BELOW_SECONDS || ours.valid_seconds > LIFETIME_SECONDS {
                 changes.renew.push(*address);
             }
         } else {
@@ -92,11 +96,11 @@ pub async fn reconcile(handle: &Handle, ifindex: u32, wanted: &BTreeSet<IpAddr>)
         refused.extend(remove(handle, *address, *device, *prefix).await.err());
     }
     for address in &changes.renew {
-        refused.extend(put(handle, ifindex, *address, Presence::Ours).await.err());
+        refused.extend(put(handle, ifindex, *address, Presence::Ours, LIFETIME_SECONDS).await.err());
     }
     let mut added = Vec::new();
     for address in std::mem::take(&mut changes.add) {
-        match put(handle, ifindex, address, Presence::Absent).await {
+        match put(handle, ifindex, address, Presence::Absent, LIFETIME_SECONDS).await {
             Ok(()) => {
                 info!(%address, "VIP is on the link device");
                 added.push(address);
@@ -112,6 +116,17 @@ pub async fn reconcile(handle: &Handle, ifindex: u32, wanted: &BTreeSet<IpAddr>)
         Some(error) => Err(error),
         None => Ok(changes),
     }
+}
+
+/// Makes those of the addresses that are ours stay without renewal.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn keep(handle: &Handle, addresses: &[IpAddr]) -> Result<()> {
+    for found in list(handle).await?.iter().filter(|found| found.ours && addresses.contains(&found.address)) {
+        put(handle, found.ifindex, found.address, Presence::Ours, FOR_EVER).await?;
+    }
+    Ok(())
 }
 
 /// The addresses of ours on a device.
@@ -159,14 +174,14 @@ enum Presence {
     Ours,
 }
 
-async fn put(handle: &Handle, ifindex: u32, address: IpAddr, presence: Presence) -> Result<()> {
+async fn put(handle: &Handle, ifindex: u32, address: IpAddr, presence: Presence, seconds: u32) -> Result<()> {
     let prefix = if address.is_ipv4() { 32 } else { 128 };
     let mut request = handle.address().add(ifindex, address, prefix);
     if presence == Presence::Ours {
         request = request.replace();
     }
     let mut lifetime = CacheInfo::default();
-    lifetime.ifa_valid = LIFETIME_SECONDS;
+    lifetime.ifa_valid = seconds;
     // Never the source of the node's own connections. IPv6 avoids what is deprecated (RFC 6724,
     // rule 3). IPv4 does not know that rule, but never chooses an address of host scope for what
     // leaves the node; one of link scope it does for routes without gateway (`inet_select_addr`).

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{
-    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanProtocol,
+    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, VlanProtocol,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -179,6 +179,7 @@ fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::Address(mac) => link.mac = ethernet(mac),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(parent) => link.parent = Some(*parent),
+            LinkAttribute::Xdp(xdp) => link.xdp_program = xdp.iter().find_map(read_xdp),
             LinkAttribute::LinkNetNsId(_) => is_parent_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => link.vlan = infos.iter().find_map(read_vlan),
             _ => {}
@@ -191,6 +192,13 @@ fn read_link(message: &LinkMessage) -> Link {
 /// An Ethernet address; all zeros is none (loopback, tunnels).
 fn ethernet(bytes: &[u8]) -> Option<[u8; 6]> {
     bytes.try_into().ok().filter(|mac| *mac != [0; 6])
+}
+
+fn read_xdp(item: &LinkXdp) -> Option<u32> {
+    match item {
+        LinkXdp::ProgId(id) => Some(*id),
+        _ => None,
+    }
 }
 
 fn read_vlan(info: &LinkInfo) -> Option<Vlan> {

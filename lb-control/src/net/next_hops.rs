@@ -26,6 +26,8 @@ pub struct Link {
     pub is_up: bool,
     /// Whether it is the loopback device.
     pub is_loopback: bool,
+    /// The kernel's number of the XDP program on it.
+    pub xdp_program: Option<u32>,
     /// The device below, of a VLAN device; none if that is in another network namespace.
     pub parent: Option<u32>,
     /// The tag, of a VLAN device.
@@ -216,8 +218,12 @@ impl NextHops {
         let neighbours = self.kernel.neighbours().await?;
         let mut resolutions = BTreeMap::new();
         for backend in backends {
-            let route = self.kernel.route(*backend).await?;
-            resolutions.insert(*backend, resolve(*backend, route.as_ref(), &self.links, &neighbours));
+            let resolution = match self.kernel.route(*backend).await {
+                Ok(route) => resolve(*backend, route.as_ref(), &self.links, &neighbours),
+                // Of this backend alone: the others go on.
+                Err(error) => Resolution { problem: Some(format!("{error:#}")), ..Resolution::default() },
+            };
+            resolutions.insert(*backend, resolution);
         }
         self.manage(&resolutions, &neighbours).await;
         let refreshed =

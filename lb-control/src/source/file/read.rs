@@ -1,5 +1,6 @@
 //! Reads the files; what has not changed is not decoded again.
 
+use std::collections::HashSet;
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -38,7 +39,8 @@ impl Reader {
     pub fn load(&mut self) -> Snapshot {
         match list(&self.path) {
             Ok(paths) => {
-                self.cache.retain(|path, _| paths.contains(path));
+                let known: HashSet<_> = paths.iter().collect();
+                self.cache.retain(|path, _| known.contains(path));
                 let files: Vec<_> = paths
                     .iter()
                     .filter_map(|path| Some((path.display().to_string(), self.read(path)?)))
