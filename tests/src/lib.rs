@@ -1,9 +1,9 @@
 //! The test kit.
 
+pub mod bench;
 pub mod demo;
 pub mod dump;
 pub mod kit;
 pub mod lab;
 pub mod traffic;
 pub mod world;
-pub mod bench;

@@ -330,7 +330,6 @@ mod bench {
         bare(&context, |key| BARE_OWN_FLOWS.get_ptr_mut(key), insert).unwrap_or(XDP_PASS)
     }
 
-
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
         loop {}

@@ -55,7 +55,7 @@ impl Product {
     /// # Errors
     /// When the object is missing or rejected.
     pub fn load(sizes: &[(&str, u32)], endpoints: &[Endpoint], snat: &[[u8; 4]]) -> Result<Self> {
-        let path = object("pointsman-ebpf", "POINTSMAN_EBPF")?;
+        let path = object("pointsman-ebpf", "POINTSMAN_EBPF_OBJECT")?;
         let mut ebpf = load(&path, sizes)?;
         let map = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
         let mut programs: ProgramArray<_> = map.try_into()?;
@@ -159,14 +159,21 @@ impl Product {
             let table: HashMap<_, FlowKey<[u8; 16]>, Flow<[u8; 16]>> =
                 self.map(maps::TRANSIENT_V6)?.try_into()?;
             let find = |client: &Tuple| {
-                let flow = table.get(&client.key_v6(kind), 0).with_context(|| format!("no flow for {client:?}"))?;
-                Ok(turned(flow.new_source, flow.new_destination, flow.new_source_port, flow.new_destination_port))
+                let flow =
+                    table.get(&client.key_v6(kind), 0).with_context(|| format!("no flow for {client:?}"))?;
+                Ok(turned(
+                    flow.new_source,
+                    flow.new_destination,
+                    flow.new_source_port,
+                    flow.new_destination_port,
+                ))
             };
             return clients.iter().map(find).collect();
         }
         let table: HashMap<_, FlowKey<[u8; 4]>, Flow<[u8; 4]>> = self.map(maps::TRANSIENT_V4)?.try_into()?;
         let find = |client: &Tuple| {
-            let flow = table.get(&client.key_v4(kind), 0).with_context(|| format!("no flow for {client:?}"))?;
+            let flow =
+                table.get(&client.key_v4(kind), 0).with_context(|| format!("no flow for {client:?}"))?;
             let (source, destination) = (address(flow.new_source), address(flow.new_destination));
             Ok(turned(source, destination, flow.new_source_port, flow.new_destination_port))
         };
@@ -179,7 +186,8 @@ impl Product {
     /// When the map is of another type.
     pub fn is_established(&mut self, kind: Kind, client: &Tuple) -> Result<bool> {
         if kind.is_ipv6 {
-            let table: HashMap<_, FlowKey<[u8; 16]>, Flow<[u8; 16]>> = self.map(maps::FLOWS_V6)?.try_into()?;
+            let table: HashMap<_, FlowKey<[u8; 16]>, Flow<[u8; 16]>> =
+                self.map(maps::FLOWS_V6)?.try_into()?;
             return Ok(table.get(&client.key_v6(kind), 0).is_ok());
         }
         let table: HashMap<_, FlowKey<[u8; 4]>, Flow<[u8; 4]>> = self.map(maps::FLOWS_V4)?.try_into()?;
