@@ -138,7 +138,7 @@ fn transport(kind: Kind, segment: Segment) -> Vec<u8> {
     let mut bytes = vec![0; 20];
     bytes[4..8].copy_from_slice(&sequence.to_be_bytes());
     bytes[8..12].copy_from_slice(&acknowledgment.to_be_bytes());
-    bytes[12] = ((20 + options.len()) / 4 << 4) as u8;
+    bytes[12] = (((20 + options.len()) / 4) << 4) as u8;
     bytes[13] = flags;
     bytes[14..16].copy_from_slice(&[0xff, 0xff]);
     bytes.extend_from_slice(options);
