@@ -2,7 +2,7 @@
 
 use super::Verdict;
 use super::ip::IpFamily;
-use super::pair::{is_peer, set_peer_key, set_up, set_way_back, turn};
+use super::pair::{copy_flow, copy_hop, is_peer, set_peer_key, set_up, set_way_back, turn};
 use super::platform::{InsertFailed, Tables};
 use super::scratch::Scratch;
 use super::snat::{self, Fit, History};
@@ -66,11 +66,11 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
 /// The way to a backend: what the agent keeps current or, until it has, what the kernel knows.
 #[inline(always)]
 pub fn find_next_hop<D: Tables<F>, F: IpFamily>(datapath: &D, backend: &Backend, hop: &mut NextHop) {
-    *hop = backend.next_hop;
+    copy_hop(hop, &backend.next_hop);
     if hop.ifindex == 0 {
         let source = datapath.snat_address(u32::from(backend.snat_first)).unwrap_or([0; 16]);
         if let Some(found) = datapath.route(&F::from_wide(&source), &F::from_wide(&backend.address)) {
-            *hop = found;
+            copy_hop(hop, &found);
         }
     }
 }
@@ -158,6 +158,6 @@ fn take_over<D: Tables<F>, F: IpFamily>(
         datapath.remove_transient(out);
     }
     turn(out, peer_key);
-    *old = *flow;
+    copy_flow(&mut old, flow);
     Some(delta)
 }

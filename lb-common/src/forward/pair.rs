@@ -31,6 +31,35 @@ pub fn set_up<F: IpFamily>(
     flow.mark = 0;
 }
 
+/// Copies a next hop field by field: as a whole it would be a call of `memmove`, which on BPF is a
+/// loop over bytes.
+#[inline(always)]
+pub fn copy_hop(to: &mut NextHop, from: &NextHop) {
+    to.ifindex = from.ifindex;
+    copy_mac(&mut to.destination_mac, &from.destination_mac);
+    copy_mac(&mut to.source_mac, &from.source_mac);
+    to.vlan = u32::from_ne_bytes(from.vlan).to_ne_bytes();
+}
+
+/// Copies an entry field by field, for the same reason.
+#[inline(always)]
+pub fn copy_flow<A: Copy>(to: &mut Flow<A>, from: &Flow<A>) {
+    to.new_source = from.new_source;
+    to.new_destination = from.new_destination;
+    to.new_source_port = from.new_source_port;
+    to.new_destination_port = from.new_destination_port;
+    to.l3_checksum_delta = from.l3_checksum_delta;
+    to.l4_checksum_delta = from.l4_checksum_delta;
+    copy_hop(&mut to.next_hop, &from.next_hop);
+    to.backend = from.backend;
+    to.service = from.service;
+    to.last_seen = from.last_seen;
+    to.status = from.status;
+    to.generation = from.generation;
+    to.timestamp_delta = from.timestamp_delta;
+    to.mark = from.mark;
+}
+
 /// Copies a tuple turned around: what the other direction sends out.
 #[inline(always)]
 pub fn turn<A: Copy>(to: &mut FlowKey<A>, from: &FlowKey<A>) {

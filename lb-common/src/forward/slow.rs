@@ -3,7 +3,7 @@
 
 use super::emit::{self, Parsed};
 use super::ip::IpFamily;
-use super::pair::{demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key, set_way_back};
+use super::pair::{copy_hop, demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key, set_way_back};
 use super::parse::{self, Parse, Part};
 use super::platform::{Datapath, Tables};
 use super::scratch::Scratch;
@@ -320,9 +320,9 @@ pub fn find_hop<D: Tables<F>, F: IpFamily>(
         if u32::from_ne_bytes(flow.next_hop.vlan) == 0
             && let Some(found) = datapath.route(&flow.new_source, &flow.new_destination)
         {
-            flow.next_hop = found;
+            copy_hop(&mut flow.next_hop, &found);
         }
     }
-    *hop = flow.next_hop;
+    copy_hop(hop, &flow.next_hop);
     true
 }

@@ -16,8 +16,9 @@ use super::packets::{FLOWS, Kind, LENGTH, Segment, Tuple, packet, record};
 /// # Errors
 /// When it is not there.
 pub fn object(name: &str, variable: &str) -> Result<PathBuf> {
-    let path = std::env::var_os(variable)
-        .map_or_else(|| Path::new("target/ebpf/bpfel-unknown-none/release").join(name), PathBuf::from);
+    let built =
+        || Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf")).join(format!("{name}.o"));
+    let path = std::env::var_os(variable).map_or_else(built, PathBuf::from);
     ensure!(
         path.is_file(),
         "there is no {}: run `cargo xtask build-ebpf`, or name the object in {variable}",
@@ -94,7 +95,7 @@ impl Bench {
     /// # Errors
     /// When the object is missing or rejected.
     pub fn load(vip: [u8; 4], port: u16, flows: u32) -> Result<Self> {
-        let path = object("pointsman-bench-ebpf", "POINTSMAN_BENCH_EBPF")?;
+        let path = object("pointsman-bench-ebpf", "POINTSMAN_BENCH_EBPF_OBJECT")?;
         let mut ebpf = load(&path, &[("bare_flows", flows), ("bare_own_flows", flows)])?;
         let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object lacks {name}"));
         let setup = take("bench_setup")?.try_into()?;

@@ -55,7 +55,7 @@ impl Product {
     /// # Errors
     /// When the object is missing or rejected.
     pub fn load(sizes: &[(&str, u32)], endpoints: &[Endpoint], snat: &[[u8; 4]]) -> Result<Self> {
-        let path = object("pointsman-ebpf", "POINTSMAN_EBPF")?;
+        let path = object("pointsman-ebpf", "POINTSMAN_EBPF_OBJECT")?;
         let mut ebpf = load(&path, sizes)?;
         let map = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
         let mut programs: ProgramArray<_> = map.try_into()?;

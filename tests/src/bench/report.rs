@@ -15,18 +15,18 @@ pub struct Series {
     pub values: Vec<f64>,
 }
 
-/// An expectation of the issue, beside what came out.
+/// A comparison, beside what the issue expects of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Expectation {
-    /// What is expected.
+    /// What is compared.
     pub what: String,
-    /// The bound.
-    pub bound: f64,
+    /// The bound; none if it is only to be known.
+    pub bound: Option<f64>,
     /// The value has to be at most the bound (otherwise at least).
     pub at_most: bool,
     /// One for each repetition.
     pub values: Vec<f64>,
-    /// Whether the median keeps the bound.
+    /// Whether the median keeps the bound, if there is one.
     pub met: bool,
 }
 
@@ -74,18 +74,18 @@ impl Report {
     }
 
     /// Compares two numbers, repetition by repetition, with a bound. Nothing if one was not measured.
-    pub fn expect_ratio(&mut self, what: &str, of: &str, to: &str, bound: f64, at_most: bool) {
+    pub fn expect_ratio(&mut self, what: &str, of: &str, to: &str, bound: Option<f64>, at_most: bool) {
         let ratios = self.values(of).iter().zip(self.values(to)).map(|(of, to)| of / to).collect();
         self.expect(what, ratios, bound, at_most);
     }
 
     /// Compares values with a bound.
-    pub fn expect(&mut self, what: &str, values: Vec<f64>, bound: f64, at_most: bool) {
+    pub fn expect(&mut self, what: &str, values: Vec<f64>, bound: Option<f64>, at_most: bool) {
         if values.is_empty() {
             return;
         }
         let (_, median, _) = spread(&values);
-        let met = if at_most { median <= bound } else { median >= bound };
+        let met = bound.is_none_or(|bound| if at_most { median <= bound } else { median >= bound });
         self.expectations.push(Expectation { what: what.to_owned(), bound, at_most, values, met });
     }
 
@@ -104,11 +104,12 @@ impl Report {
         for Expectation { what, bound, at_most, values, met } in &self.expectations {
             let (min, median, max) = spread(values);
             let sign = if *at_most { "≤" } else { "≥" };
-            let verdict = if *met { "met" } else { "NOT MET" };
-            text += &format!(
-                "{what:<60} {:>8} {min:>8.2} {median:>8.2} {max:>8.2}  {verdict}\n",
-                format!("{sign} {bound}")
-            );
+            let (bound, verdict) = match (bound, met) {
+                (None, _) => (String::new(), ""),
+                (Some(bound), true) => (format!("{sign} {bound}"), "met"),
+                (Some(bound), false) => (format!("{sign} {bound}"), "NOT MET"),
+            };
+            text += &format!("{what:<60} {bound:>8} {min:>8.2} {median:>8.2} {max:>8.2}  {verdict}\n");
         }
         text
     }
@@ -126,9 +127,9 @@ mod tests {
             report.add("ours", "ns", ours);
             report.add("theirs", "ns", theirs);
         }
-        report.expect_ratio("close", "ours", "theirs", 1.2, true);
-        report.expect_ratio("far", "ours", "theirs", 1.3, false);
-        report.expect_ratio("never measured", "ours", "nobody", 1.0, true);
+        report.expect_ratio("close", "ours", "theirs", Some(1.2), true);
+        report.expect_ratio("far", "ours", "theirs", Some(1.3), false);
+        report.expect_ratio("never measured", "ours", "nobody", Some(1.0), true);
         assert_eq!(report.expectations.len(), 2);
         assert_eq!(report.expectations[0].values, [1.2, 2.4, 1.1]);
         assert!(report.expectations[0].met);
