@@ -39,7 +39,7 @@ proptest! {
 
     #[test]
     fn a_shifted_timestamp_is_younger_than_the_past(mark: u32, value: u32, delta_attempt in 0..ATTEMPTS) {
-        let history = closed(FlowFlags::MARK_IS_TIMESTAMP, mark, 2);
+        let history = closed(FlowFlags::MARK_IS_TIMESTAMP, mark, 5);
         match fit(&history, delta_attempt, Timestamp { is_set: true, value }, 0) {
             Fit::No => prop_assert!(false, "timestamps make any port fit"),
             Fit::Yes => prop_assert!(value.wrapping_sub(mark) as i32 > 0),
@@ -72,14 +72,16 @@ fn a_range_of_no_ports_is_no_reason_to_divide_by_zero() {
 fn time_decides_about_closed_connections() {
     let timestamp = Timestamp { is_set: true, value: 9 };
     assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 0), 15, timestamp, 0), Fit::No, "quiet time");
-    assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 1), 0, timestamp, 0), Fit::Yes);
-    assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 9, 1), 0, timestamp, 0), Fit::ShiftTimestamps(1));
+    assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 1), 0, timestamp, 0), Fit::No, "last segments");
+    assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 1), 8, timestamp, 0), Fit::Yes, "in a hurry");
+    assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 4), 0, timestamp, 0), Fit::Yes);
+    assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 9, 4), 0, timestamp, 0), Fit::ShiftTimestamps(1));
     assert_eq!(
         fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 99, 61), 0, timestamp, 0),
         Fit::Yes,
         "past TIME_WAIT"
     );
-    assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 2), 0, NO_TIMESTAMP, 0), Fit::No);
+    assert_eq!(fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 5), 0, NO_TIMESTAMP, 0), Fit::No);
     assert_eq!(
         fit(&closed(FlowFlags::MARK_IS_TIMESTAMP, 5, 2), 12, NO_TIMESTAMP, 0),
         Fit::Yes,
@@ -89,9 +91,9 @@ fn time_decides_about_closed_connections() {
 
 #[test]
 fn sequence_numbers_decide_without_timestamps() {
-    assert_eq!(fit(&closed(0, 100, 2), 0, NO_TIMESTAMP, 101), Fit::Yes);
-    assert_eq!(fit(&closed(0, 100, 2), 0, NO_TIMESTAMP, 100), Fit::No);
-    assert_eq!(fit(&closed(0, 0xffff_fff0, 2), 0, NO_TIMESTAMP, 5), Fit::Yes, "across the wrap");
+    assert_eq!(fit(&closed(0, 100, 5), 0, NO_TIMESTAMP, 101), Fit::Yes);
+    assert_eq!(fit(&closed(0, 100, 5), 0, NO_TIMESTAMP, 100), Fit::No);
+    assert_eq!(fit(&closed(0, 0xffff_fff0, 5), 0, NO_TIMESTAMP, 5), Fit::Yes, "across the wrap");
 }
 
 #[test]
@@ -108,5 +110,25 @@ fn connections_that_go_on_keep_their_port() {
         };
         assert_eq!(fit(&history(100), 15, NO_TIMESTAMP, u32::MAX), Fit::No, "{state:?}");
         assert_eq!(fit(&history(101), 0, NO_TIMESTAMP, 0), Fit::Yes, "{state:?} has timed out");
+    }
+}
+
+#[test]
+fn beginners_give_way_when_ports_are_short() {
+    for (state, seconds) in [
+        (FlowState::SynSent, 6),
+        (FlowState::SynReceived, 6),
+        (FlowState::UdpUnreplied, 6),
+        (FlowState::UdpReplied, 31),
+    ] {
+        let history = |idle_seconds| History {
+            status: FlowStatus { state: state as u8, flags: 0, epoch: 0 },
+            idle: ticks_from_seconds(idle_seconds),
+            timeout: ticks_from_seconds(120),
+            mark: 0,
+        };
+        assert_eq!(fit(&history(seconds), 0, NO_TIMESTAMP, 0), Fit::No, "{state:?}, at first");
+        assert_eq!(fit(&history(seconds), 8, NO_TIMESTAMP, 0), Fit::Yes, "{state:?}, in a hurry");
+        assert_eq!(fit(&history(seconds - 2), 15, NO_TIMESTAMP, 0), Fit::No, "{state:?}, too young");
     }
 }

@@ -1,7 +1,7 @@
 //! Every state, every segment, both directions.
 
 use lb_common::abi::FlowState::{self, *};
-use lb_common::forward::tcp_state::{Step, acknowledges, is_established, step};
+use lb_common::forward::tcp_state::{Step, acknowledges, is_credible_reset, is_established, step};
 use lb_common::forward::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 const CLIENT: bool = false;
@@ -100,4 +100,17 @@ fn the_answer_to_a_syn_ack_lies_in_a_window_behind_its_sequence_number() {
 fn only_established_connections_take_room_in_the_established_table() {
     let long_lived: Vec<_> = FlowState::ALL.into_iter().filter(|state| is_established(*state)).collect();
     assert_eq!(long_lived, [Established, ClientClosed, BackendClosed]);
+}
+
+#[test]
+fn a_reset_has_to_be_near_what_the_client_sent() {
+    let recent = 0xffff_ff00_u32;
+    for near in [0, 1, 4_000, 1 << 20] {
+        assert!(is_credible_reset(recent.wrapping_add(near), recent), "{near}");
+    }
+    assert!(is_credible_reset(recent - 1, recent), "a keepalive's");
+    for far in [1 << 26, 1 << 31, 0u32.wrapping_sub(1 << 17)] {
+        assert!(!is_credible_reset(recent.wrapping_add(far), recent), "{far}");
+    }
+    assert!(is_credible_reset(12_345, 0), "nothing is known");
 }

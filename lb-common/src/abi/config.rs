@@ -15,6 +15,14 @@ pub const fn ticks_from_seconds(seconds: u32) -> Tick {
     ((seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT)) as Tick
 }
 
+/// Ticks from `seen` to `now`; 0 if another CPU has seen something since `now` was read.
+#[inline(always)]
+#[must_use]
+pub const fn idle_ticks(now: Tick, seen: Tick) -> Tick {
+    let idle = now.wrapping_sub(seen);
+    if (idle as i32) < 0 { 0 } else { idle }
+}
+
 /// The one element of the array `config`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(8))]

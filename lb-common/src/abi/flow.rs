@@ -197,8 +197,8 @@ pub struct Flow<A> {
     pub generation: u32,
     /// What is added to the client's TCP timestamps (and subtracted from their echo).
     pub timestamp_delta: u32,
-    /// To the backend: the backend's initial sequence number until the connection is established
-    /// (TCP), or the time of the first packet (UDP). Reply entries: the client's last timestamp or
+    /// To the backend: the backend's initial sequence number until the connection is established,
+    /// then a recent sequence number of the client (TCP); the time of the first packet (UDP). Reply entries: the client's last timestamp or
     /// sequence number as the backend saw it, for whoever uses the port next.
     pub mark: u32,
 }

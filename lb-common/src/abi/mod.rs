@@ -15,7 +15,7 @@ mod stats;
 
 pub use addr::{AddressFamily, NextHop, V4, V6, VlanTags};
 pub use backend::{Backend, BackendState};
-pub use config::{Config, TICK_SHIFT, Tick, ticks_from_seconds};
+pub use config::{Config, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
 pub use drop_reason::DropReason;
 pub use flow::{
     Flow, FlowFlags, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, MINIMUM_IDENTIFICATION,

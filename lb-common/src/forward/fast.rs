@@ -105,6 +105,10 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
     if flow.last_seen != now {
         // Only when it changes: a line that is only read can be shared by CPUs.
         flow.last_seen = now;
+        if !reply && protocol == IPPROTO_TCP {
+            let tcp = packet.head::<TcpFrame<F::Header>>()?;
+            flow.mark = u32::from_be_bytes(tcp.tcp.sequence);
+        }
     }
     datapath.count_forwarded(flow.service, flow.backend, reply, packet.length() as u64);
     Some(Verdict::send(datapath, ifindex))

@@ -12,7 +12,7 @@ use super::platform::{Packet, Tables};
 use super::scratch::Scratch;
 use super::slow::find_hop;
 use super::wire::{Ipv4, Ipv6Extension};
-use crate::abi::{DropReason, Tick, ticks_from_seconds};
+use crate::abi::{DropReason, Tick, idle_ticks, ticks_from_seconds};
 
 /// How long the other fragments may take: net.ipv4.ipfrag_time.
 const LIFETIME: Tick = ticks_from_seconds(30);
@@ -75,7 +75,7 @@ pub fn later<D: Tables<F>, F: IpFamily>(
     set_key::<F>(scratch, identification);
     let Some(first) = datapath.fragment(&scratch.fragment_key) else { return Verdict::Pass };
     let now = datapath.now();
-    if now.wrapping_sub(first.created) > LIFETIME {
+    if idle_ticks(now, first.created) > LIFETIME {
         return Verdict::drop(datapath, DropReason::FragmentWithoutFirst);
     }
     let Some(mut flow) = datapath.established(&first.flow).or_else(|| datapath.transient(&first.flow)) else {

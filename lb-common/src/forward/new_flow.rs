@@ -8,7 +8,7 @@ use super::scratch::Scratch;
 use super::snat::{self, Fit, History};
 use super::tcp_options::{self, Timestamp};
 use super::{emit, refuse};
-use crate::abi::{Backend, DropReason, FlowFlags, FlowState, FlowStatus, IPPROTO_TCP, NextHop};
+use crate::abi::{Backend, DropReason, FlowFlags, FlowState, FlowStatus, IPPROTO_TCP, NextHop, idle_ticks};
 
 /// Gives a packet that begins a connection to the Service `service` a backend, and forwards it.
 #[inline(always)]
@@ -135,7 +135,7 @@ fn take_over<D: Tables<F>, F: IpFamily>(
     let before = old.status;
     let history = History {
         status: before,
-        idle: scratch.flow.last_seen.wrapping_sub(old.last_seen),
+        idle: idle_ticks(scratch.flow.last_seen, old.last_seen),
         timeout: datapath.timeout(old.state()),
         mark: old.mark,
     };

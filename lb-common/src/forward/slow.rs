@@ -4,14 +4,16 @@
 use super::emit::{self, Parsed};
 use super::ip::IpFamily;
 use super::pair::{copy_hop, demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key, set_way_back};
-use super::parse::{self, Parse, Part};
-use super::platform::{Datapath, Tables};
+use super::parse::{self, Parse, Part, Transport};
+use super::platform::{Datapath, Packet, Tables};
 use super::scratch::Scratch;
 use super::tcp_options;
 use super::tcp_state::{self, Step};
-use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Ethernet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use super::{Verdict, fragment, icmp, new_flow, refuse};
-use crate::abi::{DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop};
+use crate::abi::{
+    DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop, idle_ticks,
+};
 
 /// What the slow path says of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,9 +89,17 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
     vip.port = key.destination_port;
     vip.protocol = parsed.ip.protocol;
     let Some(service) = datapath.vip(vip) else { return Verdict::Pass };
-    if !F::may_be_answered(&parsed.ip.source) {
+    if !F::may_be_answered(&parsed.ip.source) || is_group_addressed(datapath) {
         // Nobody could get an answer there; the kernel drops it as a martian.
         return Verdict::Pass;
+    }
+    if parsed.ip.protocol == IPPROTO_UDP {
+        // From one VIP to another: two Services that answer whatever comes would never stop.
+        vip.address = key.source;
+        vip.port = key.source_port;
+        if datapath.vip(vip).is_some() {
+            return Verdict::Pass;
+        }
     }
     if parsed.ip.hops_left <= 1 {
         return refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip);
@@ -102,6 +112,12 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
     let verdict = new_flow::begin::<D, F>(datapath, scratch, service);
     remember_first::<D, F>(datapath, scratch, verdict);
     verdict
+}
+
+/// Whether the frame was sent to many: a connection never is.
+#[inline(always)]
+fn is_group_addressed<D: Datapath>(datapath: &D) -> bool {
+    datapath.packet().head::<Ethernet>().is_none_or(|ethernet| ethernet.destination[0] & 1 != 0)
 }
 
 /// A packet of a known flow; `None` if the flow is over and the packet begins another.
@@ -120,7 +136,7 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     let is_tcp = parsed.ip.protocol == IPPROTO_TCP;
     let next = if is_tcp {
         let answers = answers_syn_ack(parsed, &flow);
-        match tcp_state::step(state, parsed.transport.flags, flow.is_reply(), answers) {
+        match tcp_state::step(state, believed(parsed, &flow, state), flow.is_reply(), answers) {
             Step::Stay => state,
             Step::To(next) => next,
             Step::Renew => return renew::<D, F>(datapath, scratch, &flow, established),
@@ -128,7 +144,7 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     } else if flow.is_reply() {
         FlowState::UdpReplied
     } else {
-        if now.wrapping_sub(flow.last_seen) > datapath.timeout(state) {
+        if idle_ticks(now, flow.last_seen) > datapath.timeout(state) {
             return renew::<D, F>(datapath, scratch, &flow, established);
         }
         state
@@ -155,7 +171,7 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     let verdict = emit::forward::<D, F>(datapath, parsed, &flow, hop, cursor);
     // Established flows need their other half only when something happens to them.
     if !established || next != state {
-        follow::<D, F>(datapath, scratch, &mut flow, (established, next), mark);
+        follow::<D, F>(datapath, scratch, &mut flow, (established, next, next != state), mark);
     }
     Some(verdict)
 }
@@ -174,6 +190,17 @@ fn lost_its_port<D: Tables<F>, F: IpFamily>(
         Some(peer) => !is_peer::<F>(key, &peer),
         None => false,
     }
+}
+
+/// The control bits of a segment, without an RST that somebody may have made up.
+#[inline(always)]
+fn believed<A>(parsed: &Parsed<A>, flow: &Flow<A>, state: FlowState) -> u8 {
+    let Transport { flags, sequence, .. } = parsed.transport;
+    let is_doubtful = flags & TCP_RST != 0
+        && !flow.is_reply()
+        && tcp_state::is_established(state)
+        && !tcp_state::is_credible_reset(sequence, flow.mark);
+    if is_doubtful { flags & !TCP_RST } else { flags }
 }
 
 /// Whether a client's segment acknowledges the backend's SYN-ACK.
@@ -206,7 +233,7 @@ fn follow<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,
     flow: &mut Flow<F::Address>,
-    (established, next): (bool, FlowState),
+    (established, next, changes): (bool, FlowState, bool),
     mark: Mark,
 ) {
     set_peer_key(&mut scratch.peer_key, flow, scratch.key.protocol);
@@ -227,8 +254,14 @@ fn follow<D: Tables<F>, F: IpFamily>(
             peer
         }
     };
-    flow.status.state = next as u8;
-    peer.status.state = next as u8;
+    if changes {
+        // Only then: another CPU may have gone on with the flow.
+        flow.status.state = next as u8;
+        peer.status.state = next as u8;
+    }
+    if !flow.is_reply() && scratch.parsed.ip.protocol == IPPROTO_TCP && tcp_state::is_established(next) {
+        flow.mark = scratch.parsed.transport.sequence;
+    }
     // Both halves are in use as long as one is: whoever looks for a free port sees the reply's only.
     peer.last_seen = flow.last_seen;
     if mark.is_set {

@@ -17,8 +17,17 @@ pub const ATTEMPTS: u32 = 16;
 /// with a challenge: the client's second SYN gets through.
 const LAST_RESORT: u32 = 12;
 
-/// How long a closed connection is left alone, for its last segments.
-const QUIET: Tick = ticks_from_seconds(1);
+/// From this attempt on, ports are taken that would better be left alone for longer.
+const HURRY: u32 = 8;
+
+/// How long a closed connection is left alone, for its last segments and their retransmissions; and
+/// in a hurry.
+const QUIET: [Tick; 2] = [ticks_from_seconds(4), ticks_from_seconds(1)];
+
+/// In a hurry, how long somebody who has not answered, or has been answered once, keeps a port. What
+/// he holds is a half-open connection, or a question: whoever floods us must not hold all of them.
+const BEGINNER: Tick = ticks_from_seconds(5);
+const ANSWERED: Tick = ticks_from_seconds(30);
 
 /// TCP_TIMEWAIT_LEN of Linux, and a second.
 const TIME_WAIT: Tick = ticks_from_seconds(61);
@@ -78,11 +87,13 @@ pub struct History {
 #[inline(always)]
 #[must_use]
 pub fn fit(history: &History, attempt: u32, timestamp: Timestamp, sequence: u32) -> Fit {
+    let in_hurry = attempt >= HURRY;
+    let quiet = QUIET[usize::from(in_hurry)];
     match FlowState::from_raw(history.status.state) {
         FlowState::Free => Fit::Yes,
-        FlowState::Reset if history.idle >= QUIET => Fit::Yes,
+        FlowState::Reset if history.idle >= quiet => Fit::Yes,
         FlowState::TimeWait if history.idle >= TIME_WAIT => Fit::Yes,
-        FlowState::TimeWait if history.idle >= QUIET => {
+        FlowState::TimeWait if history.idle >= quiet => {
             let by_timestamp = history.status.flags & FlowFlags::MARK_IS_TIMESTAMP != 0;
             match (by_timestamp, timestamp.is_set) {
                 (true, true) if is_after(timestamp.value, history.mark) => Fit::Yes,
@@ -96,6 +107,12 @@ pub fn fit(history: &History, attempt: u32, timestamp: Timestamp, sequence: u32)
         }
         FlowState::TimeWait | FlowState::Reset => Fit::No,
         _ if history.idle > history.timeout => Fit::Yes,
+        FlowState::SynSent | FlowState::SynReceived | FlowState::UdpUnreplied
+            if in_hurry && history.idle > BEGINNER =>
+        {
+            Fit::Yes
+        }
+        FlowState::UdpReplied if in_hurry && history.idle > ANSWERED => Fit::Yes,
         _ => Fit::No,
     }
 }

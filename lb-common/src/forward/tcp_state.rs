@@ -73,3 +73,16 @@ const HANDSHAKE_WINDOW: u32 = 1 << 17;
 pub fn acknowledges(acknowledgment: u32, initial_sequence: u32) -> bool {
     acknowledgment.wrapping_sub(initial_sequence).wrapping_sub(1) < HANDSHAKE_WINDOW
 }
+
+/// How far a client's RST may be from a recent segment of it: what a fast sender sends in a tick.
+const RESET_WINDOW: u32 = 1 << 26;
+/// How far it may be behind.
+const RESET_BEHIND: u32 = 1 << 16;
+
+/// Whether a client's RST may be believed. Its backend believes only one that hits the window
+/// (RFC 5961, section 3); `recent` is a recent sequence number of the client, 0 if none is known.
+#[inline(always)]
+#[must_use]
+pub fn is_credible_reset(sequence: u32, recent: u32) -> bool {
+    recent == 0 || sequence.wrapping_sub(recent).wrapping_add(RESET_BEHIND) < RESET_WINDOW
+}

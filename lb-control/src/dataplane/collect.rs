@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use aya::maps::MapData;
-use lb_common::abi::{Config, Flow, FlowKey, FlowState, Plain, Tick, V4, V6, ticks_from_seconds};
+use lb_common::abi::{Config, Flow, FlowKey, FlowState, Plain, Tick, V4, V6, idle_ticks, ticks_from_seconds};
 
 use super::batch;
 use super::flows::{Entries, FlowTables, Shown, entries, later};
@@ -40,9 +40,8 @@ pub fn is_over(
     gone: bool,
     config: &Config,
 ) -> bool {
-    // A time in the future is that of a packet that came while the table was read.
-    let idle = |seen: Tick| if (now.wrapping_sub(seen) as i32) < 0 { 0 } else { now.wrapping_sub(seen) };
-    idle(last_seen) > config.timeouts[state as usize] || (gone && idle(client_last_seen) > FAREWELL)
+    idle_ticks(now, last_seen) > config.timeouts[state as usize]
+        || (gone && idle_ticks(now, client_last_seen) > FAREWELL)
 }
 
 /// Looks at all flows, and forgets those that are over. `is_gone` tells of a backend's index and

@@ -96,7 +96,7 @@ mod tests {
         let path = directory.path().join("agent.sock");
         let _listener = bind(&path).unwrap();
         let error = bind(&path).unwrap_err().to_string();
-        assert!(error.contains("another agent answers") && error.contains("--socket"), "{error}");
+        assert!(error.contains("another agent answers") && error.contains("stop it first"), "{error}");
         UnixStream::connect(&path).unwrap();
     }
 

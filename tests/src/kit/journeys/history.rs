@@ -64,7 +64,7 @@ pub fn own_port_again(device: &mut dyn Device) {
         first.handshake(device);
         first.talk(device);
         first.close(device);
-        device.wait(ticks_from_seconds(2));
+        device.wait(ticks_from_seconds(5));
         let mut second = Connection::new(ip, 1, 40_000);
         second.clocks = Some((50_000, 9));
         second.client_sequence = first.client_sequence.wrapping_sub(1_000_000);
@@ -75,7 +75,7 @@ pub fn own_port_again(device: &mut dyn Device) {
     }
 }
 
-/// The last segments of a connection have a second to arrive; its port is not given away before.
+/// The last segments of a connection have some seconds to arrive; its port is not given away before.
 pub fn quiet_time(device: &mut dyn Device) {
     set_up(device, 1);
     for ip in Ip::BOTH {
