@@ -17,7 +17,7 @@ pub mod vlan;
 macro_rules! each_journey {
     ($call:ident) => {
         $call! {
-            tcp { whole_life, promotion_and_demotion, retransmitted_syn_stays, late_acknowledgment_does_not_promote, half_close_goes_on, port_reuse_after_close_begins_anew, reset_ends, round_robin_is_exact, options_and_padding, terminating_backend_keeps_flows, route_change_keeps_way_back }
+            tcp { whole_life, promotion_and_demotion, retransmitted_syn_stays, late_acknowledgment_does_not_promote, half_close_goes_on, port_reuse_after_close_begins_anew, reset_ends, blind_reset_changes_nothing, round_robin_is_exact, options_and_padding, terminating_backend_keeps_flows, route_change_keeps_way_back }
             udp { question_and_answer, becomes_a_stream, expires, one_way_session_keeps_its_port, without_checksum, moves_on_from_a_gone_backend, extension_headers }
             refuse { no_backend, unknown_connection, gone_backend, hops_run_out, vlan_tagged, unanswerable }
             icmp { towards_clients, towards_backends, short_quotes, not_ours }

@@ -165,6 +165,23 @@ pub fn reset_ends(device: &mut dyn Device) {
     }
 }
 
+/// An RST that is nowhere near what the client has sent is somebody else's guess: the backend gets it
+/// and ignores it (RFC 5961), and the flow goes on.
+pub fn blind_reset_changes_nothing(device: &mut dyn Device) {
+    set_up(device, 1);
+    for ip in Ip::BOTH {
+        let mut connection = Connection::open(device, ip, 1, 40_000);
+        let sequence = connection.client_sequence;
+        connection.client_sequence = sequence.wrapping_add(1 << 28);
+        connection.from_client(device, RST, b"");
+        expect(device, &connection, FlowState::Established, ESTABLISHED);
+        connection.client_sequence = sequence;
+        connection.from_client(device, ACK, b"still here");
+        connection.from_client(device, RST, b"");
+        expect(device, &connection, FlowState::Reset, TRANSIENT);
+    }
+}
+
 /// N·k connections: each of N backends gets exactly k, in turn.
 pub fn round_robin_is_exact(device: &mut dyn Device) {
     set_up(device, 1);
