@@ -37,9 +37,6 @@ impl Inspect for Answers {
                 service: "default/web".into(),
                 state: "established".into(),
                 idle_seconds: 1,
-                age_seconds: None,
-                packets_in: None,
-                packets_out: None,
             })
             .collect())
     }

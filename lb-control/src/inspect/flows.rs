@@ -43,9 +43,6 @@ fn flow_view(record: &FlowRecord, names: &HashMap<u32, ObjectRef>, now: Tick) ->
         state: record.state.name().to_owned(),
         // Down to whole seconds, as for every age.
         idle_seconds: clock::seconds(idle(record, now)) as u64,
-        age_seconds: None,
-        packets_in: None,
-        packets_out: None,
     }
 }
 

@@ -42,15 +42,6 @@ pub struct FlowView {
     pub state: String,
     /// Seconds since the last packet in either direction.
     pub idle_seconds: u64,
-    /// Seconds since the first packet, where it is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub age_seconds: Option<u64>,
-    /// Packets from the client, where they are counted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub packets_in: Option<u64>,
-    /// Packets from the backend, where they are counted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub packets_out: Option<u64>,
 }
 
 /// Which flows to show; all conditions must hold.
@@ -167,9 +158,6 @@ pub(crate) mod tests {
             service: service.into(),
             state: state.into(),
             idle_seconds: 3,
-            age_seconds: None,
-            packets_in: None,
-            packets_out: None,
         }
     }
 

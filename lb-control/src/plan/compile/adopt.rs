@@ -1,6 +1,6 @@
 //! Maps that are not empty: of an agent that was here before, or changed by hand.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::Result;
 use lb_common::abi::{Backend, BackendState};
@@ -136,11 +136,5 @@ impl Compiler {
                 self.claims.insert(vip, key.clone());
             }
         }
-    }
-
-    /// How long what is given back rests.
-    #[must_use]
-    pub fn grace(&self) -> Duration {
-        self.settings.grace
     }
 }

@@ -22,5 +22,5 @@ mod watch;
 
 pub use decode::{Decoded, Document, Item, decode};
 pub use merge::{FileState, Merger, Snapshot};
-pub use read::{Reader, read_once};
+pub use read::Reader;
 pub use watch::{Settings, Watcher, watch};

@@ -8,8 +8,6 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
-
 use super::{
     decode::{Decoded, decode},
     merge::{FileState, Merger, Snapshot},
@@ -104,13 +102,4 @@ pub(super) fn list(path: &Path) -> io::Result<Vec<PathBuf>> {
     }
     paths.sort();
     Ok(paths)
-}
-
-/// Reads a configuration once.
-///
-/// # Errors
-/// When there is nothing at the path, or it cannot be listed.
-pub fn read_once(path: &Path) -> Result<Snapshot> {
-    list(path).with_context(|| format!("--config {}: cannot be read", path.display()))?;
-    Ok(Reader::new(path.to_owned()).load())
 }

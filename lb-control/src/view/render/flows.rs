@@ -2,7 +2,7 @@
 
 use super::Render;
 use super::table::Table;
-use super::units::{count, grouped, plural, seconds};
+use super::units::{grouped, plural, seconds};
 use crate::view::FlowsView;
 
 impl Render for FlowsView {
@@ -15,7 +15,7 @@ impl Render for FlowsView {
         }
         let mut header = vec!["PROTO", "CLIENT", "VIP", "SNAT", "BACKEND", "STATE", "IDLE"];
         if wide {
-            header.extend(["SERVICE", "AGE", "PACKETS-IN", "PACKETS-OUT"]);
+            header.push("SERVICE");
         }
         let mut table = Table::new(&header);
         for flow in &self.flows {
@@ -29,12 +29,7 @@ impl Render for FlowsView {
                 seconds(flow.idle_seconds),
             ];
             if wide {
-                row.extend([
-                    flow.service.clone(),
-                    flow.age_seconds.map(seconds).unwrap_or_default(),
-                    flow.packets_in.map(count).unwrap_or_default(),
-                    flow.packets_out.map(count).unwrap_or_default(),
-                ]);
+                row.push(flow.service.clone());
             }
             table.row(&row);
         }
