@@ -8,9 +8,9 @@ use clap::error::ErrorKind;
 use super::*;
 use crate::dataplane::Mode;
 
-/// Arguments for [`child`], one a line.
+/// Arguments for a child process, one a line.
 const CHILD_ARGUMENTS: &str = "POINTSMAN_TEST_ARGUMENTS";
-/// Comes before what [`child`] tells.
+/// Comes before what a child process tells.
 const MARK: &str = "parsed: ";
 
 fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
@@ -24,10 +24,9 @@ fn run_args(arguments: &[&str]) -> RunArgs {
     }
 }
 
-#[test]
-#[ignore = "the other half of the tests of the environment, which start it"]
-fn child() {
-    let arguments = std::env::var(CHILD_ARGUMENTS).unwrap();
+/// In a child process that [`parsed`] has started: tells it what was parsed. False in the parent.
+fn told_parent() -> bool {
+    let Ok(arguments) = std::env::var(CHILD_ARGUMENTS) else { return false };
     let arguments: Vec<&str> = arguments.lines().collect();
     match parse(&[&["run"], &arguments[..]].concat()) {
         Ok(Cli { command: Command::Run(args) }) => println!(
@@ -39,12 +38,13 @@ fn child() {
         ),
         other => println!("{MARK}{:?}", other.map_err(|error| error.kind())),
     }
+    true
 }
 
 /// Device, Kubernetes, debug and kubeconfig as parsed with nothing else in the environment.
 fn parsed(environment: &[(&str, &str)], arguments: &[&str]) -> String {
     let output = Process::new(std::env::current_exe().unwrap())
-        .args(["--exact", "cli::tests::child", "--ignored", "--nocapture"])
+        .args(["--exact", "cli::tests::flag_beats_environment_beats_default", "--nocapture"])
         .env_clear()
         .env(CHILD_ARGUMENTS, arguments.join("\n"))
         .envs(environment.iter().copied())
@@ -57,6 +57,9 @@ fn parsed(environment: &[(&str, &str)], arguments: &[&str]) -> String {
 
 #[test]
 fn flag_beats_environment_beats_default() {
+    if told_parent() {
+        return;
+    }
     let environment =
         [("LINKDEVICE", "eth7"), ("KUBERNETES", "false"), ("DEBUG", "true"), ("KUBECONFIG", "/env")];
     assert_eq!(parsed(&[], &["--link-device", "eth0"]), "eth0 true false");
