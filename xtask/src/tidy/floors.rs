@@ -150,7 +150,7 @@ mod tests {
         let code = "use crate::net::Link;\nuse crate::{\n    model::Service,\n    app::App,\n};\n\
                     fn f() { crate::cli::run() }";
         assert_eq!(lines("lb-control/src/dataplane/loader.rs", code), [1, 2, 6]);
-        assert_eq!(lines("lb-control/src/plan.rs", "use crate::ports::Clock;"), [1]);
+        assert_eq!(lines("lb-control/src/ports/mod.rs", "use crate::plan::Plan;"), [1]);
         assert_eq!(lines("lb-control/src/model/mod.rs", "pub(crate) fn f(x: crate :: plan::X) {}"), [1]);
     }
 
