@@ -28,7 +28,7 @@ impl World {
     /// # Errors
     /// When the lab or a server cannot be started.
     pub fn new(backends: u8) -> Result<Option<Self>> {
-        Self::with(Options { backends, client_mtu: None })
+        Self::with(Options { backends, ..Options::default() })
     }
 
     /// As [`Self::new`], with options.

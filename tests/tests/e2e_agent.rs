@@ -5,12 +5,13 @@ use pointsman_tests::{
     lab::{
         Lab,
         agent::list,
-        manifest::{ECHO, HTTP},
+        manifest::{ECHO, HTTP, UDP},
         wait_for,
     },
     traffic::{
         client::{check_round_robin, who_answers},
-        ping_pong::{PingPong, retransmissions},
+        ping_pong::{PingPong, be_patient, retransmissions},
+        udp_flows::UdpFlows,
     },
     world::{World, both, web},
 };
@@ -38,7 +39,14 @@ fn agent_pid(status: &Value) -> Option<u64> {
 #[test]
 fn killed_and_started_again_no_packet_is_lost() -> Result<()> {
     let Some(world) = World::new(3)? else { return Ok(()) };
+    for end in world.lab.backends.iter().chain([world.lab.client.as_ref()]) {
+        be_patient(end)?;
+    }
     let (mut agent, status) = world.web(&[1, 2, 3])?;
+    let udp: Vec<UdpFlows> = both(&status, UDP)?
+        .into_iter()
+        .map(|to| UdpFlows::start(&world.lab.client, to, 3))
+        .collect::<Result<_>>()?;
     let flows: Vec<PingPong> = both(&status, ECHO)?
         .into_iter()
         .map(|to| PingPong::start(&world.lab.client, to, 3))
@@ -49,6 +57,9 @@ fn killed_and_started_again_no_packet_is_lost() -> Result<()> {
         for flows in &flows {
             flows.wait_exchanges(30)?;
         }
+        for flows in &udp {
+            flows.wait_exchanges(30)?;
+        }
         // Connections are still taken with no agent there.
         check_round_robin(&who_answers(&world.lab.client, both(&status, HTTP)?[0], 6)?, 3)?;
         agent.run()?;
@@ -56,10 +67,16 @@ fn killed_and_started_again_no_packet_is_lost() -> Result<()> {
         for flows in &flows {
             flows.wait_exchanges(30)?;
         }
+        for flows in &udp {
+            flows.wait_exchanges(30)?;
+        }
     }
     for flows in flows {
         let report = flows.stop()?;
         assert!(report.broken.is_empty(), "{report:?}");
+    }
+    for flows in udp {
+        flows.stop()?;
     }
     assert_eq!(lost(&world.lab)?, 0, "segments had to be sent again");
     Ok(())

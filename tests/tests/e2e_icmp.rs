@@ -2,8 +2,11 @@
 
 use anyhow::Result;
 use pointsman_tests::{
-    lab::{Options, manifest::HTTP},
-    traffic::client::http_get,
+    lab::{
+        Options,
+        manifest::{HTTP, UDP},
+    },
+    traffic::{client::http_get, probe},
     world::{World, both},
 };
 
@@ -11,7 +14,10 @@ use pointsman_tests::{
 /// router sends to the VIP.
 #[test]
 fn backends_learn_the_path_mtu() -> Result<()> {
-    let Some(world) = World::with(Options { backends: 1, client_mtu: Some(1400) })? else { return Ok(()) };
+    let Some(world) = World::with(Options { backends: 1, client_mtu: Some(1400), ..Options::default() })?
+    else {
+        return Ok(());
+    };
     let (_agent, status) = world.web(&[1])?;
     for to in both(&status, HTTP)? {
         let body = world.lab.client.enter(|| http_get(to, "/bytes/200000"))??;
@@ -20,6 +26,23 @@ fn backends_learn_the_path_mtu() -> Result<()> {
         let family = if to.is_ipv4() { "-4" } else { "-6" };
         let routes = world.lab.backends[0].run(["ip", family, "route", "show", "cache"])?;
         assert!(routes.contains("mtu 1400"), "no path MTU of 1400 in:\n{routes}");
+    }
+    Ok(())
+}
+
+/// A backend whose server has died says so (port unreachable); its client hears it, about the VIP.
+#[test]
+fn a_client_hears_that_the_backends_port_is_closed() -> Result<()> {
+    let Some(mut world) = World::new(1)? else { return Ok(()) };
+    world.servers.clear();
+    let (_agent, status) = world.web(&[1])?;
+    for to in both(&status, UDP)? {
+        let refusal = probe::udp(&world.lab.client, to)?;
+        assert!(refusal.at_once(), "{to}: {refusal:?}");
+    }
+    for to in both(&status, HTTP)? {
+        let refusal = probe::tcp(&world.lab.client, to)?;
+        assert!(refusal.at_once(), "{to}: {refusal:?}");
     }
     Ok(())
 }

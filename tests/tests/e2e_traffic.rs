@@ -11,6 +11,7 @@ use pointsman_tests::{
         load::Load,
         ping_pong::{PingPong, retransmissions},
         probe,
+        udp_flows::UdpFlows,
     },
 };
 
@@ -73,6 +74,22 @@ fn losses_show() -> Result<()> {
     drop(servers);
     let report = flows.wait_broken()?;
     assert_eq!(report.broken.len(), 2, "{report:?}");
+    Ok(())
+}
+
+/// Without a word from anybody: a blackhole sends no ICMP error.
+#[test]
+fn a_lost_datagram_shows() -> Result<()> {
+    let Some((lab, _servers)) = lab()? else { return Ok(()) };
+    let to = both(UDP_PORT)[0];
+    let flows = UdpFlows::start(&lab.client, to, 2)?;
+    flows.wait_exchanges(20)?;
+    flows.stop()?;
+    let flows = UdpFlows::start(&lab.client, to, 2)?;
+    flows.wait_exchanges(20)?;
+    lab.edge.ip_batch(&format!("route add blackhole {}/32", to.ip()))?;
+    let lost = flows.stop_when_broken().expect_err("nothing got through").to_string();
+    assert!(lost.starts_with("exchange "), "{lost}");
     Ok(())
 }
 

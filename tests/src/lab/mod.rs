@@ -5,13 +5,15 @@
 //!                                                 ├── b2
 //! ```
 //!
-//! The client and the backends reach everything else by the edge, as their default route.
+//! The client and the backends reach everything else by the edge, as their default route. In a
+//! one-armed lab the client and the edge's `uplink` are plugged into the switch, too.
 
 pub mod agent;
 pub mod manifest;
 mod netns;
 pub mod registry;
 mod topology;
+pub mod wire;
 mod xdp_pass;
 
 pub use agent::{Agent, wait_for};

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{agent::wait_for, netns::Namespace, registry, xdp_pass::XdpPass};
 
@@ -30,6 +30,15 @@ pub struct Options {
     /// Puts a router between client and edge; its link to the client has this MTU, yet the client
     /// announces an MSS for 1500 bytes, so that backends learn by ICMP alone.
     pub client_mtu: Option<u32>,
+    /// Client, VIPs and backends are on one LAN, and the edge has one device, `uplink`: what comes in
+    /// leaves by the same device, and VIPs are found by ARP and neighbour discovery.
+    pub one_armed: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { backends: 3, client_mtu: None, one_armed: false }
+    }
 }
 
 /// A client, an edge node and backends. Removed when dropped.
@@ -56,7 +65,7 @@ impl Lab {
     /// # Errors
     /// When not root, or a tool is missing.
     pub fn routed(backends: u8) -> Result<Self> {
-        Self::new(Options { backends, client_mtu: None })
+        Self::new(Options { backends, ..Options::default() })
     }
 
     /// A lab with these options.
@@ -81,11 +90,15 @@ impl Lab {
             far_ends: Vec::new(),
         };
         fs::create_dir(&lab.directory).with_context(|| format!("cannot make {}", lab.directory.display()))?;
-        lab.join_uplink(options)?;
-        lab.join_lan()?;
+        ensure!(!options.one_armed || lab.router.is_none(), "a one-armed lab has no router");
+        if !options.one_armed {
+            lab.join_uplink(options)?;
+        }
+        lab.join_lan(options)?;
         let far_uplink =
             lab.router.as_ref().map_or((lab.client.as_ref(), "eth0"), |router| (router, "north"));
-        for (namespace, device) in [far_uplink, (&lab.switch, "edge")] {
+        let far_uplink = (!options.one_armed).then_some(far_uplink);
+        for (namespace, device) in far_uplink.into_iter().chain([(&lab.switch, "edge")]) {
             lab.far_ends.push(XdpPass::attach(namespace, device)?);
         }
         lab.wait_links()?;
@@ -176,12 +189,24 @@ impl Lab {
         ))
     }
 
-    fn join_lan(&self) -> Result<()> {
-        let Self { edge, switch, .. } = self;
+    fn join_lan(&self, options: Options) -> Result<()> {
+        let Self { client, edge, switch, .. } = self;
+        let device = if options.one_armed { "uplink" } else { "lan" };
         switch.ip_batch("link add lan type bridge stp_state 0 mcast_snooping 0\n link set lan up")?;
-        veth((edge, "lan"), (switch, "edge"))?;
-        edge.ip_batch("addr add 10.2.0.1/24 dev lan\n addr add fd02::1/64 dev lan nodad\n link set lan up")?;
+        forwarding(edge)?;
+        veth((edge, device), (switch, "edge"))?;
+        edge.ip_batch(&format!(
+            "addr add 10.2.0.1/24 dev {device}\n addr add fd02::1/64 dev {device} nodad\n link set {device} up"
+        ))?;
         let mut ports = String::from("link set edge master lan up\n");
+        if options.one_armed {
+            veth((client, "eth0"), (switch, "client"))?;
+            ports.push_str("link set client master lan up\n");
+            client.ip_batch(&format!(
+                "addr add 10.2.0.2/24 dev eth0\n addr add fd02::2/64 dev eth0 nodad\n link set eth0 up
+                 route add {VIPS_V4} dev eth0\n route add {VIPS_V6} dev eth0"
+            ))?;
+        }
         for (n, backend) in (1..).zip(&self.backends) {
             veth((backend, "eth0"), (switch, backend.role()))?;
             writeln!(ports, "link set {} master lan up", backend.role())?;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::Pattern;
+use super::{Pattern, client::uninterrupted};
 
 /// Sends `total` bytes through an echo connection while it reads them back; compares every byte.
 /// Gives the name of the backend.
@@ -46,8 +46,8 @@ fn receive(mut stream: &TcpStream, total: u64, mut pattern: Pattern) -> Result<S
     let mut done = 0;
     while done < total {
         let most = usize::try_from(total - done).unwrap_or(usize::MAX).min(buffer.len());
-        let count =
-            stream.read(&mut buffer[..most]).with_context(|| format!("cannot read after {done} bytes"))?;
+        let count = uninterrupted(|| stream.read(&mut buffer[..most]))
+            .with_context(|| format!("cannot read after {done} bytes"))?;
         ensure!(count > 0, "the stream ended after {done} of {total} bytes");
         if let Err(at) = pattern.check(&buffer[..count]) {
             anyhow::bail!("byte {} is wrong", done + at as u64);

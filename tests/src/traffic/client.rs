@@ -104,6 +104,20 @@ pub fn udp_socket(to: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// Repeats what a signal has interrupted: on sockets with a timeout the kernel leaves that to us, even
+/// for a stop and continue without any handler (signal(7)).
+///
+/// # Errors
+/// With any other error.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Sends a datagram and waits for its echo; gives the name of who sent it.
 ///
 /// # Errors
@@ -111,7 +125,7 @@ pub fn udp_socket(to: SocketAddr) -> io::Result<UdpSocket> {
 pub fn udp_exchange(socket: &UdpSocket, payload: &[u8]) -> Result<String> {
     socket.send(payload).context("cannot send")?;
     let mut buffer = vec![0; payload.len() + 100];
-    let count = socket.recv(&mut buffer).context("no answer")?;
+    let count = uninterrupted(|| socket.recv(&mut buffer)).context("no answer")?;
     let answer = &buffer[..count];
     let space = answer.iter().position(|byte| *byte == b' ').context("an answer without a name")?;
     ensure!(answer[space + 1..] == *payload, "{count} bytes that are not the echo of {}", payload.len());

@@ -8,6 +8,7 @@ mod pattern;
 pub mod ping_pong;
 pub mod probe;
 pub mod server;
+pub mod udp_flows;
 
 pub use pattern::Pattern;
 pub use server::{ECHO_PORT, HTTP_PORT, Server, UDP_PORT};

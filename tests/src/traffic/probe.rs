@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::client::{TIMEOUT, udp_socket};
+use super::client::{TIMEOUT, udp_socket, uninterrupted};
 use crate::lab::Namespace;
 
 /// What came back, and when.
@@ -50,7 +50,7 @@ pub fn udp(from: &Namespace, to: SocketAddr) -> Result<Refusal> {
         let socket = udp_socket(to)?;
         let start = Instant::now();
         socket.send(b"anybody there?")?;
-        let error = socket.recv(&mut [0; 100]).err().map(|error| error.kind());
+        let error = uninterrupted(|| socket.recv(&mut [0; 100])).err().map(|error| error.kind());
         io::Result::Ok(Refusal { error, took: start.elapsed() })
     })?;
     probed.with_context(|| format!("cannot probe {to} from {}", from.role()))
