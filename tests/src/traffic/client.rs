@@ -86,8 +86,10 @@ pub fn who_answers(from: &Namespace, to: SocketAddr, count: usize) -> Result<Vec
 /// # Errors
 /// When an answer does not come, or is not what was sent.
 pub fn who_answers_udp(from: &Namespace, to: SocketAddr, count: usize) -> Result<Vec<String>> {
-    let exchange = |n| udp_exchange(&udp_socket(to)?, format!("datagram {n}").as_bytes());
-    let names = from.enter(|| (0..count).map(exchange).collect::<Result<_>>())?;
+    // All stay open to the end: a port that is taken again belongs to a flow that has a backend.
+    let sockets = from.enter(|| (0..count).map(|_| udp_socket(to)).collect::<io::Result<Vec<_>>>())??;
+    let ask = |(n, socket)| udp_exchange(socket, format!("datagram {n}").as_bytes());
+    let names = sockets.iter().enumerate().map(ask).collect::<Result<_>>();
     names.with_context(|| format!("UDP from {} to {to}", from.role()))
 }
 
