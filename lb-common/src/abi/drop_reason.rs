@@ -51,7 +51,7 @@ drop_reasons! {
     NoNeighbour = 6, "no-neighbour", false;
     /// The flow tables took no further entry.
     TableFull = 7, "table-full", false;
-    /// A fragment arrived whose first fragment has not been seen.
+    /// A later fragment came too long after its first one, or their connection is gone meanwhile.
     FragmentWithoutFirst = 8, "fragment-without-first", true;
     /// An RST would have been answered with an RST, which TCP forbids.
     ResetWithoutFlow = 9, "reset-without-flow", true;

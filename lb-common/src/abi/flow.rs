@@ -255,12 +255,8 @@ pub struct Fragment<A> {
     pub flow: FlowKey<A>,
     /// The time of the first fragment.
     pub created: Tick,
-    /// Identification that the fragments leave with, as on the wire: clients that share a source
-    /// address must not share identifications (RFC 6864).
-    pub new_identification: [u8; 4],
+    /// Zero.
+    pub reserved: [u8; 4],
 }
-plain!(Fragment<[u8; 4]>, size = 24, { flow: FlowKey<[u8; 4]>, created: Tick, new_identification: [u8; 4] });
-plain!(Fragment<[u8; 16]>, size = 48, { flow: FlowKey<[u8; 16]>, created: Tick, new_identification: [u8; 4] });
-
-/// Identification numbers given to fragments start here; 0 stays for datagrams that are whole.
-pub const MINIMUM_IDENTIFICATION: u16 = 1;
+plain!(Fragment<[u8; 4]>, size = 24, { flow: FlowKey<[u8; 4]>, created: Tick, reserved: [u8; 4] });
+plain!(Fragment<[u8; 16]>, size = 48, { flow: FlowKey<[u8; 16]>, created: Tick, reserved: [u8; 4] });

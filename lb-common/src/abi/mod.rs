@@ -17,10 +17,8 @@ pub use addr::{AddressFamily, NextHop, V4, V6, VlanTags};
 pub use backend::{Backend, BackendState};
 pub use config::{Config, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
 pub use drop_reason::DropReason;
-pub use flow::{
-    Flow, FlowFlags, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, MINIMUM_IDENTIFICATION,
-};
-pub use service::{Service, ServiceName, VipKey, VipKeyOf};
+pub use flow::{Flow, FlowFlags, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey};
+pub use service::{Service, ServiceName, VipKey};
 pub use stats::{BackendStats, DropStats, ServiceStats};
 
 /// Version of every layout below; part of the path under which maps are pinned.

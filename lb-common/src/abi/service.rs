@@ -1,6 +1,6 @@
 //! VIPs and Services.
 
-use super::{AddressFamily, plain};
+use super::plain;
 
 /// Key of the VIP maps: what a client connects to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +79,3 @@ impl Default for ServiceName {
         }
     }
 }
-
-/// The key type of the VIP map of a family.
-pub type VipKeyOf<F> = VipKey<<F as AddressFamily>::Address>;

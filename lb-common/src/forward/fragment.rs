@@ -45,7 +45,6 @@ pub fn remember<D: Tables<F>, F: IpFamily>(
     set_key::<F>(scratch, identification);
     scratch.fragment.flow = scratch.key;
     scratch.fragment.created = datapath.now();
-    scratch.fragment.new_identification = translated::<F>(&scratch.parsed.ip, identification);
     datapath.insert_fragment(&scratch.fragment_key, &scratch.fragment);
 }
 

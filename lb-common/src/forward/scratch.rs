@@ -88,7 +88,7 @@ impl<A: Copy> Scratch<A> {
                 identification: [0; 4],
                 protocol: 0,
             },
-            fragment: Fragment { flow: key, created: 0, new_identification: [0; 4] },
+            fragment: Fragment { flow: key, created: 0, reserved: [0; 4] },
             vip: VipKey::new(address, [0; 2], 0),
             timestamp: Timestamp::default(),
             cursor: 0,
