@@ -184,6 +184,8 @@ pub struct Service {
     pub weights: Weights,
     /// Labels.
     pub labels: Labels,
+    /// `spec.selector`; empty if somebody else writes its EndpointSlices.
+    pub selector: Labels,
     /// What the API server has about it; default if it came from a file.
     pub api: ApiState,
     /// Whether endpoints take part although they are not ready.

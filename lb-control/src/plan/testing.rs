@@ -28,6 +28,7 @@ pub fn service(text: &str) -> Service {
         health_check_node_port: None,
         weights: Weights::default(),
         labels: Labels::new(),
+        selector: Labels::new(),
         api: ApiState::default(),
     };
     for (key, value) in words.map(|word| word.split_once('=').unwrap()) {

@@ -142,6 +142,7 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
             .map(|port| errors.port("spec.healthCheckNodePort", port)),
         weights: weights(annotation(ANNOTATION_WEIGHTS), &mut errors),
         labels: from.metadata.labels.clone().unwrap_or_default(),
+        selector: spec.selector.clone().unwrap_or_default(),
         api: api_state(from),
     };
     if let Some(policy) = spec.external_traffic_policy.as_deref()
