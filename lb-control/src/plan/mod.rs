@@ -1,10 +1,9 @@
 //! Decisions. Pure: no clock, no I/O; time is an argument.
 //!
-//! [`decide`] turns objects into what the data plane has to do and what people are told;
+//! [`Planner`] turns objects into what the data plane has to do and what people are told;
 //! [`Compiler`] turns that into map operations.
 
 mod compile;
-mod decide;
 pub mod ipam;
 mod planner;
 mod resolve;
@@ -14,7 +13,6 @@ pub(crate) mod testing;
 
 pub use compile::name;
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Scope, Settings, apply};
-pub use decide::{Plan, decide};
-pub use planner::Planner;
-pub use resolve::resolve;
+pub use planner::{Addressing, Effects, Plan, Planner};
+pub use resolve::{Here, resolve};
 pub use slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order};
