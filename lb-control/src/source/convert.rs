@@ -8,7 +8,7 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-use super::address_pool::AddressPool;
+use crate::crd::AddressPool;
 use crate::model::{
     ANNOTATION_ADDRESSES, ANNOTATION_POOL, ANNOTATION_SHARING, Endpoint, EndpointPort, EndpointSlice, Family,
     FamilyPolicy, ObjectRef, Place, Pool, Protocol, Service, ServicePort, TargetPort,
