@@ -1,10 +1,12 @@
-//! Kubernetes resources as they are written, with their definitions.
+//! Kubernetes resources as they are written: our own, with their definitions, and those of MetalLB
+//! that are read.
 //!
 //! Types and their checks only. What they mean is decided in `plan`; what speaks with the API
 //! server is in `source` and `publish`.
 
 mod address_pool;
 mod definitions;
+pub mod metallb;
 mod name;
 mod schema;
 mod virtual_ip;

@@ -135,10 +135,9 @@ mod tests {
 
     fn slice(name: u8, service: Option<u8>, endpoints: &[u8]) -> EndpointSlice {
         let endpoint = |last: &u8| Endpoint {
-            address: [10, 0, 0, *last].into(),
             ready: *last < 5,
-            serving: true,
             terminating: *last > 6,
+            ..Endpoint::ready([10, 0, 0, *last].into())
         };
         EndpointSlice {
             object: ObjectRef::new("default", format!("slice{name}")),
@@ -147,6 +146,7 @@ mod tests {
             family: Some(Family::V4),
             ports: vec![EndpointPort { name: "80-TCP".into(), protocol: Protocol::Tcp, port: 8080 }],
             endpoints: endpoints.iter().map(endpoint).collect(),
+            weight: None,
         }
     }
 

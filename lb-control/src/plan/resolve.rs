@@ -91,7 +91,7 @@ fn refuse(service: &Service, problems: &mut Vec<Problem>) -> bool {
             "Local is not supported yet: served as Cluster, and backends do not see the client's address";
         say(Problem::warning(text), "spec.externalTrafficPolicy");
     }
-    if service.client_ip_affinity {
+    if service.affinity_seconds.is_some() {
         let text = "ClientIP is not supported yet: connections go to all backends in turn";
         say(Problem::warning(text), "spec.sessionAffinity");
     }

@@ -9,7 +9,10 @@ use serde_json::Value;
 use crate::{
     crd::{self, AddressPool},
     model::{EndpointSlice, ObjectRef, Place, Pool, Problem, Service},
-    source::convert::{self, FieldError},
+    source::{
+        convert::{self, FieldError},
+        pools,
+    },
 };
 
 /// An object that is right.
@@ -139,7 +142,7 @@ fn decode_value(mut value: Value, place: &Place, decoded: &mut Decoded) {
                 fields.retain(|name, _| name != "apiVersion" && name != "kind");
             }
             let document = decode_object(POOL, value, place, |object: &AddressPool, place| {
-                convert::address_pool(object, Some(place)).map(|pool| Item::Pool(Arc::new(pool)))
+                pools::address_pool(object, Some(place)).map(|pool| Item::Pool(Arc::new(pool)))
             });
             decoded.add(document);
         }
