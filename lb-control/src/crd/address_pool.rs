@@ -13,6 +13,7 @@ use super::schema;
 /// when a Service asks for the pool or for one of its addresses. The namespace has to be listed or
 /// match one of the selectors for namespaces, and the Service has to match one of the selectors for
 /// Services; what is left out admits all.
+#[allow(clippy::duplicated_attributes, reason = "the lint takes all columns for one list")]
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "pointsman.dev",
