@@ -1,8 +1,8 @@
 //! Where Services come from.
 
-pub mod address_pool;
 pub mod convert;
 pub mod file;
+pub mod pools;
 
 use crate::model::{ObjectChange, Problem};
 
