@@ -158,12 +158,18 @@ impl Agent {
 
     /// Looks at the network anew.
     pub async fn network_changed(&mut self) {
+        if self.generation == 0 {
+            return self.hold().await;
+        }
         let ask = if std::mem::take(&mut self.ask_routes) { Ask::Routes } else { Ask::Neighbours };
         self.look_around(ask).await;
     }
 
     /// Compares the maps themselves with what they should contain, and repairs them.
     pub async fn resync(&mut self) {
+        if self.generation == 0 {
+            return self.hold().await;
+        }
         if let Err(error) = self.compiler.reload(&self.maps) {
             error!("resync: {error:#}");
             return;
@@ -173,7 +179,21 @@ impl Agent {
 
     /// Tries again what could not be done.
     pub async fn retry(&mut self) {
+        self.retry_at = None;
+        if self.generation == 0 {
+            return self.hold().await;
+        }
         self.converge(Ask::Routes).await;
+    }
+
+    /// Keeps what an earlier agent has left for as long as nobody has said what is wanted: the API
+    /// server may be away.
+    async fn hold(&mut self) {
+        self.trouble.clear(Area::Addresses);
+        if let Err(error) = addresses::renew(self.network.handle()).await {
+            self.fail(Area::Addresses, "addresses", &error);
+        }
+        self.publish();
     }
 
     /// Takes note of which backends flows still refer to.
