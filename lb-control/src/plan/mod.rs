@@ -7,6 +7,7 @@ mod compile;
 pub mod controller;
 mod decide;
 pub mod ipam;
+pub mod ownership;
 mod planner;
 mod resolve;
 mod slots;
