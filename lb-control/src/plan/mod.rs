@@ -4,7 +4,9 @@
 //! [`Compiler`] turns that into map operations.
 
 mod compile;
+pub mod controller;
 pub mod ipam;
+pub mod ownership;
 mod planner;
 mod resolve;
 mod slots;
