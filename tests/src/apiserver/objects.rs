@@ -116,7 +116,7 @@ pub fn create(store: &mut Store, write: &Write, key: &Key, mut object: Value) ->
     let kind = &write.kind;
     address(kind, key, &mut object)?;
     let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
-    if !version.is_empty() && version != "0" && write.manager.apply.is_none() {
+    if !version.is_empty() && version != "0" && !write.manager.applied {
         return Err(Failure::bad_request("resourceVersion should not be set on objects to be created"));
     }
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
