@@ -9,6 +9,7 @@ use super::{
     failure::{Failure, Outcome},
     kinds::Kind,
     objects::{finalizers, is_deleting, now},
+    service,
     store::{Key, Object, Store, key_of},
 };
 
@@ -62,13 +63,16 @@ pub fn before_update(_store: &mut Store, _kind: &Kind, _old: &Value, _new: &mut 
 ///
 /// # Errors
 /// When it cannot be stored beside them.
-pub fn after_validation(
-    _store: &mut Store,
-    _kind: &Kind,
-    _old: Option<&Value>,
-    _new: &mut Value,
-) -> Outcome<()> {
-    Ok(())
+pub fn after_validation(store: &Store, kind: &Kind, new: &mut Value) -> Outcome<()> {
+    if &*kind.storage != "services" {
+        return Ok(());
+    }
+    let causes = service::allocate(store, new);
+    if causes.is_empty() {
+        return Ok(());
+    }
+    let name = new["metadata"]["name"].as_str().unwrap_or_default();
+    Err(Failure::invalid(&kind.group, &kind.kind, name, &causes))
 }
 
 /// When an object is stored.

@@ -27,6 +27,8 @@ mod record;
 mod reviews;
 mod selector;
 mod server;
+mod service;
+mod service_rules;
 mod shape;
 mod store;
 mod strategy;

@@ -133,7 +133,7 @@ pub fn create(store: &mut Store, write: &Write, key: &Key, mut object: Value) ->
     if store.get(&kind.storage, &key).is_some() {
         return Err(Failure::already_exists(&kind.group, &kind.plural, &key.1));
     }
-    hooks::after_validation(store, kind, None, &mut object)?;
+    hooks::after_validation(store, kind, &mut object)?;
     managed::update(kind, write.part, &write.manager, None, &mut object);
     if write.dry_run {
         return Ok(Written::Created(Arc::new(object)));
@@ -203,7 +203,7 @@ pub fn replace(store: &mut Store, write: &Write, key: &Key, mut new: Value) -> O
         let generation = old["metadata"]["generation"].as_u64().unwrap_or_default();
         new["metadata"]["generation"] = (generation + 1).into();
     }
-    hooks::after_validation(store, kind, Some(&old), &mut new)?;
+    hooks::after_validation(store, kind, &mut new)?;
     managed::update(kind, write.part, &write.manager, Some(&old), &mut new);
     if write.dry_run {
         return Ok(Written::Updated(Arc::new(new)));

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     failure::{Cause, Failure, Outcome},
     kinds::Kind,
-    names,
+    names, service, service_rules,
 };
 
 /// Which part of an object a request may change.
@@ -106,8 +106,14 @@ fn finish(kind: &Kind, before: Option<(Part, &Value)>, object: &mut Value) -> Ou
     Err(Failure::invalid(&kind.group, &kind.kind, name, &causes))
 }
 
-fn specific(_kind: &Kind, _before: Option<(Part, &Value)>, _object: &mut Value) -> Vec<Cause> {
-    Vec::new()
+fn specific(kind: &Kind, before: Option<(Part, &Value)>, object: &mut Value) -> Vec<Cause> {
+    match &*kind.storage {
+        "services" => {
+            service::prepare(before, object);
+            service_rules::check(before, object)
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Makes a field the same as in another object, absent when it is absent there.
