@@ -25,8 +25,8 @@ pub fn dump(maps: &dyn MapStore) -> anyhow::Result<String> {
     for (index, name) in maps.service_names()? {
         let service = services.get(&index).copied().unwrap_or_default();
         write!(out, "service {index} {}", self::name(&name))?;
-        let slots = maps.slots(service.first_slot, service.slot_count)?;
-        writeln!(out, " slots {}+{} {slots:?}", service.first_slot, service.slot_count)?;
+        let slots = maps.slots(service.first_slot, service.slot_count())?;
+        writeln!(out, " slots {}+{} {slots:?}", service.first_slot, service.slot_count())?;
     }
     for (index, backend) in maps.backends()? {
         writeln!(out, "backend {index} {}", self::backend(&backend, &snat))?;

@@ -97,6 +97,7 @@ impl KernelMaps {
             Map::Array(data)
             | Map::HashMap(data)
             | Map::LruHashMap(data)
+            | Map::LpmTrie(data)
             | Map::PerCpuArray(data)
             | Map::DevMapHash(data)
             | Map::ProgramArray(data) => Ok(data),

@@ -34,7 +34,7 @@ impl Actual {
             snat_addresses: store.snat_addresses().context("reading the map snat_addresses")?,
             config: store.config().context("reading the map config")?,
         };
-        let named = actual.services.values().map(|service| (service.first_slot, service.slot_count));
+        let named = actual.services.values().map(|service| (service.first_slot, service.slot_count()));
         let all: Vec<_> = named.chain(regions.iter().copied()).collect();
         for (first, count) in all {
             if first.checked_add(count).is_some_and(|end| end <= limits.slots) {

@@ -97,14 +97,15 @@ impl Compiler {
 
     fn backends_in_slots(&self) -> BTreeSet<u32> {
         let services = self.actual.services.values();
-        let slots = services.filter_map(|service| self.actual.slots(service.first_slot, service.slot_count));
+        let slots =
+            services.filter_map(|service| self.actual.slots(service.first_slot, service.slot_count()));
         slots.flatten().copied().collect()
     }
 
     fn adopt_slots(&mut self) {
         for entry in self.entries.values_mut() {
             let service = self.actual.service(entry.index);
-            let region = Region { first: service.first_slot, count: service.slot_count };
+            let region = Region { first: service.first_slot, count: service.slot_count() };
             let Some(slots) = self.actual.slots(region.first, region.count) else { continue };
             if region.count > 0 && self.slot_regions.reserve(region) {
                 entry.region = Some(region);

@@ -58,9 +58,7 @@ impl Compiler {
         if self.actual.name(entry.index) != name {
             batch.ops.push(MapOp::SetServiceName { index: entry.index, value: Box::new(name) });
         }
-        let flipped = entry
-            .region
-            .map_or(REFUSING, |region| Service { first_slot: region.first, slot_count: region.count });
+        let flipped = entry.region.map_or(REFUSING, |region| Service::new(region.first, region.count, 0));
         if self.actual.service(entry.index) != flipped {
             batch.ops.push(MapOp::SetService { index: entry.index, value: flipped });
         }

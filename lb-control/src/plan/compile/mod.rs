@@ -257,7 +257,7 @@ impl Compiler {
             MapOp::SetService { index, value } => {
                 let entry = self.owners.get(index).and_then(|key| self.entries.get_mut(key));
                 if let Some(entry) = entry {
-                    let current = Region { first: value.first_slot, count: value.slot_count };
+                    let current = Region { first: value.first_slot, count: value.slot_count() };
                     for region in entry.retiring.extract_if(.., |region| *region != current) {
                         self.slot_regions.retire(region, until);
                     }
@@ -361,7 +361,7 @@ pub fn apply(
 }
 
 /// An empty Service entry: refuses.
-const REFUSING: Service = Service { first_slot: 0, slot_count: 0 };
+const REFUSING: Service = Service::new(0, 0, 0);
 
 #[cfg(test)]
 mod properties;

@@ -58,8 +58,8 @@ impl MapStore for Watched {
         }
         if let MapOp::SetService { index, .. } = op {
             let old = self.maps.service(*index);
-            let slots = self.maps.slots(old.first_slot, old.slot_count)?;
-            let region = Region { first: old.first_slot, count: old.slot_count };
+            let slots = self.maps.slots(old.first_slot, old.slot_count())?;
+            let region = Region { first: old.first_slot, count: old.slot_count() };
             self.read.get_mut().push((self.now + Settings::default().grace, region, slots));
         }
         self.maps.apply(op)?;
@@ -140,9 +140,9 @@ fn damage() -> impl Strategy<Value = MapOp> {
     prop_oneof![
         (index.clone(), backend).prop_map(|(index, value)| MapOp::SetBackend { index, value }),
         (index.clone(), name).prop_map(|(index, value)| MapOp::SetServiceName { index, value }),
-        (index.clone(), 0..30u32, count).prop_map(|(index, first_slot, slot_count)| MapOp::SetService {
+        (index.clone(), 0..30u32, count).prop_map(|(index, first_slot, count_and_flags)| MapOp::SetService {
             index,
-            value: Service { first_slot, slot_count }
+            value: Service { first_slot, count_and_flags }
         }),
         (index.clone(), vec(0..20u32, 1..9))
             .prop_map(|(first, backends)| MapOp::SetSlots { first, backends }),

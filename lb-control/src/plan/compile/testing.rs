@@ -74,7 +74,7 @@ pub fn look(maps: &FakeMaps) -> String {
             (vip.socket(), vip.protocol())
         );
         let service = maps.service(index);
-        let slots = maps.slots(service.first_slot, service.slot_count).unwrap();
+        let slots = maps.slots(service.first_slot, service.slot_count()).unwrap();
         let mut line = String::new();
         for slot in &slots {
             let backend = maps.backend(*slot);

@@ -38,7 +38,7 @@ fn kinds(delta: &Delta) -> Vec<&'static str> {
         .map(|op| match op {
             MapOp::SetVip { .. } => "vip",
             MapOp::DeleteVip { .. } => "no-vip",
-            MapOp::SetService { value, .. } if value.slot_count == 0 => "empty",
+            MapOp::SetService { value, .. } if value.slot_count() == 0 => "empty",
             MapOp::SetService { .. } => "flip",
             MapOp::SetServiceName { value, .. } if value.name[0] == 0 => "no-name",
             MapOp::SetServiceName { .. } => "name",
