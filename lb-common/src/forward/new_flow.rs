@@ -1,5 +1,7 @@
 //! A new connection: which backend, which source port, and the two entries.
 
+use core::num::{NonZeroU32, NonZeroU64};
+
 use super::Verdict;
 use super::ip::IpFamily;
 use super::pair::{copy_flow, copy_hop, is_peer, set_peer_key, set_up, set_way_back, turn};
@@ -22,10 +24,10 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     service: u32,
     entry: Service,
 ) -> Verdict {
-    if entry.slot_count() == 0 {
+    let Some(count) = NonZeroU32::new(entry.slot_count()) else {
         return refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoBackend);
-    }
-    let index = choose::<D, F>(datapath, scratch, service, entry);
+    };
+    let index = choose::<D, F>(datapath, scratch, service, entry, count);
     let Some(backend) = datapath.backend(index) else {
         return Verdict::drop(datapath, DropReason::BadSlot);
     };
@@ -77,6 +79,7 @@ fn choose<D: Tables<F>, F: IpFamily>(
     scratch: &mut Scratch<F::Address>,
     service: u32,
     entry: Service,
+    count: NonZeroU32,
 ) -> u32 {
     scratch.affinity.backend = 0;
     let sticks = entry.has(ServiceFlags::AFFINITY);
@@ -86,7 +89,7 @@ fn choose<D: Tables<F>, F: IpFamily>(
             return index;
         }
     }
-    let turn = datapath.next_turn(service) % u64::from(entry.slot_count());
+    let turn = datapath.next_turn(service) % NonZeroU64::from(count);
     let index = datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0);
     if sticks {
         scratch.affinity.backend = index;
