@@ -4,8 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{ObjectRef, Protocol};
@@ -60,6 +62,12 @@ pub struct DesiredEntry {
     pub port_name: String,
     /// Its backends; none means that connections are refused.
     pub backends: Backends,
+    /// Who may open connections: empty for everybody. If it is not empty, a client that no range
+    /// covers is dropped, also when all ranges are of the other family. Host bits count for nothing.
+    pub source_ranges: Arc<[IpNet]>,
+    /// For how many seconds after its last new connection a client gets the same backend; `None` for
+    /// connections in turn.
+    pub affinity: Option<u32>,
 }
 
 /// Everything that the data plane has to do.

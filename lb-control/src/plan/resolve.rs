@@ -40,7 +40,7 @@ pub fn resolve(
                 }));
                 entries.push((
                     key(service, port, *vip),
-                    DesiredEntry { port_name: port.name.clone(), backends },
+                    DesiredEntry { port_name: port.name.clone(), backends, ..DesiredEntry::default() },
                 ));
             }
             warn_of_missing_port(service, port, slices, &mut problems);

@@ -236,9 +236,8 @@ impl Traffic {
                 device.set_source_range(ip.service(protocol), (client, length), allowed);
             }
             _ => {
-                // Apart from what the waits above add up to, for the same reason.
-                let seconds = self.source.of(&[11, 64, 650]);
-                device.set_affinity_ticks(ip.service(protocol), ticks_from_seconds(seconds) + 7);
+                let seconds = self.source.of(&[150, 2_000, 86_400]);
+                device.set_affinity_ticks(ip.service(protocol), ticks_from_seconds(seconds));
             }
         }
     }

@@ -6,13 +6,15 @@
 //! an agent that died, and repairs what somebody wrote by hand.
 //!
 //! A packet never sees half of an update. For an entry: source addresses, backends, slots in a
-//! fresh region, name, the flip of the Service entry, the VIP, and last the backends that leave.
-//! For an entry that goes: VIP, Service, backends, name. Regions and indices rest before they are
+//! fresh region, source ranges that are new, the affinity timeout, name, the flip of the Service
+//! entry, the VIP, and last the source ranges and backends that leave. For an entry that goes: VIP,
+//! Service, source ranges, backends, name. Regions and indices rest before they are
 //! used again, since packets on their way may still hold them.
 
 mod actual;
 mod adopt;
 mod alloc;
+mod clients;
 mod entry;
 pub mod name;
 mod removal;
@@ -156,6 +158,8 @@ struct Round<'a> {
     snat_batch: HashMap<u32, usize>,
     /// Batch that leads a VIP elsewhere.
     vip_batch: HashMap<Vip, usize>,
+    /// Source ranges that this round adds: IPv4, IPv6.
+    planned_ranges: [usize; 2],
     /// Something is short.
     short: bool,
 }
@@ -196,6 +200,7 @@ impl Compiler {
             delta: Delta::default(),
             snat_batch: HashMap::new(),
             vip_batch: HashMap::new(),
+            planned_ranges: [0; 2],
             short: false,
         };
         if self.actual.config.as_ref() != Some(config) {
