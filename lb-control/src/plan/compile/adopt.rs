@@ -36,6 +36,7 @@ impl Compiler {
         let regions = self.entries.values().filter_map(|entry| entry.region);
         let regions: Vec<_> = regions.map(|region| (region.first, region.count)).collect();
         self.actual = Actual::read(store, self.limits, &regions)?;
+        self.entries.values_mut().for_each(|entry| entry.settled_ranges = None);
         self.reserve_strays();
         Ok(())
     }

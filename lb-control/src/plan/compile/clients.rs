@@ -5,12 +5,12 @@
 //! set, what is new comes before what is old goes: a client that may connect before and after may
 //! connect at every moment, and one that may not never can.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
 use lb_common::abi::{ServiceFlags, Tick, ticks_from_seconds};
 
-use super::{Batch, Compiler, Round};
+use super::{Batch, Compiler, Entry, Round};
 use crate::{
     model::{DesiredEntry, ServiceKey},
     ports::{MapOp, Vip},
@@ -36,11 +36,18 @@ impl Compiler {
         &self,
         key: &ServiceKey,
         desired: &DesiredEntry,
-        index: u32,
+        entry: &mut Entry,
         batch: &mut Batch,
         round: &mut Round<'_>,
     ) -> Vec<MapOp> {
+        let index = entry.index;
         let mut afterwards = Vec::new();
+        let ticks = desired.affinity.map_or(0, ticks_from_seconds);
+        self.set_timeout(index, ticks, if ticks == 0 { &mut afterwards } else { &mut batch.ops });
+        if entry.settled_ranges.as_ref() == Some(&desired.source_ranges) {
+            return afterwards;
+        }
+        let planned = batch.ops.len() + afterwards.len();
         let wanted = normal(key, &desired.source_ranges);
         let obsolete = self.actual.sources.of(index).filter(|range| !wanted.contains(range));
         let obsolete = obsolete.map(|range| MapOp::ForbidSource { service: index, range: *range });
@@ -52,13 +59,14 @@ impl Compiler {
             // Remains that do not count yet must not do so for a moment once they could.
             batch.ops.extend(obsolete);
         }
-        self.allow(key, index, &wanted, batch, round);
-        let ticks = desired.affinity.map_or(0, ticks_from_seconds);
-        self.set_timeout(index, ticks, if ticks == 0 { &mut afterwards } else { &mut batch.ops });
+        let is_complete = self.allow(key, index, &wanted, batch, round);
+        let is_settled = is_complete && planned == batch.ops.len() + afterwards.len();
+        entry.settled_ranges = is_settled.then(|| Arc::clone(&desired.source_ranges));
         afterwards
     }
 
-    /// Plans to add the ranges that are missing, as many as there is room for.
+    /// Plans to add the ranges that are missing, as many as there is room for; says whether that is
+    /// all of them.
     fn allow(
         &self,
         key: &ServiceKey,
@@ -66,7 +74,7 @@ impl Compiler {
         wanted: &BTreeSet<IpNet>,
         batch: &mut Batch,
         round: &mut Round<'_>,
-    ) {
+    ) -> bool {
         let is_v4 = key.vip.is_ipv4();
         let (map, limit) = if is_v4 {
             ("src_ranges_v4", self.limits.source_ranges_v4)
@@ -91,6 +99,7 @@ impl Compiler {
             );
             round.short_of(key, text);
         }
+        left_out == 0
     }
 
     /// Sets the timeout if it is another.

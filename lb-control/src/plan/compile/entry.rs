@@ -54,7 +54,7 @@ impl Compiler {
             if stops { afterwards.push(op) } else { batch.ops.push(op) }
         }
         self.plan_slots(key, desired, &mut entry, &mut batch, round);
-        afterwards.append(&mut self.plan_clients(key, desired, entry.index, &mut batch, round));
+        afterwards.append(&mut self.plan_clients(key, desired, &mut entry, &mut batch, round));
         let name = service_name(key, &desired.port_name);
         if self.actual.name(entry.index) != name {
             batch.ops.push(MapOp::SetServiceName { index: entry.index, value: Box::new(name) });

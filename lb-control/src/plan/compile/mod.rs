@@ -23,11 +23,13 @@ mod snat;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use actual::Actual;
 use alloc::{Indices, Region, Regions, Rest};
+use ipnet::IpNet;
 use lb_common::abi::{BackendState, Config, NextHop, Service};
 use snat::Snat;
 
@@ -121,6 +123,9 @@ struct Entry {
     slots: Vec<u32>,
     /// Regions that it leaves with the next flip.
     retiring: Vec<Region>,
+    /// Source ranges that the maps are known to contain, and nothing else: a list of thousands is
+    /// compared with them once, and not with every change of a backend.
+    settled_ranges: Option<Arc<[IpNet]>>,
     /// It is to go.
     removed: bool,
 }

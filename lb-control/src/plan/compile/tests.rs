@@ -116,6 +116,7 @@ fn order_of_source_ranges_and_affinity() {
         ("a 1 80: @90 <0.0.0.0/0", &["allow", "empty"]),
         ("a 1 80: <0.0.0.0/0", &["empty", "no-timeout"]),
         ("a 1 80: @90 <0.0.0.0/0", &["timeout", "empty"]),
+        ("a 1 80: @90 <0.0.0.0/0", &[]),
         ("", &["no-vip", "empty", "forbid", "no-timeout", "clear-service", "no-name"]),
     ] {
         assert_eq!(kinds(&lab.go(text)), expected, "{text}");
@@ -152,7 +153,7 @@ fn ranges_and_timeouts_are_adopted_and_repaired() {
         lab.maps.apply(&op).unwrap();
     }
     lab.compiler.reload(&lab.maps).unwrap();
-    assert_eq!(kinds(&lab.go(text)), ["allow", "timeout", "forbid", "forbid", "forbid", "no-timeout"]);
+    assert_eq!(kinds(&lab.go(text)), ["timeout", "allow", "forbid", "forbid", "forbid", "no-timeout"]);
     assert_eq!(look(&lab.maps), before);
     assert_eq!(lab.maps.source_ranges().unwrap().len(), 1);
 }
