@@ -86,7 +86,7 @@ impl Clients {
 
     fn affinity(&self, index: u32, service: Service) -> Option<u64> {
         let ticks = u64::from(self.timeouts.get(&index).copied().unwrap_or_default());
-        service.has(ServiceFlags::AFFINITY).then(|| (ticks << TICK_SHIFT) / 1_000_000_000)
+        service.has(ServiceFlags::AFFINITY).then_some((ticks << TICK_SHIFT) / 1_000_000_000)
     }
 }
 
