@@ -14,7 +14,7 @@ mod service;
 mod stats;
 
 pub use addr::{AddressFamily, NextHop, V4, V6, VlanTags};
-pub use backend::{Backend, BackendState};
+pub use backend::{Backend, BackendFlags, BackendState};
 pub use config::{Config, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
 pub use drop_reason::DropReason;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey};

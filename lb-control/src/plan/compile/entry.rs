@@ -152,7 +152,8 @@ impl Compiler {
             snat_count: u16::try_from(snat.count).unwrap_or_default(),
             next_hop: path.and_then(|path| path.next_hop).unwrap_or_default(),
             weight: desired.weight,
-            reserved: [0; 8],
+            flags: 0,
+            reserved: [0; 7],
         }
     }
 
