@@ -4,7 +4,7 @@
 //! `programs` it calls `slow_v4` or `slow_v6` for everything else, and those call `unknown_v4` or
 //! `unknown_v6` for packets of no known flow.
 //!
-//! `pointsman_egress` is attached where replies of backends on this node leave it.
+//! `pointsman_tc` is attached where replies of backends on this node leave it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
@@ -83,7 +83,7 @@ mod programs {
     const TC_DROP: i32 = 2;
 
     #[classifier]
-    pub fn pointsman_egress(context: TcContext) -> i32 {
+    pub fn pointsman_tc(context: TcContext) -> i32 {
         // SAFETY: the context is the program's own.
         let protocol = unsafe { (*context.skb.skb).protocol };
         let datapath = Egress { context };

@@ -119,15 +119,14 @@ pub fn edit<P: Packet, F: IpFamily>(
     let mut change = edit_quote::<P, F>(packet, ip, quote, flow)?;
     // Towards or from a backend on this node the sender keeps its address: unlike with full NAT,
     // everybody on that way can be answered. Only the backend itself goes by the VIP.
-    let source = if flow.is_local() && ip.source != quote.destination { ip.source } else { flow.new_source };
-    let outer = F::replaced(&ip.source, &source) + F::replaced(&ip.destination, &flow.new_destination);
-    let delta = fold(outer + u32::from(TTL_DECREMENT));
+    let keeps = flow.is_local() && ip.source != quote.destination;
+    let source = if keeps { &ip.source } else { &flow.new_source };
+    let outer = F::replaced(&ip.source, source) + F::replaced(&ip.destination, &flow.new_destination);
     let header = packet.at::<F::Header>(ip.l3)?;
-    if flow.is_local() {
-        header.deliver(&source, &flow.new_destination, delta);
-    } else {
-        header.forward(&source, &flow.new_destination, delta);
-    }
+    header.readdress(source, &flow.new_destination);
+    // On this node the stack takes the hop off.
+    let (hops, hop_delta) = if flow.is_local() { (0, 0) } else { (1, u32::from(TTL_DECREMENT)) };
+    header.spend(hops, fold(outer + hop_delta));
     if F::VERSION == 6 {
         change += outer;
     }

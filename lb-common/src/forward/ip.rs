@@ -51,6 +51,8 @@ pub trait IpHeader<A>: Wire {
     /// Replaces the addresses, and adds a delta that counts a hop to the header checksum, without
     /// the hop: the node's own stack takes it off.
     fn deliver(&mut self, source: &A, destination: &A, checksum_delta: Delta);
+    /// Takes hops off, and adds a delta to the header checksum.
+    fn spend(&mut self, hops: u8, checksum_delta: Delta);
     /// Replaces the addresses, takes one hop off, and adds a delta to the header checksum.
     fn forward(&mut self, source: &A, destination: &A, checksum_delta: Delta);
 }
@@ -188,6 +190,12 @@ impl IpHeader<[u8; 4]> for Ipv4 {
     }
 
     #[inline(always)]
+    fn spend(&mut self, hops: u8, checksum_delta: Delta) {
+        self.ttl = [self.ttl[0].wrapping_sub(hops)];
+        checksum::apply(&mut self.checksum, checksum_delta);
+    }
+
+    #[inline(always)]
     fn forward(&mut self, source: &[u8; 4], destination: &[u8; 4], checksum_delta: Delta) {
         self.ttl = [self.ttl[0].wrapping_sub(1)];
         self.source = *source;
@@ -232,6 +240,11 @@ impl IpHeader<[u8; 16]> for Ipv6 {
     #[inline(always)]
     fn deliver(&mut self, source: &[u8; 16], destination: &[u8; 16], _checksum_delta: Delta) {
         self.readdress(source, destination);
+    }
+
+    #[inline(always)]
+    fn spend(&mut self, hops: u8, _checksum_delta: Delta) {
+        self.hop_limit = [self.hop_limit[0].wrapping_sub(hops)];
     }
 
     #[inline(always)]
