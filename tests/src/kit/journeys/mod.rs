@@ -6,6 +6,7 @@ pub mod fragment;
 pub mod history;
 pub mod hostile;
 pub mod icmp;
+pub mod local;
 pub mod ports;
 pub mod refuse;
 pub mod tcp;
@@ -25,6 +26,7 @@ macro_rules! each_journey {
             vlan { pop_and_push, keep, two_tags, priority_tag }
             ports { one_client_never_collides, fifty_clients, exhaustion, lost_port_of_another, lost_half_is_rebuilt, rebuilt_half_of_a_reused_backend_index }
             history { timestamps_are_shifted, own_port_again, quiet_time, without_timestamps }
+            local { whole_life, mixed_with_remote, last_hop, gone_backend, lost_half_is_rebuilt, same_tuple_by_another_vip, same_tuple_directly, direct_connection_afterwards, port_reuse, datagrams, stream, fragments, icmp_errors, others_leave_untouched, needs_no_neighbour }
             hostile { not_ours, malformed, misconfigured }
         }
     };
