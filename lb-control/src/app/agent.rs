@@ -13,10 +13,10 @@ use tracing::{error, info, warn};
 use super::Settings;
 use super::shared::{Published, Shared};
 use crate::dataplane::collect::Sweep;
-use crate::dataplane::{Devices, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
+use crate::dataplane::{Devices, Exits, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
 use crate::model::{ObjectRef, Problem};
 use crate::net::next_hops::{NextHops, Resolution};
-use crate::net::{Change, Kernel as Network, addresses};
+use crate::net::{Change, Kernel as Network, addresses, forwarding};
 use crate::plan::{self, Compiler, Path, Paths, Planner, Scope, ipam};
 use crate::ports::MapStore;
 use crate::source::file::Snapshot;
@@ -36,6 +36,7 @@ pub struct Agent {
     programs: Programs,
     maps: KernelMaps,
     devices: Devices,
+    exits: Exits,
     compiler: Compiler,
     planner: Planner,
     config: Config,
@@ -76,6 +77,7 @@ impl Agent {
             next_hops: NextHops::new(network.clone()),
             network,
             devices: Devices::new(pins.clone(), settings.mode),
+            exits: Exits::new(pins.clone()),
             pins,
             _lock: lock,
             programs,
@@ -169,7 +171,8 @@ impl Agent {
         self.retry_at = None;
         let backends = self.planner.plan().desired.backend_addresses();
         let mut everything = changed.is_none() || self.maps_incomplete;
-        match self.next_hops.refresh(&backends).await {
+        let local = self.planner.plan().desired.local_addresses();
+        match self.next_hops.refresh(&backends, &local, &self.settings.link_device).await {
             Ok(refreshed) => {
                 everything |= refreshed.backends;
                 self.routes_changed |= refreshed.neighbours;
@@ -224,6 +227,7 @@ impl Agent {
                 self.trouble(name, &error);
             }
         }
+        self.attach_exits(&wanted);
         let keep: Vec<_> = wanted.into_keys().collect();
         let gone: Vec<_> = self
             .devices
@@ -239,6 +243,32 @@ impl Agent {
         if let Err(error) = self.devices.keep_only(&keep) {
             self.trouble("devices", &error);
         }
+    }
+
+    /// Attaches the program for replies of backends on this node wherever they may leave it, as long
+    /// as there are such backends: it costs every packet that leaves a look into the flow table.
+    fn attach_exits(&mut self, devices: &BTreeMap<u32, String>) {
+        let is_needed = self.next_hops.resolutions().values().any(|found| found.is_local);
+        let wanted: Vec<_> = devices.iter().filter(|_| is_needed).collect();
+        for (index, name) in &wanted {
+            let program = self.programs.egress_program();
+            if let Err(error) = program.and_then(|program| self.exits.attach(program, **index, name)) {
+                self.trouble(name, &error);
+            }
+        }
+        let keep: Vec<_> = wanted.into_iter().map(|(index, _)| *index).collect();
+        if let Err(error) = self.exits.keep_only(&keep) {
+            self.trouble("devices", &error);
+        }
+        let behind = |v6| {
+            let mut all = self.next_hops.resolutions().iter();
+            all.any(|(address, found)| {
+                found.is_local && found.device_behind.is_some() && address.is_ipv6() == v6
+            })
+        };
+        let missing: Vec<_> =
+            [false, true].into_iter().filter(|v6| behind(*v6)).filter_map(forwarding::missing).collect();
+        self.problems.extend(missing.into_iter().map(Problem::warning));
     }
 
     fn attach_one(&mut self, index: u32, name: &str) -> Result<()> {
@@ -342,6 +372,9 @@ impl Agent {
         if let Err(error) = self.devices.keep_only(&[]) {
             failed.push(error);
         }
+        if let Err(error) = self.exits.keep_only(&[]) {
+            failed.push(error);
+        }
         self.next_hops.release().await;
         if let Err(error) = self.pins.remove() {
             failed.push(error);
@@ -394,7 +427,7 @@ fn paths(resolutions: &BTreeMap<IpAddr, Resolution>, chosen: &[IpAddr]) -> Paths
         if snat.is_empty() {
             snat.extend(found.source);
         }
-        (*backend, Path { next_hop: found.next_hop, snat })
+        (*backend, Path { next_hop: found.next_hop, snat, is_local: found.is_local })
     };
     resolutions.iter().map(one).collect()
 }

@@ -48,6 +48,9 @@ pub struct DesiredBackend {
     pub weight: u32,
     /// How it takes part.
     pub role: Role,
+    /// Whether it is known to be on this node, by the node that its endpoint names. What the node's
+    /// routes show is found without.
+    pub is_local: bool,
 }
 
 /// Backends by their address and port.
@@ -85,6 +88,13 @@ impl Desired {
             port: 0,
         };
         self.entries.range(first..).take_while(move |(key, _)| key.service == *service)
+    }
+
+    /// The addresses of backends that are known to be on this node.
+    #[must_use]
+    pub fn local_addresses(&self) -> BTreeSet<IpAddr> {
+        let all = self.entries.values().flat_map(|entry| &entry.backends);
+        all.filter(|(_, backend)| backend.is_local).map(|(address, _)| address.ip()).collect()
     }
 
     /// Every address that packets have to reach behind the data plane.

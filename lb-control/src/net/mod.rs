@@ -3,6 +3,7 @@
 
 pub mod addresses;
 mod announce;
+pub mod forwarding;
 mod kernel;
 pub mod next_hops;
 #[cfg(test)]

@@ -32,6 +32,22 @@ pub struct Link {
     pub parent: Option<u32>,
     /// The tag, of a VLAN device.
     pub vlan: Option<Vlan>,
+    /// Of which of the kinds that matter here it is.
+    pub kind: LinkKind,
+    /// The device that it is a port of.
+    pub master: Option<u32>,
+}
+
+/// Kinds of devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A bridge.
+    Bridge,
+    /// One end of a pair: the other end may be in a pod.
+    Veth,
+    /// Any other.
+    #[default]
+    Other,
 }
 
 /// The tag that a VLAN device adds.
@@ -84,6 +100,10 @@ pub struct Resolution {
     pub mtu: u32,
     /// What is missing, and the way out.
     pub problem: Option<String>,
+    /// Whether the backend is on this node: then nothing is missing.
+    pub is_local: bool,
+    /// The device that it is behind on this node; none if it is the node itself.
+    pub device_behind: Option<u32>,
 }
 
 /// Puts the way to a backend together.
@@ -96,9 +116,7 @@ pub fn resolve(backend: IpAddr, route: Option<&Route>, links: &Links, neighbours
     match route.kind {
         RouteType::Unicast => {}
         RouteType::Local | RouteType::Anycast => {
-            return problem(format!(
-                "the backend {backend} is on this node: it is not served, since full NAT in XDP sends every packet out by a device"
-            ));
+            return Resolution { is_local: true, source: route.source, ..Resolution::default() };
         }
         kind => {
             let text = format!("no route to the backend {backend}: the one that matches is of type {kind:?}");
@@ -139,6 +157,32 @@ pub fn resolve(backend: IpAddr, route: Option<&Route>, links: &Links, neighbours
         ));
     }
     resolution
+}
+
+/// Whether a route leads to a container of this node: on the link of a bridge that joins nothing but
+/// veth devices, and is not the device `uplink`.
+#[must_use]
+pub fn leads_to_container(route: &Route, links: &Links, uplink: &str) -> bool {
+    let mut ports = links.values().filter(|link| link.master == Some(route.ifindex)).peekable();
+    route.kind == RouteType::Unicast
+        && route.gateway.is_none()
+        && links.get(&route.ifindex).is_some_and(|link| link.kind == LinkKind::Bridge && link.name != uplink)
+        && ports.peek().is_some()
+        && ports.all(|port| port.kind == LinkKind::Veth)
+}
+
+/// The way to a backend that is in a pod of this node.
+fn on_this_node(route: Option<&Route>, links: &Links) -> Resolution {
+    let link = route.and_then(|route| links.get(&route.ifindex));
+    Resolution {
+        is_local: true,
+        source: route.and_then(|route| route.source),
+        device_behind: route
+            .filter(|_| link.is_some_and(|link| !link.is_loopback))
+            .map(|route| route.ifindex),
+        mtu: link.map_or(0, |link| link.mtu),
+        ..Resolution::default()
+    }
 }
 
 /// A VLAN device sends by the one below, with a tag: the device below them all, and the tags, outer
@@ -209,16 +253,28 @@ impl NextHops {
         &self.links
     }
 
-    /// Reads the kernel's tables anew for these backends.
+    /// Reads the kernel's tables anew for these backends, of which `local` are known to be on this
+    /// node; `uplink` is the device towards clients.
     ///
     /// # Errors
     /// When netlink fails.
-    pub async fn refresh(&mut self, backends: &BTreeSet<IpAddr>) -> Result<Refreshed> {
+    pub async fn refresh(
+        &mut self,
+        backends: &BTreeSet<IpAddr>,
+        local: &BTreeSet<IpAddr>,
+        uplink: &str,
+    ) -> Result<Refreshed> {
         self.links = self.kernel.links().await?;
         let neighbours = self.kernel.neighbours().await?;
         let mut resolutions = BTreeMap::new();
+        let is_pod = |backend: &IpAddr, route: Option<&Route>| {
+            let is_elsewhere = |route: &Route| route.kind == RouteType::Unicast;
+            (local.contains(backend) && route.is_some_and(is_elsewhere))
+                || route.is_some_and(|route| leads_to_container(route, &self.links, uplink))
+        };
         for backend in backends {
             let resolution = match self.kernel.route(*backend).await {
+                Ok(route) if is_pod(backend, route.as_ref()) => on_this_node(route.as_ref(), &self.links),
                 Ok(route) => resolve(*backend, route.as_ref(), &self.links, &neighbours),
                 // Of this backend alone: the others go on.
                 Err(error) => Resolution { problem: Some(format!("{error:#}")), ..Resolution::default() },
@@ -393,6 +449,38 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_the_node_is_local_and_needs_nothing() {
+        let route = Route { kind: RouteType::Local, ..Route::default() };
+        let found = resolve(backend(), Some(&route), &links(), &Neighbours::new());
+        assert!(found.is_local);
+        assert_eq!(
+            (found.problem, found.next_hop, found.device, found.device_behind),
+            (None, None, None, None)
+        );
+    }
+
+    #[test]
+    fn containers_are_behind_a_bridge_of_veths() {
+        let mut links = links();
+        let bridge = Link { name: "cni0".into(), kind: LinkKind::Bridge, ..links[&UPLINK].clone() };
+        let port = |kind, master| Link { kind, master, ..links[&UPLINK].clone() };
+        let (pod, nic) = (port(LinkKind::Veth, Some(10)), port(LinkKind::Other, Some(10)));
+        links.insert(10, bridge);
+        let leads = |links: &Links, route: &Route, uplink| leads_to_container(route, links, uplink);
+        assert!(!leads(&links, &route(10, None), "eth0"), "nothing is behind it");
+        links.insert(11, pod.clone());
+        links.insert(12, pod);
+        assert!(leads(&links, &route(10, None), "eth0"));
+        assert!(!leads(&links, &route(10, None), "cni0"), "the way to clients");
+        assert!(!leads(&links, &route(10, Some("10.0.0.254")), "eth0"), "behind a router");
+        assert!(!leads(&links, &route(UPLINK, None), "eth1"), "no bridge");
+        links.insert(13, nic);
+        assert!(!leads(&links, &route(10, None), "eth0"), "it joins the node to a network");
+        let found = on_this_node(Some(&route(10, None)), &links);
+        assert_eq!((found.is_local, found.device_behind, found.device), (true, Some(10), None));
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         let nobody = Neighbours::new();
         let problem = |route: Option<&Route>| {
@@ -401,8 +489,6 @@ mod tests {
             found.problem.expect("a problem")
         };
         assert!(problem(None).contains("no route"));
-        let local = Route { kind: RouteType::Local, ..Route::default() };
-        assert!(problem(Some(&local)).contains("on this node"));
         assert!(problem(Some(&route(UPLINK, None))).contains("does not answer"));
         assert!(problem(Some(&route(4, None))).contains("no Ethernet device"));
     }

@@ -134,7 +134,9 @@ fn backends(service: &Service, port: &ServicePort, slices: &[&EndpointSlice], fa
     };
     merged
         .iter()
-        .map(|(address, endpoint)| (*address, DesiredBackend { weight: 1, role: role(endpoint) }))
+        .map(|(address, endpoint)| {
+            (*address, DesiredBackend { weight: 1, role: role(endpoint), is_local: false })
+        })
         .collect()
 }
 

@@ -31,7 +31,8 @@ impl Agent {
     }
 
     async fn refresh(&mut self) {
-        self.neighbours_changed |= self.next_hops.refresh(&self.backends).await.unwrap().neighbours;
+        self.neighbours_changed |=
+            self.next_hops.refresh(&self.backends, &BTreeSet::new(), "uplink").await.unwrap().neighbours;
     }
 
     /// Waits until the way to a backend is as wanted.

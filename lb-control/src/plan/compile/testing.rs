@@ -42,7 +42,7 @@ pub fn desired(text: &str) -> Desired {
             let word = word.trim_end_matches('~').trim_start_matches('.');
             let (last, weight) = word.split_once('*').unwrap_or((word, "1"));
             let address = SocketAddr::new(IpAddr::from([10, 0, 0, last.parse().unwrap()]), 8080);
-            (address, DesiredBackend { weight: weight.parse().unwrap(), role })
+            (address, DesiredBackend { weight: weight.parse().unwrap(), role, is_local: false })
         });
         let entry = DesiredEntry { port_name: "http".into(), backends: backends.collect() };
         desired.entries.insert(key(name), entry);
@@ -53,7 +53,7 @@ pub fn desired(text: &str) -> Desired {
 /// All backends behind one device, with one source address.
 pub fn paths(desired: &Desired, device: u8) -> Paths {
     let next_hop = Some(NextHop { ifindex: device.into(), ..NextHop::default() });
-    let path = Path { next_hop, snat: vec![IpAddr::from([10, 0, 255, device])] };
+    let path = Path { next_hop, snat: vec![IpAddr::from([10, 0, 255, device])], is_local: false };
     desired.backend_addresses().into_iter().map(|address| (address, path.clone())).collect()
 }
 
