@@ -23,7 +23,9 @@ mod programs {
     use aya_ebpf::programs::{TcContext, XdpContext};
     use lb_common::abi::maps::{PROGRAM_SLOW_V4, PROGRAM_UNKNOWN_V4};
     use lb_common::abi::{DropReason, V4, V6};
+    use lb_common::forward::parse;
     use lb_common::forward::platform::{Datapath, Outgoing, Packet};
+    use lb_common::forward::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6};
     use lb_common::forward::{self, Fast, Slow, Verdict};
 
     use crate::hooks::{Egress, Xdp};
@@ -77,6 +79,8 @@ mod programs {
     /// Big-endian EtherTypes, as `skb->protocol` holds them.
     const IPV4: u32 = 0x0800_u16.to_be() as u32;
     const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+    const VLAN: u32 = 0x8100_u16.to_be() as u32;
+    const SERVICE_VLAN: u32 = 0x88a8_u16.to_be() as u32;
 
     /// Let the next program decide, or else the kernel.
     const TC_NEXT: i32 = -1;
@@ -91,9 +95,16 @@ mod programs {
         if packet.in_reach() < HEADERS && packet.in_reach() < packet.length() {
             datapath.pull(128);
         }
-        let verdict = match protocol {
-            IPV4 => forward::egress::<_, V4>(&datapath),
-            IPV6 => forward::egress::<_, V6>(&datapath),
+        let ether_type = match protocol {
+            IPV4 => ETHER_TYPE_IPV4,
+            IPV6 => ETHER_TYPE_IPV6,
+            // The outermost tag is beside the packet, where the kernel keeps it; more are in it.
+            VLAN | SERVICE_VLAN => parse::link(packet).map_or([0; 2], |link| link.ether_type),
+            _ => return TC_NEXT,
+        };
+        let verdict = match ether_type {
+            ETHER_TYPE_IPV4 => forward::egress::<_, V4>(&datapath),
+            ETHER_TYPE_IPV6 => forward::egress::<_, V6>(&datapath),
             _ => return TC_NEXT,
         };
         if let Verdict::Drop(_) = verdict { TC_DROP } else { TC_NEXT }

@@ -212,3 +212,28 @@ fn a_narrow_link_to_the_client_is_learned_by_the_pod() -> Result<()> {
     }
     Ok(())
 }
+
+/// What bridges of containers come with: the node masquerades what pods send out. A reply is no
+/// connection of its own.
+#[test]
+fn replies_are_not_masqueraded() -> Result<()> {
+    let Some(world) = with_pods(0, 1)? else { return Ok(()) };
+    for (family, pods) in [("ip", "10.4.0.0/24"), ("ip6", "fd04::/64")] {
+        let rules = format!(
+            "table {family} cni {{ chain post {{ type nat hook postrouting priority 100;
+             {family} saddr {pods} {family} daddr != {pods} masquerade; }} }}"
+        );
+        world.lab.edge.run(["nft", &rules])?;
+    }
+    let (_agent, status) = world.web(&[P1])?;
+    for to in both(&status, HTTP)? {
+        assert_eq!(seen_by_backend(&world.lab, to)?.ip().to_string(), client_address(to.is_ipv6()));
+    }
+    for (seed, to) in (1..).zip(both(&status, ECHO)?) {
+        assert_eq!(bulk::echo(&connect(&world.lab.client, to)?, 1 << 20, seed)?, "p1");
+    }
+    for to in both(&status, UDP)? {
+        assert_eq!(who_answers_udp(&world.lab.client, to, 3)?, ["p1"; 3]);
+    }
+    Ok(())
+}

@@ -71,7 +71,7 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
     let mut flow = datapath.established(&key)?;
     if flow.status.flags & (FlowFlags::EDIT_TIMESTAMPS | FlowFlags::LOCAL) != 0 {
         // One test for both: what is rare costs the others nothing.
-        return if flow.is_local() { local::<D, F>(datapath, frame, &mut flow) } else { None };
+        return if flow.is_local() { local::<D, F>(datapath, frame, protocol, &mut flow) } else { None };
     }
     let reply = flow.is_reply();
     let hop: &NextHop = if reply {
@@ -94,7 +94,7 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
     copy_mac(&mut frame.ethernet.source, &hop.source_mac);
 
     frame.ip.forward(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
-    edit_transport::<D, F>(datapath, frame, &flow)?;
+    edit_transport::<D, F>(datapath, frame, protocol, &flow)?;
     touch::<D, F>(datapath, &mut flow, protocol, reply)?;
     datapath.count_forwarded(flow.service, flow.backend, reply, packet.length() as u64);
     Some(Verdict::send(datapath, ifindex))
@@ -106,6 +106,7 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
 fn local<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     frame: &mut Frame<F::Header>,
+    protocol: u8,
     flow: &mut Flow<F::Address>,
 ) -> Option<Verdict> {
     if flow.is_reply() {
@@ -116,9 +117,8 @@ fn local<D: Tables<F>, F: IpFamily>(
     if backend.generation != flow.generation || backend.state == 0 {
         return None;
     }
-    let protocol = frame.ip.protocol();
     frame.ip.deliver(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
-    edit_transport::<D, F>(datapath, frame, flow)?;
+    edit_transport::<D, F>(datapath, frame, protocol, flow)?;
     touch::<D, F>(datapath, flow, protocol, false)?;
     datapath.count_forwarded(flow.service, flow.backend, false, datapath.packet().length() as u64);
     Some(Verdict::Deliver)
@@ -129,11 +129,12 @@ fn local<D: Tables<F>, F: IpFamily>(
 fn edit_transport<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     frame: &mut Frame<F::Header>,
+    protocol: u8,
     flow: &Flow<F::Address>,
 ) -> Option<()> {
     frame.udp.source_port = flow.new_source_port;
     frame.udp.destination_port = flow.new_destination_port;
-    if frame.ip.protocol() == IPPROTO_TCP {
+    if protocol == IPPROTO_TCP {
         let tcp = datapath.packet().head::<TcpFrame<F::Header>>()?;
         checksum::apply(&mut tcp.tcp.checksum, flow.l4_checksum_delta);
     } else {

@@ -50,7 +50,7 @@ pub struct DesiredBackend {
     pub role: Role,
     /// Whether it is known to be on this node, by the node that its endpoint names. What the node's
     /// routes show is found without.
-    pub is_local: bool,
+    pub local: bool,
 }
 
 /// Backends by their address and port.
@@ -94,7 +94,7 @@ impl Desired {
     #[must_use]
     pub fn local_addresses(&self) -> BTreeSet<IpAddr> {
         let all = self.entries.values().flat_map(|entry| &entry.backends);
-        all.filter(|(_, backend)| backend.is_local).map(|(address, _)| address.ip()).collect()
+        all.filter(|(_, backend)| backend.local).map(|(address, _)| address.ip()).collect()
     }
 
     /// Every address that packets have to reach behind the data plane.

@@ -135,7 +135,7 @@ fn backends(service: &Service, port: &ServicePort, slices: &[&EndpointSlice], fa
     merged
         .iter()
         .map(|(address, endpoint)| {
-            (*address, DesiredBackend { weight: 1, role: role(endpoint), is_local: false })
+            (*address, DesiredBackend { weight: 1, role: role(endpoint), local: false })
         })
         .collect()
 }

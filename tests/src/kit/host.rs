@@ -230,7 +230,6 @@ impl Host {
     /// Runs a packet that leaves the node through what the kernel program does.
     pub fn run_egress(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
         self.buffer.fill(packet);
-        // What the kernel takes for the EtherType is that behind the tags that are in the packet.
         let verdict = match forward::parse::link(self.buffer.view()).map(|link| link.ether_type) {
             Some([8, 0]) => forward::egress::<_, V4>(self),
             Some([0x86, 0xdd]) => forward::egress::<_, V6>(self),

@@ -135,7 +135,7 @@ impl Compiler {
     ) -> Backend {
         let paths = round.paths;
         let path = paths.get(&address.ip());
-        let is_local = desired.is_local || path.is_some_and(|path| path.is_local);
+        let is_local = desired.local || path.is_some_and(|path| path.is_local);
         // The stack finds the way, and the client keeps its address.
         let path = path.filter(|_| !is_local);
         let snat: Vec<_> =
