@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 
-use super::{Family, Place};
+use super::{Family, Labels, Namespace, Place, Selector, Service};
 
 /// Addresses from the first to the last, both included, of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,9 +127,61 @@ pub struct Pool {
     pub avoid_buggy_ips: bool,
     /// Pools with a lower number come first.
     pub priority: i32,
+    /// Whose kind it is.
+    pub origin: PoolOrigin,
+    /// Labels, which advertisements may select it by.
+    pub labels: Labels,
+    /// Namespaces that it serves. If neither these nor selectors are given, it serves all.
+    pub namespaces: Vec<String>,
+    /// Labels of namespaces that it serves; any one selector suffices.
+    pub namespace_selectors: Vec<Selector>,
+    /// Labels of Services that it serves, of the namespaces above; any one selector suffices.
+    pub service_selectors: Vec<Selector>,
+    /// Whether it gives out nothing more; what is in use stays.
+    pub disabled: bool,
+}
+
+/// Whose kind a pool is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PoolOrigin {
+    /// An AddressPool.
+    #[default]
+    Pointsman,
+    /// An IPAddressPool of MetalLB in this namespace.
+    MetalLb(String),
 }
 
 impl Pool {
+    /// What it goes by among all pools; kinds do not clash.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match &self.origin {
+            PoolOrigin::Pointsman => self.name.clone(),
+            PoolOrigin::MetalLb(namespace) => format!("metallb.io/{namespace}/{}", self.name),
+        }
+    }
+
+    /// Whether it lists who may use it.
+    #[must_use]
+    pub fn is_restricted(&self) -> bool {
+        !self.namespaces.is_empty()
+            || !self.namespace_selectors.is_empty()
+            || !self.service_selectors.is_empty()
+    }
+
+    /// Whether it serves a Service. `namespace` is the Service's; `None` while it is not known.
+    #[must_use]
+    pub fn serves(&self, service: &Service, namespace: Option<&Namespace>) -> bool {
+        let by_namespace = self.namespaces.is_empty() && self.namespace_selectors.is_empty()
+            || self.namespaces.contains(&service.object.namespace)
+            || namespace.is_some_and(|namespace| {
+                self.namespace_selectors.iter().any(|selector| selector.matches(&namespace.labels))
+            });
+        let by_service = self.service_selectors.is_empty()
+            || self.service_selectors.iter().any(|selector| selector.matches(&service.labels));
+        by_namespace && by_service
+    }
+
     /// Whether the address is one of its.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

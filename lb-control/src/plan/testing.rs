@@ -1,6 +1,9 @@
 //! Services and pools in a line, for tests.
 
-use crate::model::{Family, FamilyPolicy, ObjectRef, Pool, Protocol, Service, ServicePort, TargetPort};
+use crate::model::{
+    ApiState, Family, FamilyPolicy, Labels, ObjectRef, Pool, PoolOrigin, Protocol, Service, ServicePort,
+    TargetPort, Weights,
+};
 
 /// `name [ip=A,B] [pool=P] [share=K] [ports=80/TCP,…] [families=IPv4|IPv6|prefer|dual] [class=C]
 /// [type=T]`
@@ -19,9 +22,14 @@ pub fn service(text: &str) -> Service {
         pool: None,
         sharing_key: None,
         local_traffic_only: false,
-        client_ip_affinity: false,
-        source_ranges: Vec::new(),
+        affinity_seconds: None,
+        source_ranges: [].into(),
         publish_not_ready_addresses: false,
+        health_check_node_port: None,
+        weights: Weights::default(),
+        labels: Labels::new(),
+        selector: Labels::new(),
+        api: ApiState::default(),
     };
     for (key, value) in words.map(|word| word.split_once('=').unwrap()) {
         match (key, value) {
@@ -68,6 +76,12 @@ pub fn pool(text: &str) -> Pool {
         auto_assign: true,
         avoid_buggy_ips: false,
         priority: 0,
+        origin: PoolOrigin::Pointsman,
+        labels: Labels::new(),
+        namespaces: Vec::new(),
+        namespace_selectors: Vec::new(),
+        service_selectors: Vec::new(),
+        disabled: false,
     };
     for word in words {
         match (word, word.split_once('=')) {

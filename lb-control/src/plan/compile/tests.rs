@@ -235,7 +235,7 @@ fn one_change_among_many_is_one_change() {
             let address = SocketAddr::new(IpAddr::from([10, 0, 0, last]), 8080);
             (address, DesiredBackend { weight: 1, role: Role::Active, local: false })
         });
-        desired.entries.insert(key, DesiredEntry { port_name: String::new(), backends: backends.collect() });
+        desired.entries.insert(key, DesiredEntry { backends: backends.collect(), ..DesiredEntry::default() });
     }
     let mut maps = FakeMaps::new(Limits::default());
     let mut compiler = Compiler::adopt(&maps, Settings::default()).unwrap();
