@@ -4,6 +4,7 @@
 pub mod addresses;
 mod announce;
 pub mod forwarding;
+mod here;
 mod kernel;
 pub mod next_hops;
 #[cfg(test)]
