@@ -2,26 +2,32 @@
 
 use core::arch::asm;
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
-};
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns};
+use core::ffi::c_void;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment,
     FragmentKey, NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey,
 };
-use lb_common::forward::platform::{Datapath, InsertFailed, ResizeFailed, Tables};
+use lb_common::forward::platform::{Datapath, InsertFailed, Packet, ResizeFailed, Tables};
 use lb_common::forward::scratch::Scratch;
 
-use crate::access::XdpPacket;
 use crate::maps;
 
-/// An XDP program's surroundings.
-pub struct Xdp {
-    pub context: XdpContext,
+/// A program's surroundings: what differs between the hooks is its context.
+pub struct Kernel<C> {
+    pub context: C,
+}
+
+/// What the forwarding core asks of a hook.
+pub trait Hook {
+    type Packet: Packet;
+    fn packet(&self) -> Self::Packet;
+    fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed>;
+    fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed>;
+    fn device(&self) -> u32;
+    fn context(&self) -> *mut c_void;
 }
 
 const EEXIST: i32 = -17;
@@ -60,26 +66,22 @@ unsafe fn compare_exchange(word: *mut u32, expected: u32, new: u32) -> bool {
 
 const _: () = assert!(Config::TIMEOUTS == 16, "the mask in `timeout` must fit");
 
-impl Datapath for Xdp {
-    type Packet = XdpPacket;
+impl<C: Hook> Datapath for Kernel<C> {
+    type Packet = C::Packet;
 
     #[inline(always)]
-    fn packet(&self) -> XdpPacket {
-        XdpPacket::of(&self.context)
+    fn packet(&self) -> C::Packet {
+        self.context.packet()
     }
 
     #[inline(always)]
     fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed> {
-        // SAFETY: the context is the program's own.
-        let result = unsafe { bpf_xdp_adjust_head(self.context.ctx, bytes) };
-        if result == 0 { Ok(()) } else { Err(ResizeFailed) }
+        self.context.move_head(bytes)
     }
 
     #[inline(always)]
     fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed> {
-        // SAFETY: the context is the program's own.
-        let result = unsafe { bpf_xdp_adjust_tail(self.context.ctx, bytes) };
-        if result == 0 { Ok(()) } else { Err(ResizeFailed) }
+        self.context.move_tail(bytes)
     }
 
     #[inline(always)]
@@ -93,7 +95,7 @@ impl Datapath for Xdp {
 
     #[inline(always)]
     fn ingress_device(&self) -> u32 {
-        self.context.ingress_ifindex() as u32
+        self.context.device()
     }
 
     #[inline(always)]
@@ -219,7 +221,7 @@ impl Datapath for Xdp {
     }
 }
 
-impl Xdp {
+impl<C: Hook> Kernel<C> {
     /// Asks the kernel for the next hop; the caller fills in the addresses.
     #[inline(always)]
     fn fib(&self, lookup: &mut FibLookup) -> Option<NextHop> {
@@ -227,7 +229,7 @@ impl Xdp {
         // SAFETY: the context is the program's own, the parameters live on the stack.
         let result = unsafe {
             bpf_fib_lookup(
-                self.context.as_ptr(),
+                self.context.context(),
                 core::ptr::from_mut(lookup),
                 size_of::<FibLookup>() as i32,
                 0,
@@ -243,10 +245,13 @@ impl Xdp {
 
 macro_rules! tables {
     ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $scratch:ident, $route:expr) => {
-        impl Tables<$family> for Xdp {
+        impl<C: Hook> Tables<$family> for Kernel<C> {
             type FlowRef = &'static mut Flow<$address>;
             type AffinityRef = &'static mut Affinity;
-            type FragmentRef<'m> = &'m Fragment<$address>;
+            type FragmentRef<'m>
+                = &'m Fragment<$address>
+            where
+                C: 'm;
 
             #[inline(always)]
             fn scratch<'s>(&self) -> Option<&'s mut Scratch<$address>> {

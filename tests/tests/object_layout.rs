@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya_obj::Object;
-use lb_common::abi::maps::{self, CALLED_PROGRAMS, ENTRY_PROGRAM};
+use lb_common::abi::maps::{self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
     Service, ServiceName, ServiceStats, SourceRangeKey, Tick, VipKey,
@@ -86,7 +86,7 @@ fn maps_are_those_of_the_abi() {
 fn programs_are_those_of_the_abi() {
     let object = Object::parse(&object_or_skip!()).unwrap();
     let built: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
-    let declared: BTreeSet<_> = CALLED_PROGRAMS.into_iter().chain([ENTRY_PROGRAM]).collect();
+    let declared: BTreeSet<_> = CALLED_PROGRAMS.into_iter().chain([ENTRY_PROGRAM, EGRESS_PROGRAM]).collect();
     assert_eq!(built, declared);
     assert!(declared.iter().all(|name| name.len() <= LONGEST_NAME));
 }

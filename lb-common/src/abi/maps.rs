@@ -98,6 +98,9 @@ maps! {
 /// Name of the program that is attached to devices.
 pub const ENTRY_PROGRAM: &str = "pointsman_xdp";
 
+/// Name of the program that is attached where packets leave, if a backend is on this node.
+pub const EGRESS_PROGRAM: &str = "pointsman_tc";
+
 /// Names of the programs that it calls, in the order of their indices in the program array.
 pub const CALLED_PROGRAMS: [&str; 4] = ["slow_v4", "slow_v6", "unknown_v4", "unknown_v6"];
 

@@ -15,7 +15,7 @@ mod service;
 mod stats;
 
 pub use addr::{AddressFamily, NextHop, V4, V6, VlanTags};
-pub use backend::{Backend, BackendState};
+pub use backend::{Backend, BackendFlags, BackendState};
 pub use client::{Affinity, AffinityKey, SourceRange, SourceRangeKey};
 pub use config::{Config, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
 pub use drop_reason::DropReason;

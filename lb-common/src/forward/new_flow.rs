@@ -34,8 +34,12 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     if index == 0 || backend.state == 0 || backend.family != F::VERSION {
         return Verdict::drop(datapath, DropReason::BadSlot);
     }
-    find_next_hop::<D, F>(datapath, backend, &mut scratch.hop);
-    if scratch.hop.ifindex == 0 {
+    let local = if backend.is_local() { FlowFlags::LOCAL } else { 0 };
+    scratch.hop.ifindex = 0;
+    if local == 0 {
+        find_next_hop::<D, F>(datapath, backend, &mut scratch.hop);
+    }
+    if scratch.hop.ifindex == 0 && local == 0 {
         // No entry is made: the client's retransmission takes its turn with the next backend.
         return Verdict::drop(datapath, DropReason::NoNeighbour);
     }
@@ -44,7 +48,7 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     scratch.flow.backend = index;
     scratch.flow.service = service;
     scratch.flow.last_seen = datapath.now();
-    scratch.flow.status = FlowStatus { state: state as u8, flags: FlowFlags::REPLY, epoch: 0 };
+    scratch.flow.status = FlowStatus { state: state as u8, flags: FlowFlags::REPLY | local, epoch: 0 };
     scratch.out.destination = F::from_wide(&backend.address);
     scratch.out.destination_port = backend.port;
     scratch.out.protocol = scratch.key.protocol;
@@ -54,7 +58,7 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     };
     let Scratch { key, out, flow, .. } = scratch;
     set_up::<F>(flow, key, out);
-    flow.status.flags = if timestamp_delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
+    flow.status.flags = local | if timestamp_delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
     flow.generation = backend.generation;
     flow.timestamp_delta = timestamp_delta;
     flow.mark = if state == FlowState::UdpUnreplied { flow.last_seen } else { 0 };
@@ -111,6 +115,9 @@ pub fn find_next_hop<D: Tables<F>, F: IpFamily>(datapath: &D, backend: &Backend,
 
 /// Finds a source address and port towards the backend, inserts the reply entry under `peer_key`,
 /// and completes `out`. Gives what has to be added to the client's timestamps.
+///
+/// Towards a backend on this node that is the client's own address, and its own port unless the
+/// backend knows the tuple from elsewhere: by another VIP or port of a Service, or directly.
 #[inline(always)]
 fn claim_port<D: Tables<F>, F: IpFamily>(
     datapath: &D,
@@ -118,7 +125,8 @@ fn claim_port<D: Tables<F>, F: IpFamily>(
     backend: &Backend,
 ) -> Result<u32, DropReason> {
     let config = datapath.config().ok_or(DropReason::NoSnatAddress)?;
-    if backend.snat_count == 0 {
+    let is_local = backend.is_local();
+    if backend.snat_count == 0 && !is_local {
         return Err(DropReason::NoSnatAddress);
     }
     let hash = snat::client_hash::<F>(&scratch.key.source);
@@ -130,11 +138,18 @@ fn claim_port<D: Tables<F>, F: IpFamily>(
         Timestamp::default()
     };
     for attempt in 0..snat::ATTEMPTS {
-        let index =
-            u32::from(backend.snat_first) + hash.wrapping_add(attempt) % u32::from(backend.snat_count);
-        let address = datapath.snat_address(index).ok_or(DropReason::NoSnatAddress)?;
-        scratch.out.source = F::from_wide(&address);
         scratch.out.source_port = snat::candidate(config, scratch.key.source_port, hash, attempt);
+        if is_local {
+            scratch.out.source = scratch.key.source;
+            if attempt == 0 {
+                scratch.out.source_port = scratch.key.source_port;
+            }
+        } else {
+            let count = u32::from(backend.snat_count).max(1);
+            let index = u32::from(backend.snat_first) + hash.wrapping_add(attempt) % count;
+            let address = datapath.snat_address(index).ok_or(DropReason::NoSnatAddress)?;
+            scratch.out.source = F::from_wide(&address);
+        }
         turn(&mut scratch.peer_key, &scratch.out);
         if datapath.established(&scratch.peer_key).is_some() {
             continue;
@@ -177,9 +192,14 @@ fn take_over<D: Tables<F>, F: IpFamily>(
     let delta = match snat::fit(&history, attempt, *timestamp, parsed.transport.sequence) {
         Fit::No => return None,
         Fit::Yes => 0,
+        // Nobody edits them on the way of a backend on this node. On its own port a client is told
+        // by the backend itself.
+        Fit::ShiftTimestamps(_) if flow.is_local() && attempt == 0 => 0,
+        Fit::ShiftTimestamps(_) if flow.is_local() => return None,
         Fit::ShiftTimestamps(delta) => delta,
     };
-    flow.status.flags = FlowFlags::REPLY | if delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
+    let local = flow.status.flags & FlowFlags::LOCAL;
+    flow.status.flags = FlowFlags::REPLY | local | if delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
     flow.status.epoch = before.epoch.wrapping_add(1);
     flow.timestamp_delta = delta;
     // Another CPU may want the same port: the status word decides who gets it.

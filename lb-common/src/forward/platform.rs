@@ -80,6 +80,30 @@ pub trait Datapath {
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool;
 }
 
+/// What the program for packets that leave the node asks of it beyond [`Datapath`]. Such packets
+/// need not be what goes onto the wire: their checksum may be unfinished, with only the pseudo
+/// header's sum in its field, and they may be cut into segments later.
+pub trait Outgoing: Datapath {
+    /// Sees to it that the first bytes of the packet, as far as it has them, can be looked at and
+    /// edited.
+    fn pull(&self, bytes: u32);
+    /// Adds to the TCP or UDP checksum whose field is at `offset`: `pseudo` is what was added to the
+    /// sum of the pseudo header, `covered` to the sum of what else it covers.
+    /// # Errors
+    /// When the packet cannot be edited.
+    fn add_to_checksum(
+        &self,
+        offset: usize,
+        is_udp: bool,
+        pseudo: u32,
+        covered: u32,
+    ) -> Result<(), EditFailed>;
+}
+
+/// The packet could not be edited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EditFailed;
+
 /// The packet could not be made longer or shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResizeFailed;

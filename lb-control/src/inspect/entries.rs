@@ -151,6 +151,9 @@ fn backends_by_service(
 
 /// Whether packets can be sent to a backend; and the way, or why not as far as the maps tell.
 fn next_hop(backend: &Backend, device_name: NextHops<'_>) -> (bool, String) {
+    if backend.is_local() {
+        return (true, "on this node".to_owned());
+    }
     let hop = &backend.next_hop;
     if hop.ifindex == 0 {
         return (false, String::new());
@@ -260,6 +263,7 @@ mod tests {
         assert_eq!(told(|b| b.next_hop.ifindex = 9), (true, "02:00:00:00:00:0a on device 9".into()));
         assert_eq!(told(|b| b.next_hop.vlan = [0x20, 7, 0, 9]).1, "02:00:00:00:00:0a on eth1 vlan 7 vlan 9");
         assert_eq!(told(|b| b.next_hop = NextHop::default()), (false, String::new()));
+        assert_eq!(told(|b| b.flags = lb_common::abi::BackendFlags::LOCAL), (true, "on this node".into()));
         assert_eq!(told(|b| b.snat_count = 0), (false, "no source address towards it".into()));
     }
 }

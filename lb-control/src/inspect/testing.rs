@@ -50,7 +50,8 @@ pub(crate) fn backend(index: u32, service: u32, socket: &str, edit: fn(&mut Back
             vlan: [0; 4],
         },
         weight: 1,
-        reserved: [0; 8],
+        flags: 0,
+        reserved: [0; 7],
     };
     edit(&mut value);
     vec![MapOp::SetBackend { index, value }]

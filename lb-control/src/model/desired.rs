@@ -97,6 +97,13 @@ impl Desired {
         self.entries.range(first..).take_while(move |(key, _)| key.service == *service)
     }
 
+    /// The addresses of backends that are known to be on this node.
+    #[must_use]
+    pub fn local_addresses(&self) -> BTreeSet<IpAddr> {
+        let all = self.entries.values().flat_map(|entry| &entry.backends);
+        all.filter(|(_, backend)| backend.local).map(|(address, _)| address.ip()).collect()
+    }
+
     /// Every address that packets have to reach behind the data plane.
     #[must_use]
     pub fn backend_addresses(&self) -> BTreeSet<IpAddr> {

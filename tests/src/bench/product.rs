@@ -107,7 +107,8 @@ impl Product {
                 snat_count: snat_count as u16,
                 next_hop: endpoint.next_hop,
                 weight: 1,
-                reserved: [0; 8],
+                flags: 0,
+                reserved: [0; 7],
             };
             Array::<_, Backend>::try_from(self.map(maps::BACKENDS)?)?.set(index, backend, 0)?;
             Array::<_, u32>::try_from(self.map(maps::SLOTS)?)?.set(first + place, index, 0)?;

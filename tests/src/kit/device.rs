@@ -26,7 +26,8 @@ pub enum Action {
 impl From<Verdict> for Action {
     fn from(verdict: Verdict) -> Self {
         match verdict {
-            Verdict::Pass => Self::Pass,
+            // What the kernel does with either is the same.
+            Verdict::Pass | Verdict::Deliver => Self::Pass,
             Verdict::Drop(_) => Self::Drop,
             Verdict::Transmit => Self::Transmit,
             Verdict::Redirect(_) => Self::Redirect,
@@ -76,6 +77,8 @@ impl AnyKey {
 pub trait Device {
     /// Runs a packet through; gives what became of it, and its bytes.
     fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>);
+    /// Runs a packet on its way out of the node through; gives what became of it, and its bytes.
+    fn leave(&mut self, packet: &[u8]) -> (Action, Vec<u8>);
     /// Lets time pass.
     fn wait(&mut self, ticks: Tick);
     /// Adds a VIP.
@@ -155,6 +158,11 @@ impl Host {
 impl Device for Host {
     fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
         let (verdict, bytes) = self.run(packet);
+        (verdict.into(), bytes)
+    }
+
+    fn leave(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
+        let (verdict, bytes) = self.run_egress(packet);
         (verdict.into(), bytes)
     }
 

@@ -13,7 +13,7 @@ use lb_common::abi::{
 };
 use lb_common::forward::ip::IpFamily;
 use lb_common::forward::parse::Parse;
-use lb_common::forward::platform::{Datapath, InsertFailed, ResizeFailed, Tables};
+use lb_common::forward::platform::{Datapath, EditFailed, InsertFailed, Outgoing, ResizeFailed, Tables};
 use lb_common::forward::scratch::Scratch;
 use lb_common::forward::{self, Fast, Slow, Verdict};
 
@@ -239,6 +239,17 @@ impl Host {
         (verdict, self.buffer.content().to_vec())
     }
 
+    /// Runs a packet that leaves the node through what the kernel program does.
+    pub fn run_egress(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        self.buffer.fill(packet);
+        let verdict = match forward::parse::link(self.buffer.view()).map(|link| link.ether_type) {
+            Some([8, 0]) => forward::egress::<_, V4>(self),
+            Some([0x86, 0xdd]) => forward::egress::<_, V6>(self),
+            _ => Verdict::Pass,
+        };
+        (verdict, self.buffer.content().to_vec())
+    }
+
     fn packet_length(&self) -> u64 {
         use lb_common::forward::platform::Packet;
         self.buffer.view().length() as u64
@@ -368,6 +379,27 @@ impl Datapath for Host {
             *status = new;
         }
         as_expected
+    }
+}
+
+impl Outgoing for Host {
+    fn pull(&self, _bytes: u32) {}
+
+    fn add_to_checksum(
+        &self,
+        offset: usize,
+        is_udp: bool,
+        pseudo: u32,
+        covered: u32,
+    ) -> Result<(), EditFailed> {
+        use lb_common::forward::checksum::{apply, apply_udp, fold};
+        use lb_common::forward::platform::Packet;
+        let field = self.buffer.view().at::<[u8; 2]>(offset).ok_or(EditFailed)?;
+        // One after the other, as the kernel does it: the two ways may differ in the sign of zero.
+        for change in [pseudo, covered] {
+            if is_udp { apply_udp(field, fold(change)) } else { apply(field, fold(change)) }
+        }
+        Ok(())
     }
 }
 

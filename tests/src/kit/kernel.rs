@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::maps::lpm_trie::Key;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
-use lb_common::abi::maps::{self, CALLED_PROGRAMS, ENTRY_PROGRAM};
+use lb_common::abi::maps::{self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
     Plain, Service, ServiceStats, SourceRange, TICK_SHIFT, Tick, VipKey,
@@ -112,6 +112,9 @@ impl Kernel {
             programs.set(index as u32, program.fd()?, 0)?;
         }
         load_program(&mut ebpf, ENTRY_PROGRAM)?;
+        let egress: &mut SchedClassifier =
+            ebpf.program_mut(EGRESS_PROGRAM).context("no such program")?.try_into()?;
+        egress.load().with_context(|| format!("cannot load {EGRESS_PROGRAM}"))?;
         let mut map = |name: &'static str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
         Ok(Self {
             v4: Family {
@@ -144,6 +147,42 @@ impl Kernel {
             ebpf,
             output: vec![0; 8192],
         })
+    }
+
+    /// Runs a packet that leaves the node through, as a super-packet of segments of this size if one
+    /// is given.
+    ///
+    /// # Panics
+    /// When the program cannot be run.
+    pub fn leave_as(&mut self, packet: &[u8], segment: Option<u32>) -> (Action, Vec<u8>) {
+        // Offsets of `gso_segs` and `gso_size` in struct __sk_buff, include/uapi/linux/bpf.h.
+        const SEGMENTS: usize = 164;
+        const SEGMENT_SIZE: usize = 176;
+        let mut context = [0; 192];
+        if let Some(size) = segment {
+            let count = (packet.len() as u32).div_ceil(size);
+            context[SEGMENTS..SEGMENTS + 4].copy_from_slice(&count.to_ne_bytes());
+            context[SEGMENT_SIZE..SEGMENT_SIZE + 4].copy_from_slice(&size.to_ne_bytes());
+        }
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(EGRESS_PROGRAM)
+            .expect("the egress program is there")
+            .try_into()
+            .expect("it is a classifier");
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut self.output),
+            ctx_in: segment.is_some().then_some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = program.test_run(options).expect("the program can be run");
+        let action = match result.return_value as i32 {
+            -1 => Action::Pass,
+            2 => Action::Drop,
+            other => panic!("TC action {other}"),
+        };
+        (action, self.output[..result.data_size_out as usize].to_vec())
     }
 
     /// The time as the programs see it.
@@ -291,6 +330,10 @@ impl Device for Kernel {
             other => panic!("XDP action {other}"),
         };
         (action, self.output[..result.data_size_out as usize].to_vec())
+    }
+
+    fn leave(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
+        self.leave_as(packet, None)
     }
 
     fn wait(&mut self, ticks: Tick) {

@@ -131,7 +131,8 @@ pub fn backend(ip: Ip, protocol: u8, number: u32) -> Backend {
             vlan: [0; 4],
         },
         weight: 1,
-        reserved: [0; 8],
+        flags: 0,
+        reserved: [0; 7],
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use lb_common::abi::{Backend, BackendState, Service};
+use lb_common::abi::{Backend, BackendFlags, BackendState, Service};
 
 use super::{
     Batch, Compiler, Entry, Region, Round, Seat, clients,
@@ -135,6 +135,9 @@ impl Compiler {
     ) -> Backend {
         let paths = round.paths;
         let path = paths.get(&address.ip());
+        let is_local = desired.local || path.is_some_and(|path| path.is_local);
+        // The stack finds the way, and the client keeps its address.
+        let path = path.filter(|_| !is_local);
         let snat: Vec<_> =
             path.map(|path| path.snat.iter().map(|address| wide(*address)).collect()).unwrap_or_default();
         let snat = self.place_snat(key, &snat, batch, round);
@@ -152,7 +155,8 @@ impl Compiler {
             snat_count: u16::try_from(snat.count).unwrap_or_default(),
             next_hop: path.and_then(|path| path.next_hop).unwrap_or_default(),
             weight: desired.weight,
-            reserved: [0; 8],
+            flags: if is_local { BackendFlags::LOCAL } else { 0 },
+            reserved: [0; 7],
         }
     }
 

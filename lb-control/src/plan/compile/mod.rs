@@ -46,6 +46,8 @@ pub struct Path {
     pub next_hop: Option<NextHop>,
     /// Source addresses towards it, of its family.
     pub snat: Vec<IpAddr>,
+    /// Whether the backend is on this node: then it needs neither.
+    pub is_local: bool,
 }
 
 /// Paths by the address of the backend. One that is missing is not known yet.
