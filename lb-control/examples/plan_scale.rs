@@ -42,7 +42,7 @@ fn main() {
     let mut merger = Merger::default();
     timed("merge", || merger.merge(&[("all.yaml".into(), FileState::Read(decoded.into()))]));
     let mut objects = timed("snapshot", || merger.snapshot()).objects;
-    let options = ipam::Options { default_class: true, outside_pools: true };
+    let options = ipam::Options { default_class: true, outside_pools: true, deferred_release: false };
     let mut holdings = ipam::Holdings::new();
     let mut planner = Planner::new(options, holdings.clone());
     let first = timed("decide, from scratch", || decide(&objects, &holdings, options));

@@ -71,7 +71,7 @@ impl World {
             .collect();
         self.merger.merge(&files);
         let snapshot = self.merger.snapshot();
-        let options = ipam::Options { default_class: true, outside_pools: true };
+        let options = ipam::Options { default_class: true, outside_pools: true, deferred_release: false };
         let plan = plan::decide(&snapshot.objects, &self.holdings, options);
         self.holdings = plan.allocation.holdings();
         let start = self.maps.writes();

@@ -66,7 +66,7 @@ impl Agent {
         let mut compiler = Compiler::adopt(&maps, plan::Settings::default())?;
         // Whatever the maps say, next hops may be others by now.
         let config = first_config(settings, maps.config()?)?;
-        let options = ipam::Options { default_class: true, outside_pools: true };
+        let options = ipam::Options { default_class: true, outside_pools: true, deferred_release: false };
         let planner = Planner::new(options, compiler.holdings());
         compiler.reload(&maps)?;
         let shared = Arc::new(Shared::new(&pins));

@@ -4,8 +4,11 @@
 //! then name, the lowest free address. Nothing is ever renumbered unless its own Service asks for
 //! something else, and even then it keeps what it has until it can have that.
 
+mod engine;
 mod holders;
 mod pools;
+pub mod reason;
+mod report;
 mod wishes;
 
 use std::{
@@ -14,8 +17,10 @@ use std::{
     sync::Arc,
 };
 
+pub use engine::Ipam;
 use holders::Holders;
 use pools::Pools;
+pub use report::PoolReport;
 use wishes::{Wish, wish};
 
 use crate::model::{Family, FamilyPolicy, ObjectRef, Pool, Problem, Service};
@@ -31,6 +36,9 @@ pub struct Options {
     /// Whether a Service may request an address that no pool has. Right where whoever writes
     /// Services also owns the node's addresses, as with files.
     pub outside_pools: bool,
+    /// Whether the addresses of a Service that is no longer ours stay with it until
+    /// [`Ipam::released`] says that nobody serves them any more. Otherwise they are free at once.
+    pub deferred_release: bool,
 }
 
 /// What became of a Service's wish.
@@ -42,6 +50,8 @@ pub struct Assigned {
     pub problems: Vec<Problem>,
     /// Whether waiting may help: an address may become free. Otherwise somebody must act.
     pub can_wait: bool,
+    /// Why, in CamelCase, as in the [`reason`] module; empty if there is nothing to say.
+    pub reason: &'static str,
 }
 
 /// The decision.
@@ -71,12 +81,13 @@ struct Refusal {
     field: Option<String>,
     message: String,
     can_wait: bool,
+    reason: &'static str,
 }
 
 impl Refusal {
     fn fixed(field: &str, message: impl Into<String>) -> Self {
         let field = (!field.is_empty()).then(|| field.to_owned());
-        Self { field, message: message.into(), can_wait: false }
+        Self { field, message: message.into(), can_wait: false, reason: reason::NOT_IN_POOL }
     }
 
     fn waiting(field: &str, message: impl Into<String>) -> Self {
@@ -298,6 +309,7 @@ impl<'a> Allocator<'a> {
 
     fn assigned(&self, service: &Service, addresses: &[IpAddr], refusal: Option<Refusal>) -> Assigned {
         let can_wait = refusal.as_ref().is_none_or(|refusal| refusal.can_wait);
+        let reason = refusal.as_ref().map_or("", |refusal| refusal.reason);
         let mut problems = Vec::new();
         if let Some(refusal) = refusal {
             let keeps = match addresses {
@@ -324,7 +336,7 @@ impl<'a> Allocator<'a> {
             }
             (*address, pool)
         });
-        Assigned { addresses: addresses.collect(), problems, can_wait }
+        Assigned { addresses: addresses.collect(), problems, can_wait, reason }
     }
 }
 

@@ -156,7 +156,7 @@ mod tests {
         fn as_if_decided_from_scratch(
             steps in vec((0..4u8, 0..4u8, proptest::option::of(0..4u8), vec(0..9u8, 0..4)), 1..12)
         ) {
-            let options = Options { default_class: true, outside_pools: true };
+            let options = Options { default_class: true, outside_pools: true, deferred_release: false };
             let mut planner = Planner::new(options, Holdings::new());
             let mut objects = Objects::default();
             objects.pools.insert("p".into(), Arc::new(pool("p 192.0.2.0/24")));

@@ -37,7 +37,12 @@ fn world() -> impl Strategy<Value = World> {
 }
 
 fn run(world: &World) -> Allocation {
-    allocate(&world.0, &world.1, &world.2, Options { default_class: true, outside_pools: true })
+    allocate(
+        &world.0,
+        &world.1,
+        &world.2,
+        Options { default_class: true, outside_pools: true, deferred_release: false },
+    )
 }
 
 proptest! {
