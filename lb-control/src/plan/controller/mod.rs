@@ -12,6 +12,7 @@
 //! What is decided follows from the objects alone: a new leader goes on where the last one stopped.
 
 mod addresses;
+mod announce;
 mod changes;
 mod command;
 mod conditions;
@@ -27,6 +28,7 @@ use std::{
     time::Duration,
 };
 
+pub use announce::{agent_status, agent_status_of};
 pub use command::{Command, EventTarget, Outcome};
 pub use conditions::{ALLOCATED, ANNOUNCED};
 pub use services::{FINALIZER, FINALIZER_KUBERNETES};

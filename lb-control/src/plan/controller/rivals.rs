@@ -12,6 +12,8 @@ struct Quarrel {
     times: u32,
     last: Duration,
     until: Duration,
+    /// Whether an Event told of it.
+    is_told: bool,
 }
 
 /// Services whose status somebody else writes too.
@@ -24,7 +26,7 @@ impl Rivals {
     pub fn refused(&mut self, service: &ObjectRef, now: Duration) -> bool {
         let quarrel = self.count(service, now);
         quarrel.until = now + pause(quarrel.times);
-        quarrel.times == 1
+        !std::mem::replace(&mut quarrel.is_told, true)
     }
 
     /// A Service that is ours changed. What we published and somebody took away is put back at once
@@ -38,7 +40,8 @@ impl Rivals {
                 1 => now,
                 times => now + pause(times - 1),
             };
-            return quarrel.times == 2;
+            // Once may be a mishap.
+            return quarrel.times > 1 && !std::mem::replace(&mut quarrel.is_told, true);
         }
         // It lets go of it by itself.
         if new.api.ingress.is_empty()
@@ -61,10 +64,10 @@ impl Rivals {
     }
 
     fn count(&mut self, service: &ObjectRef, now: Duration) -> &mut Quarrel {
-        let new = Quarrel { times: 0, last: now, until: now };
-        let quarrel = self.0.entry(service.clone()).or_insert(new);
+        let new = || Quarrel { times: 0, last: now, until: now, is_told: false };
+        let quarrel = self.0.entry(service.clone()).or_insert_with(new);
         if now >= quarrel.last + FORGOTTEN_AFTER {
-            quarrel.times = 0;
+            *quarrel = new();
         }
         quarrel.times = quarrel.times.saturating_add(1);
         quarrel.last = now;

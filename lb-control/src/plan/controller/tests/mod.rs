@@ -1,1 +1,5 @@
+mod life;
+mod server;
+mod world;
 
+use world::World;
