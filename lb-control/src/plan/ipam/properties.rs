@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::plan::testing::{pool, service};
 
