@@ -1,5 +1,7 @@
 mod life;
+mod nodes;
+mod properties;
 mod server;
 mod world;
 
-use world::World;
+use world::{Fault, World};
