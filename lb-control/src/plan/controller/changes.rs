@@ -83,7 +83,9 @@ impl Controller {
         if !self.objects.apply(ObjectChange::VirtualIp(address, new.clone())) {
             return;
         }
-        self.touch_address(address);
+        if let Some(old) = &old {
+            self.dirty.services.extend(old.services.iter().chain(&old.live).cloned());
+        }
         self.index.virtual_ip(old.as_deref(), new.as_deref());
         self.touch_address(address);
         self.observe(&Key::Address(address), now);

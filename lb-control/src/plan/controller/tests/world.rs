@@ -116,7 +116,18 @@ impl World {
         self.server.write_service(service);
     }
 
-    fn renew(&mut self) {
+    /// Lets time pass in which nobody does anything but renew and see Leases. An agent that the
+    /// leaders take to be dead for lack of news is one that may serve what others are given: that
+    /// cannot be told from here, and is not what is tested.
+    pub fn elapse(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            self.renew();
+        }
+    }
+
+    /// Agents renew their Leases, and all leaders see it.
+    pub fn renew(&mut self) {
         for (node, agent) in &self.agents {
             if agent.is_alive {
                 let lease = AgentLease {
@@ -128,6 +139,9 @@ impl World {
                 };
                 self.server.put(ObjectChange::Agent(node.clone(), Some(Arc::new(lease))));
             }
+        }
+        for leader in 0..self.leaders.len() {
+            self.watch(leader, usize::MAX);
         }
     }
 
