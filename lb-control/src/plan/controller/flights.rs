@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Command, Outcome};
+use super::{Command, Outcome, index::Sets};
 use crate::model::ObjectRef;
 
 /// For how long to wait for the watch to show what was done. It may never do so: if somebody
@@ -73,9 +73,44 @@ pub(super) struct Flights {
     open: BTreeMap<Key, Flight>,
     pauses: BTreeMap<Key, Pause>,
     timers: BTreeSet<(Duration, Key)>,
+    /// Services that a VirtualIP may name by now, though no watch has shown it.
+    promised: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+    promised_to: Sets<ObjectRef, IpAddr>,
+    /// Services that such a promise is over for.
+    concerned: BTreeSet<ObjectRef>,
 }
 
 impl Flights {
+    /// Whether an address may be given to a Service by now, though no watch has shown it.
+    pub fn is_promised(&self, service: &ObjectRef) -> bool {
+        self.promised_to.count(service) > 0
+    }
+
+    /// Services for which that is over, since the last call.
+    pub fn concerned(&mut self) -> BTreeSet<ObjectRef> {
+        std::mem::take(&mut self.concerned)
+    }
+
+    fn promise(&mut self, command: &Command) {
+        if let Command::CreateVirtualIp { address, services, .. }
+        | Command::UpdateVirtualIp { address, services, .. } = command
+        {
+            self.break_promise(&Key::Address(*address));
+            for service in services {
+                self.promised_to.insert(service, *address);
+            }
+            self.promised.insert(*address, services.clone());
+        }
+    }
+
+    fn break_promise(&mut self, key: &Key) {
+        let Key::Address(address) = key else { return };
+        for service in self.promised.remove(address).unwrap_or_default() {
+            self.promised_to.remove(&service, address);
+            self.concerned.insert(service);
+        }
+    }
+
     /// Whether nothing is to be decided about an object now. It is named by [`due`](Self::due) or
     /// by the return of another function here when that is over.
     pub fn is_busy(&self, key: &Key, now: Duration) -> bool {
@@ -84,6 +119,7 @@ impl Flights {
 
     /// A command is given out.
     pub fn start(&mut self, command: &Command, events: Vec<Command>) {
+        self.promise(command);
         if let Some(key) = Key::of(command) {
             self.open.insert(key, Flight { command: command.clone(), events, shown_by: None });
         }
@@ -103,6 +139,7 @@ impl Flights {
     pub fn arrived(&mut self, key: &Key, is_shown: bool, now: Duration) -> Vec<Command> {
         self.pauses.remove(key);
         if is_shown {
+            self.break_promise(key);
             return self.open.remove(key).map(|flight| flight.events).unwrap_or_default();
         }
         let Some(flight) = self.open.get_mut(key) else { return Vec::new() };
@@ -114,6 +151,10 @@ impl Flights {
     /// It failed. `retry_at_once`: what is known of the object is newer than the command.
     pub fn failed(&mut self, key: &Key, outcome: &Outcome, retry_at_once: bool, now: Duration) {
         self.open.remove(key);
+        // Without an answer it may have arrived all the same; the watch shows that before long.
+        if retry_at_once || !matches!(outcome, Outcome::Failed(_)) {
+            self.break_promise(key);
+        }
         let failures = self.pauses.get(key).map_or(0, |pause| pause.failures) + 1;
         let until = if retry_at_once { now } else { now + pause(failures) };
         let ends_by_change = matches!(outcome, Outcome::Conflict(_) | Outcome::Gone);
@@ -128,6 +169,7 @@ impl Flights {
         }
         if self.open.get(key).is_some_and(|flight| is_shown(&flight.command)) {
             self.pauses.remove(key);
+            self.break_promise(key);
             return self.open.remove(key).map(|flight| flight.events).unwrap_or_default();
         }
         Vec::new()
@@ -145,6 +187,9 @@ impl Flights {
             let Some((_, key)) = self.timers.pop_first() else { break };
             if self.open.get(&key).and_then(|flight| flight.shown_by).is_some_and(|by| by <= now) {
                 self.open.remove(&key);
+            }
+            if !self.open.contains_key(&key) {
+                self.break_promise(&key);
             }
             keys.push(key);
         }

@@ -133,6 +133,7 @@ impl Controller {
             self.derive();
         }
         self.settle();
+        self.dirty.services.extend(self.flights.concerned());
         let mut commands = Vec::new();
         while let Some(address) = self.dirty.addresses.pop_first() {
             if let Some(command) = self.address_step(address, now) {

@@ -186,7 +186,7 @@ impl Controller {
                 virtual_ip.services.contains(object) || self.still_live(virtual_ip).any(|it| it == object)
             })
         });
-        if is_held {
+        if is_held || self.flights.is_promised(object) {
             return None;
         }
         if !shows(service, &[]) || !conditions::present(service).is_empty() {

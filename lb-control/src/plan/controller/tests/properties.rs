@@ -88,7 +88,7 @@ fn run(world: &mut World, op: &Op) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     /// Safety is checked with every command: see `Server::check` and `Server::check_before`.
     #[test]

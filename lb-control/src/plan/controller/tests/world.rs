@@ -172,7 +172,9 @@ impl World {
         if fault == Some(Fault::Lost) {
             return Outcome::Failed("it got lost".into());
         }
-        if self.checks {
+        // Of two leaders at once neither knows what the other is about to do. They are rare and short;
+        // what holds even then is what the API server sees to, and that all comes right in the end.
+        if self.checks && self.leaders.len() == 1 {
             self.server.check_before(command, |node| self.is_alive(node));
         }
         let outcome = self.server.run(command);
