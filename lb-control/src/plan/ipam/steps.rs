@@ -153,7 +153,7 @@ steps! {
     overlap_heals(CLUSTER):
         ["pool a 192.0.2.0/24", "pool b 192.0.2.128/25", "pool c 192.0.2.0/23 namespaces=x", "+ s pool=b"]
             => ["s NoSuchPool !AddressPool b is set aside: it overlaps AddressPool a", "!overlaps AddressPool a; b", "!overlaps AddressPool a; c"];
-        ["pool a 192.0.2.0/25"] => ["s 192.0.2.128(b)", "!overlaps AddressPool b; c"];
+        ["pool a 192.0.2.0/25"] => ["s 192.0.2.128(b)", "!overlaps AddressPool a; c"];
         ["pool a 192.0.2.0/24"] => ["s 192.0.2.128(a) ", "!overlaps AddressPool a; b", "!overlaps AddressPool a; c"];
         ["-pool a"] => ["s 192.0.2.128(b)", "!overlaps AddressPool b; c"];
 
