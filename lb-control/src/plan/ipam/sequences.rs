@@ -112,7 +112,7 @@ fn check_nobody_moved(world: &World, old: &Decisions, before: &BTreeMap<ObjectRe
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
     #[test]
     fn what_holds_always_holds(options in options(), batches in vec(vec(change(), 1..4), 1..14)) {
         let mut world = World::new(options);
