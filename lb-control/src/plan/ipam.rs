@@ -131,6 +131,14 @@ pub fn allocate(
 }
 
 #[cfg(test)]
+mod costs;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
+mod sequences;
+#[cfg(test)]
+mod steps;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod world;

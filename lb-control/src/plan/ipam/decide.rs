@@ -131,7 +131,7 @@ impl Ipam {
 
     /// An address that stands in the Service's status although nobody remembers why: the Service
     /// gets it again if it could have it today, so that clients find it where it was.
-    fn published(&mut self, service: &Service, family: Family) -> Option<IpAddr> {
+    pub(super) fn published(&self, service: &Service, family: Family) -> Option<IpAddr> {
         let published = service.api.ingress.iter().filter_map(|ingress| ingress.ip);
         let mut published = published.filter(|address| Family::of(*address) == family);
         published.find(|address| {

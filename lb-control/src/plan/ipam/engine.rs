@@ -46,6 +46,7 @@ pub struct Ipam {
 struct Inbox {
     adopted: Holdings,
     services: BTreeMap<ObjectRef, Option<Arc<Service>>>,
+    released: BTreeSet<ObjectRef>,
     namespaces: BTreeSet<String>,
     pools: BTreeMap<String, Arc<Pool>>,
     pools_differ: bool,
@@ -59,6 +60,8 @@ struct Open {
     addresses: BTreeSet<IpAddr>,
     /// Pools in which an address became free.
     queues: BTreeSet<(String, Family)>,
+    /// Addresses where there may be room for one more.
+    rooms: BTreeSet<IpAddr>,
     /// What was assigned before, of those where it may differ now.
     before: BTreeMap<ObjectRef, Option<Assigned>>,
 }
@@ -66,6 +69,8 @@ struct Open {
 /// Whose turn it is. Those of the same turn go by namespace and name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Turn {
+    /// It cannot stay where it is, by its own change: those who were there with it can.
+    Clashing,
     /// Clients know its address already.
     Published,
     /// Only this address will do.
@@ -138,12 +143,10 @@ impl Ipam {
         before.filter(|(object, old)| self.assigned.get(object) != old.as_ref()).map(|(o, _)| o).collect()
     }
 
-    /// Nobody serves the addresses of this Service any more, which is no longer ours: they may go
-    /// to others. Without effect on a Service that is ours.
+    /// Nobody serves the addresses of this Service any more, which is no longer ours: with the next
+    /// decision they may go to others. Without effect on a Service that is ours by then.
     pub fn released(&mut self, object: &ObjectRef) {
-        if !self.ours.contains_key(object) {
-            self.let_go(object);
-        }
+        self.inbox.released.insert(object.clone());
     }
 
     /// What became of a Service's wish; `None` if it is not ours.
@@ -193,7 +196,9 @@ impl Ipam {
     }
 
     fn take_services(&mut self) {
-        for (object, service) in std::mem::take(&mut self.inbox.services) {
+        let services = std::mem::take(&mut self.inbox.services);
+        let changed: Vec<ObjectRef> = services.keys().cloned().collect();
+        for (object, service) in services {
             let ours =
                 |service: &Arc<Service>| service.is_ours(self.options.default_class) && !service.api.deleting;
             match service.filter(ours) {
@@ -210,8 +215,18 @@ impl Ipam {
                 None => {}
             }
         }
-        // Pools may have pointed at Services that went since.
-        self.open.services.retain(|(_, object)| self.ours.contains_key(object));
+        for object in std::mem::take(&mut self.inbox.released) {
+            if !self.ours.contains_key(&object) {
+                self.let_go(&object);
+            }
+        }
+        for object in changed {
+            let Some(service) = self.ours.get(&object) else { continue };
+            let mut held = self.held.get(&object).into_iter().flatten();
+            if held.any(|address| self.holders.conflict(*address, service).is_some()) {
+                self.open.services.insert((Turn::Clashing, object));
+            }
+        }
     }
 
     fn take_service(&mut self, object: ObjectRef, service: Arc<Service>) {
@@ -282,7 +297,7 @@ impl Ipam {
     fn work(&mut self) {
         loop {
             let next = self.open.services.first().map(|(turn, _)| *turn);
-            if !matches!(next, Some(Turn::Published | Turn::Explicit)) {
+            if next.is_none_or(|turn| turn == Turn::Any) {
                 if let Some(address) = self.open.addresses.pop_first() {
                     self.wake(address);
                     continue;
@@ -291,25 +306,36 @@ impl Ipam {
                     self.serve(&queue);
                     continue;
                 }
+                if let Some(address) = self.open.rooms.pop_first() {
+                    self.fill(address);
+                    continue;
+                }
             }
-            let Some((_, object)) = self.open.services.pop_first() else { break };
-            self.settle_one(&object);
+            let Some((turn, object)) = self.open.services.pop_first() else { break };
+            if turn == Turn::Published && !self.finds_published(&object) {
+                self.open.services.insert((Turn::Any, object));
+            } else {
+                self.settle_one(&object);
+            }
         }
+    }
+
+    /// Whether a Service gets an address again that stands in its status, or requests it.
+    fn finds_published(&self, object: &ObjectRef) -> bool {
+        let Some(service) = self.ours.get(object) else { return false };
+        !service.requested_addresses.is_empty()
+            || [Family::V4, Family::V6].iter().any(|family| self.published(service, *family).is_some())
     }
 
     /// Others hold an address than before: whom may that help?
     fn wake(&mut self, address: IpAddr) {
-        let mut look: Vec<ObjectRef> = self.waiting.for_address(address).cloned().collect();
+        let look: Vec<ObjectRef> = self.waiting.for_address(address).cloned().collect();
         if !self.holders.is_held(address) {
             if let Some((key, _)) = self.pools.of(address) {
                 self.open.queues.insert((key.to_owned(), Family::of(address)));
             }
-        } else if let Some(consent) = self.holders.consent(address) {
-            let waiting = self.waiting.for_room(consent).filter(|object| {
-                let service = self.ours.get(*object);
-                service.is_some_and(|service| self.holders.conflict(address, service).is_none())
-            });
-            look.extend(waiting.cloned());
+        } else if self.holders.consent(address).is_some() {
+            self.open.rooms.insert(address);
         }
         look.iter().for_each(|object| self.look_at(object));
     }
@@ -319,6 +345,21 @@ impl Ipam {
         let mut last: Option<ObjectRef> = None;
         while self.pools.lowest_free(&queue.0, queue.1).is_some() {
             let Some(next) = self.waiting.next_for(queue, last.as_ref()).cloned() else { break };
+            self.settle_one(&next);
+            last = Some(next);
+        }
+    }
+
+    /// Lets those onto an address who wait for room beside others, one after the other.
+    fn fill(&mut self, address: IpAddr) {
+        let Some(consent) = self.holders.consent(address).cloned() else { return };
+        let mut last: Option<ObjectRef> = None;
+        loop {
+            let next = self.waiting.for_room(&consent, last.as_ref()).find(|object| {
+                let service = self.ours.get(*object);
+                service.is_some_and(|service| self.holders.conflict(address, service).is_none())
+            });
+            let Some(next) = next.cloned() else { break };
             self.settle_one(&next);
             last = Some(next);
         }

@@ -109,8 +109,11 @@ impl Pools {
     /// Enters a pool's ranges, unless one overlaps another pool's: then the pool's name.
     fn claim(&mut self, key: &str, pool: &Pool) -> Option<String> {
         let overlap = pool.ranges.iter().enumerate().find_map(|(index, range)| {
-            let (last, owner) = self.intervals.range(..=range.last()).next_back()?.1;
-            (*last >= range.first()).then(|| (index, owner.clone()))
+            let around = self.intervals.range(..=range.first()).next_back();
+            let around = around.filter(|(_, (last, _))| *last >= range.first());
+            let inside = || self.intervals.range(range.first()..=range.last()).next();
+            let (_, (_, owner)) = around.or_else(inside)?;
+            Some((index, owner.clone()))
         });
         if let Some((index, other)) = overlap {
             let other = self.slots.get(&other).map_or(other, |slot| title(&slot.pool));

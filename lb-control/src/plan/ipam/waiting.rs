@@ -62,9 +62,11 @@ impl Waiting {
         self.by_address.get(&address).into_iter().flatten()
     }
 
-    /// Those who wait for room on an address of those who share.
-    pub fn for_room(&self, consent: &Consent) -> impl Iterator<Item = &ObjectRef> {
-        self.by_consent.get(consent).into_iter().flatten()
+    /// Those who wait for room on an address of those who share, after somebody.
+    pub fn for_room(&self, consent: &Consent, after: Option<&ObjectRef>) -> impl Iterator<Item = &ObjectRef> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let waiting = self.by_consent.get(consent).into_iter();
+        waiting.flat_map(move |objects| objects.range((from, Bound::Unbounded)))
     }
 
     /// Who waits next for a free address of a pool, after somebody else.
