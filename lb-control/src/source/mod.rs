@@ -2,4 +2,5 @@
 
 pub mod convert;
 pub mod file;
+pub mod kube;
 pub mod pools;
