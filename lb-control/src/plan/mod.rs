@@ -4,6 +4,7 @@
 //! [`Compiler`] turns that into map operations.
 
 mod compile;
+pub mod controller;
 mod decide;
 pub mod ipam;
 mod planner;
