@@ -221,7 +221,7 @@ fn replies_are_not_masqueraded() -> Result<()> {
     for (family, pods) in [("ip", "10.4.0.0/24"), ("ip6", "fd04::/64")] {
         let rules = format!(
             "table {family} cni {{ chain post {{ type nat hook postrouting priority 100;
-             {family} saddr {pods} {family} daddr != {pods} masquerade; }} }}"
+             {family} saddr {pods} {family} daddr != {pods} masquerade; }}; }}"
         );
         world.lab.edge.run(["nft", &rules])?;
     }

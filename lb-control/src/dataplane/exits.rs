@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
 
@@ -184,8 +185,13 @@ fn filter(name: &str) -> Result<SchedClassifierLink> {
     Ok(SchedClassifierLink::attached(name, TcAttachType::Egress, PRIORITY, HANDLE, None)?)
 }
 
-fn is_there(error: &aya::programs::TcError) -> bool {
-    matches!(error, aya::programs::TcError::AlreadyAttached)
+/// Whether there is a queueing discipline already, of somebody else or of an earlier agent: it stays
+/// when filters go, since others may have theirs there.
+fn is_there(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.raw_os_error() == Some(libc::EEXIST))
+    })
 }
 
 fn remove(path: &Path) -> Result<()> {

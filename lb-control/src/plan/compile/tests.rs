@@ -348,3 +348,31 @@ fn one_change_among_many_is_one_change() {
     let one = compiler.reconcile(&desired, &paths, &Config::default(), Scope::Services(&services), NOW);
     assert_eq!(kinds(&one), ["slots", "flip", "free", "clear-backend"]);
 }
+
+#[test]
+fn a_backend_on_this_node_needs_no_way() {
+    let mut lab = Lab::new(Limits::default());
+    let mut desired = desired("web 1 80: .1 .2 .3");
+    let mut paths = paths(&desired, 1);
+    // One is known to be here by the node of its endpoint, another by its route.
+    let backends = &mut desired.entries.get_mut(&key("web 1 80")).unwrap().backends;
+    let mut addresses = backends.keys().copied().collect::<Vec<_>>().into_iter();
+    backends.get_mut(&addresses.next().unwrap()).unwrap().local = true;
+    paths.get_mut(&addresses.next().unwrap().ip()).unwrap().is_local = true;
+    let mut go = |desired: &Desired, paths: &Paths| {
+        let delta = lab.compiler.reconcile(desired, paths, &Config::default(), Scope::All, lab.now);
+        assert!(apply(&delta, &mut lab.maps, &mut lab.compiler, lab.now).is_empty());
+        let backends = lab.maps.backends().unwrap().into_iter();
+        backends
+            .map(|(_, backend)| {
+                (backend.is_local(), backend.snat_count, backend.next_hop.ifindex, backend.generation)
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(go(&desired, &paths), [(true, 0, 0, 1), (true, 0, 0, 1), (false, 1, 1, 1)]);
+    // The route leads elsewhere by now: it is still the same backend.
+    for path in paths.values_mut() {
+        path.is_local = false;
+    }
+    assert_eq!(go(&desired, &paths), [(true, 0, 0, 1), (false, 1, 1, 1), (false, 1, 1, 1)]);
+}
