@@ -8,18 +8,21 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use lb_common::abi::Config;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info};
 
 use super::Settings;
-use super::shared::{Published, Shared};
+use super::live::Live;
+use super::shared::Shared;
+use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Devices, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
 use crate::model::{ObjectRef, Problem};
-use crate::net::next_hops::{NextHops, Resolution};
+use crate::net::next_hops::{Ask, NextHops, Resolution};
 use crate::net::{Change, Kernel as Network, addresses};
-use crate::plan::{self, Compiler, Path, Paths, Planner, Scope, ipam};
+use crate::plan::ipam::{self, Ipam};
+use crate::plan::{self, Addressing, Compiler, Effects, Path, Paths, Planner, Scope};
 use crate::ports::MapStore;
-use crate::source::file::Snapshot;
+use crate::source::Update;
 
 /// How soon something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -39,15 +42,22 @@ pub struct Agent {
     compiler: Compiler,
     planner: Planner,
     config: Config,
+    paths: Paths,
     /// Whether something has happened that may have moved the way back to clients.
     routes_changed: bool,
+    /// Whether routes to backends may be others than before.
+    ask_routes: bool,
+    /// Whether the network could be read.
+    network_known: bool,
     /// Whether the maps are not yet as they should be, or that is not known.
     maps_incomplete: bool,
     retry_at: Option<Instant>,
-    /// Problems of the configuration, and of carrying it out.
-    source_problems: Vec<Problem>,
-    problems: Vec<Problem>,
-    reported: BTreeSet<String>,
+    trouble: Trouble,
+    /// Services that the maps do not have as they should be.
+    unserved: BTreeSet<ObjectRef>,
+    /// Whether all VIPs are on the link device.
+    placed: bool,
+    live: Live,
     shared: Arc<Shared>,
     generation: u64,
     reloaded: Option<Instant>,
@@ -55,7 +65,7 @@ pub struct Agent {
 
 impl Agent {
     /// Loads the programs and adopts what an earlier agent has left. Nothing is removed yet.
-    pub async fn start(settings: &Settings) -> Result<(Self, Arc<Shared>)> {
+    pub async fn start(settings: &Settings, live: Live) -> Result<(Self, Arc<Shared>)> {
         let network = Network::connect()?;
         check_device(&network, &settings.link_device).await?;
         let pins = PinDirectory::new(&settings.pin_directory);
@@ -66,8 +76,15 @@ impl Agent {
         let mut compiler = Compiler::adopt(&maps, plan::Settings::default())?;
         // Whatever the maps say, next hops may be others by now.
         let config = first_config(settings, maps.config()?)?;
-        let options = ipam::Options { default_class: true, outside_pools: true };
-        let planner = Planner::new(options, compiler.holdings());
+        let addressing = if settings.follows_cluster() {
+            Addressing::Follows
+        } else {
+            let options = ipam::Options { default_class: settings.default_class, outside_pools: true };
+            let mut ipam = Ipam::new(options);
+            ipam.adopt(compiler.holdings());
+            Addressing::Decides(Box::new(ipam))
+        };
+        let planner = Planner::new(settings.default_class, settings.node.clone(), addressing);
         compiler.reload(&maps)?;
         let shared = Arc::new(Shared::new(&pins));
         let agent = Self {
@@ -83,12 +100,16 @@ impl Agent {
             compiler,
             planner,
             config,
+            paths: Paths::new(),
             routes_changed: false,
+            ask_routes: false,
+            network_known: false,
             maps_incomplete: true,
             retry_at: None,
-            source_problems: Vec::new(),
-            problems: Vec::new(),
-            reported: BTreeSet::new(),
+            trouble: Trouble::default(),
+            unserved: BTreeSet::new(),
+            placed: false,
+            live,
             shared: Arc::clone(&shared),
             generation: 0,
             reloaded: None,
@@ -106,47 +127,73 @@ impl Agent {
         self.retry_at
     }
 
-    /// Takes a configuration into use.
-    pub async fn configure(&mut self, snapshot: &Snapshot) {
-        self.source_problems.clone_from(&snapshot.problems);
-        let changed = self.planner.update(snapshot.objects.clone());
-        self.reloaded = Some(Instant::now());
+    /// Takes what a source tells into use.
+    pub async fn update(&mut self, update: Update) {
+        if let Some(problems) = update.problems {
+            self.trouble.replace(Area::Source, problems);
+        }
+        let count = update.changes.len();
+        let effects = self.planner.apply(update.changes);
+        let problems = self.planner.plan().problems.clone();
+        self.trouble.replace(Area::Objects, problems);
         let first = self.generation == 0;
+        self.reloaded = Some(Instant::now());
         self.generation += 1;
-        let services = self.planner.plan().reports.len();
-        info!(
-            services,
-            changed = changed.len(),
-            generation = self.generation,
-            "configuration is taken into use"
-        );
-        self.converge(if first { None } else { Some(changed) }).await;
+        debug!(changes = count, services = effects.services.len(), "what the source told is taken into use");
+        if first {
+            info!(services = self.planner.plan().reports.len(), "the first configuration is complete");
+            self.tell(&effects.reports);
+            self.converge(Ask::Routes).await;
+        } else {
+            self.follow(&effects).await;
+        }
     }
 
     /// Takes note of a change of the network, which [`Self::network_changed`] will look at.
     pub fn note(&mut self, change: Change) {
         // Neighbours change their state all the time; whether their address did is seen later.
         self.routes_changed |= change == Change::Topology;
+        self.ask_routes |= change != Change::Neighbour;
     }
 
     /// Looks at the network anew.
     pub async fn network_changed(&mut self) {
-        self.converge(Some(BTreeSet::new())).await;
+        if self.generation == 0 {
+            return self.hold().await;
+        }
+        let ask = if std::mem::take(&mut self.ask_routes) { Ask::Routes } else { Ask::Neighbours };
+        self.look_around(ask).await;
     }
 
     /// Compares the maps themselves with what they should contain, and repairs them.
     pub async fn resync(&mut self) {
+        if self.generation == 0 {
+            return self.hold().await;
+        }
         if let Err(error) = self.compiler.reload(&self.maps) {
             error!("resync: {error:#}");
             return;
         }
-        self.converge(None).await;
+        self.converge(Ask::Routes).await;
     }
 
     /// Tries again what could not be done.
     pub async fn retry(&mut self) {
         self.retry_at = None;
-        self.converge(None).await;
+        if self.generation == 0 {
+            return self.hold().await;
+        }
+        self.converge(Ask::Routes).await;
+    }
+
+    /// Keeps what an earlier agent has left for as long as nobody has said what is wanted: the API
+    /// server may be away.
+    async fn hold(&mut self) {
+        self.trouble.clear(Area::Addresses);
+        if let Err(error) = addresses::renew(self.network.handle()).await {
+            self.fail(Area::Addresses, "addresses", &error);
+        }
+        self.publish();
     }
 
     /// Takes note of which backends flows still refer to.
@@ -160,40 +207,80 @@ impl Agent {
         self.compiler.flows_purged(&freed);
     }
 
-    /// Does whatever is to be done: `changed` are the Services that changed, `None` means all and
-    /// everything.
-    async fn converge(&mut self, changed: Option<BTreeSet<ObjectRef>>) {
-        // All that is tried below says anew what is wrong with it; map writes do so only for what they
-        // look at, and so look at everything until nothing is wrong.
-        self.problems.clear();
+    /// Does what some Services ask for, at the cost of those.
+    async fn follow(&mut self, effects: &Effects) {
+        self.tell(&effects.reports);
+        if self.maps_incomplete || !self.network_known {
+            return self.converge(Ask::Neighbours).await;
+        }
+        let planner = &self.planner;
+        self.next_hops.follow(&effects.backends, |address| planner.has_backend(address)).await;
+        let devices = self.take_paths(&effects.backends);
+        if devices {
+            self.attach();
+        }
+        self.write_maps(Some(&effects.services));
+        if !effects.vips.is_empty() {
+            // Last: whoever sees the address finds it served.
+            self.place_addresses().await;
+        }
+        self.report_live(effects);
+        self.publish();
+    }
+
+    /// Does everything: all that is tried says anew what is wrong with it.
+    async fn converge(&mut self, ask: Ask) {
         self.retry_at = None;
-        let backends = self.planner.plan().desired.backend_addresses();
-        let mut everything = changed.is_none() || self.maps_incomplete;
-        match self.next_hops.refresh(&backends).await {
-            Ok(refreshed) => {
-                everything |= refreshed.backends;
-                self.routes_changed |= refreshed.neighbours;
-            }
+        self.maps_incomplete = true;
+        self.look_around(ask).await;
+    }
+
+    /// Reads the state of the network, and carries on from there.
+    async fn look_around(&mut self, ask: Ask) {
+        let refreshed = match self.next_hops.refresh(self.planner.backends(), ask).await {
+            Ok(refreshed) => refreshed,
             Err(error) => {
                 // What is not known must not look gone: everything stays as it is.
-                self.maps_incomplete = true;
-                self.trouble("network", &error);
-                self.publish();
-                return;
+                self.network_known = false;
+                self.ask_routes |= ask == Ask::Routes;
+                self.fail(Area::Network, "network", &error);
+                return self.publish();
             }
-        }
+        };
+        self.network_known = true;
+        self.trouble.clear(Area::Network);
+        self.take_paths(&refreshed.backends);
+        self.routes_changed |= refreshed.neighbours;
         if std::mem::take(&mut self.routes_changed) {
             self.config.route_generation = self.config.route_generation.wrapping_add(1).max(1);
         }
         self.attach();
-        self.write_maps(if everything { None } else { changed.as_ref() });
-        // Last: whoever sees the address finds it served.
+        let services = self.planner.services_behind(&refreshed.backends);
+        self.write_maps(if self.maps_incomplete { None } else { Some(&services) });
         self.place_addresses().await;
+        self.report_all_live();
         self.publish();
+    }
+
+    /// Takes over the ways to backends; says whether devices lead to them that did not before.
+    fn take_paths(&mut self, backends: &BTreeSet<IpAddr>) -> bool {
+        let mut devices = false;
+        for backend in backends {
+            match self.next_hops.resolutions().get(backend) {
+                Some(found) => {
+                    let device = found.device.as_ref().map(|(index, _)| *index);
+                    devices |= device.is_some_and(|index| !self.devices.is_attached(index));
+                    self.paths.insert(*backend, path(*backend, found, &self.settings.snat_addresses));
+                }
+                None => drop(self.paths.remove(backend)),
+            }
+        }
+        devices
     }
 
     /// Attaches the program wherever packets of clients or backends come in.
     fn attach(&mut self) {
+        self.trouble.clear(Area::Devices);
         let mut wanted = BTreeMap::new();
         let link = self.next_hops.links().iter().find(|(_, link)| link.name == self.settings.link_device);
         match link {
@@ -210,18 +297,20 @@ impl Agent {
                     "the link device {} is gone; its VIPs come back with it",
                     self.settings.link_device
                 );
-                self.trouble("device", &error);
+                self.fail(Area::Devices, "device", &error);
             }
         }
         for found in self.next_hops.resolutions().values() {
             // Whether or not the next hop is known right now: replies of connections come in by it.
-            if let Some((index, name)) = &found.device {
+            if let Some((index, name)) = &found.device
+                && !wanted.contains_key(index)
+            {
                 wanted.insert(*index, name.clone());
             }
         }
         for (index, name) in &wanted {
             if let Err(error) = self.attach_one(*index, name) {
-                self.trouble(name, &error);
+                self.fail(Area::Devices, name, &error);
             }
         }
         let keep: Vec<_> = wanted.into_keys().collect();
@@ -233,11 +322,11 @@ impl Agent {
             .collect();
         for index in gone {
             if let Err(error) = self.maps.forbid_device(index) {
-                self.trouble("devices", &error);
+                self.fail(Area::Devices, "devices", &error);
             }
         }
         if let Err(error) = self.devices.keep_only(&keep) {
-            self.trouble("devices", &error);
+            self.fail(Area::Devices, "devices", &error);
         }
     }
 
@@ -250,46 +339,55 @@ impl Agent {
         Ok(())
     }
 
-    /// Writes what differs.
+    /// Writes what differs: for some Services, or everything.
     fn write_maps(&mut self, changed: Option<&BTreeSet<ObjectRef>>) {
         let now = self.started.elapsed();
-        let paths = paths(self.next_hops.resolutions(), &self.settings.snat_addresses);
         let scope = changed.map_or(Scope::All, Scope::Services);
         let desired = &self.planner.plan().desired;
-        let delta = self.compiler.reconcile(desired, &paths, &self.config, scope, now);
+        let delta = self.compiler.reconcile(desired, &self.paths, &self.config, scope, now);
         let failures = plan::apply(&delta, &mut self.maps, &mut self.compiler, now);
         self.maps_incomplete = !delta.problems.is_empty() || !failures.is_empty() || delta.retry_at.is_some();
-        self.problems.extend(delta.problems);
+        if changed.is_none() {
+            self.trouble.clear(Area::Maps);
+            self.unserved.clear();
+        }
+        let short = delta.problems.iter().filter_map(|problem| problem.object.clone());
+        let failed = failures.iter().filter_map(|failure| Some(failure.owner.as_ref()?.service.clone()));
+        self.unserved.extend(short.chain(failed));
+        self.trouble.extend(Area::Maps, delta.problems);
         if let Some(at) = delta.retry_at {
             self.retry_by(self.started + at);
         }
         for failure in failures {
             let owner = failure.owner.as_ref().map_or_else(|| "maps".to_owned(), ToString::to_string);
-            self.trouble(&owner, &failure.error);
+            self.fail(Area::Maps, &owner, &failure.error);
         }
     }
 
     /// Puts the VIPs on the link device, and takes those off that nobody needs.
     async fn place_addresses(&mut self) {
         let device = self.next_hops.links().iter().find(|(_, link)| link.name == self.settings.link_device);
-        let Some((index, _)) = device else { return };
+        let Some((index, _)) = device else { return self.placed = false };
         let wanted: BTreeSet<_> = self.planner.plan().desired.vips.keys().copied().collect();
-        match addresses::reconcile(self.network.handle(), *index, &wanted).await {
+        let placed = addresses::reconcile(self.network.handle(), *index, &wanted).await;
+        self.trouble.clear(Area::Addresses);
+        self.placed = placed.is_ok();
+        match placed {
             Ok(changes) => {
-                for address in changes.foreign {
-                    let text = format!(
+                let foreign = changes.foreign.into_iter().map(|address| {
+                    Problem::warning(format!(
                         "the VIP {address} is on this node already, and not by us: it is served, and stays when we leave"
-                    );
-                    self.problems.push(Problem::warning(text));
-                }
+                    ))
+                });
+                self.trouble.extend(Area::Addresses, foreign);
             }
-            Err(error) => self.trouble("addresses", &error),
+            Err(error) => self.fail(Area::Addresses, "addresses", &error),
         }
     }
 
     /// Takes note of something that failed and will be tried again.
-    fn trouble(&mut self, about: &str, error: &anyhow::Error) {
-        self.problems.push(Problem::error(format!("{about}: {error:#}")));
+    fn fail(&mut self, area: Area, about: &str, error: &anyhow::Error) {
+        self.trouble.extend(area, [Problem::error(format!("{about}: {error:#}"))]);
         self.retry_by(Instant::now() + RETRY);
     }
 
@@ -297,24 +395,59 @@ impl Agent {
         self.retry_at = Some(self.retry_at.map_or(moment, |at| at.min(moment)));
     }
 
-    /// Tells the log and whoever asks.
-    fn publish(&mut self) {
-        let plan = self.planner.plan();
-        let all: Vec<_> =
-            self.source_problems.iter().chain(&plan.problems).chain(&self.problems).cloned().collect();
-        let reports = plan.reports.values().flat_map(|report| &report.problems);
-        let texts: BTreeSet<_> = all.iter().chain(reports).map(ToString::to_string).collect();
-        for text in texts.difference(&self.reported) {
-            warn!("{text}");
+    /// Says what each address serves by now, as far as that may be other than before.
+    fn report_live(&mut self, effects: &Effects) {
+        for address in &effects.holders {
+            self.live.is_now(*address, self.served(address));
         }
-        self.reported = texts;
-        self.shared.publish(Published {
-            reports: plan.reports.clone(),
-            problems: all,
-            resolutions: self.next_hops.resolutions().clone(),
-            devices: self.devices.attached().cloned().collect(),
-            generation: self.generation,
-            reloaded: self.reloaded,
+        if !self.unserved.is_empty() {
+            self.report_all_live();
+        }
+    }
+
+    fn report_all_live(&mut self) {
+        let addresses: BTreeSet<_> =
+            self.live.addresses().chain(self.planner.plan().desired.vips.keys()).copied().collect();
+        for address in addresses {
+            self.live.is_now(address, self.served(&address));
+        }
+    }
+
+    /// The Services that an address of this node serves right now.
+    fn served(&self, address: &IpAddr) -> BTreeSet<ObjectRef> {
+        if !self.placed || self.devices.attached().next().is_none() {
+            return BTreeSet::new();
+        }
+        let holders = self.planner.plan().desired.vips.get(address);
+        let served = holders.into_iter().flatten().filter(|service| !self.unserved.contains(*service));
+        served.cloned().collect()
+    }
+
+    /// Tells the log and whoever asks about Services.
+    fn tell(&mut self, services: &BTreeSet<ObjectRef>) {
+        let reports = &self.planner.plan().reports;
+        for service in services {
+            let problems = reports.get(service).map(|report| report.problems.as_slice()).unwrap_or_default();
+            self.trouble.of_service(service, problems);
+        }
+        self.shared.tell(services.iter().map(|service| (service, reports.get(service))));
+    }
+
+    /// Tells the log and whoever asks about everything else.
+    fn publish(&mut self) {
+        let problems = self.trouble.news();
+        self.shared.publish(|published| {
+            if let Some(problems) = problems {
+                published.problems = problems;
+            }
+            published.devices = self.devices.attached().cloned().collect();
+            published.generation = self.generation;
+            published.reloaded = self.reloaded;
+            let troubled = self.next_hops.troubled();
+            published.unreachable.retain(|address, text| troubled.get(address) == Some(text));
+            for (address, text) in troubled {
+                published.unreachable.entry(*address).or_insert_with(|| text.clone());
+            }
         });
     }
 
@@ -386,15 +519,11 @@ fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Config> 
     })
 }
 
-/// The ways to backends for the compiler.
-fn paths(resolutions: &BTreeMap<IpAddr, Resolution>, chosen: &[IpAddr]) -> Paths {
-    let one = |(backend, found): (&IpAddr, &Resolution)| {
-        let mut snat: Vec<_> =
-            chosen.iter().filter(|one| one.is_ipv4() == backend.is_ipv4()).copied().collect();
-        if snat.is_empty() {
-            snat.extend(found.source);
-        }
-        (*backend, Path { next_hop: found.next_hop, snat })
-    };
-    resolutions.iter().map(one).collect()
+/// The way to a backend for the compiler.
+fn path(backend: IpAddr, found: &Resolution, chosen: &[IpAddr]) -> Path {
+    let mut snat: Vec<_> = chosen.iter().filter(|one| one.is_ipv4() == backend.is_ipv4()).copied().collect();
+    if snat.is_empty() {
+        snat.extend(found.source);
+    }
+    Path { next_hop: found.next_hop, snat }
 }

@@ -1,7 +1,10 @@
 //! The agent: everything put together.
 
 mod agent;
+mod feed;
+mod live;
 mod shared;
+mod trouble;
 mod upkeep;
 
 use std::net::IpAddr;
@@ -17,16 +20,20 @@ use tracing::{info, warn};
 use crate::dataplane::{Mode, Sizes};
 use crate::http;
 use crate::net::Monitor;
-use crate::source::file;
 
 use agent::Agent;
+use live::Live;
 use upkeep::Upkeep;
 
 /// What the agent is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// File or directory with the objects.
-    pub config: PathBuf,
+    /// Where objects come from.
+    pub source: Source,
+    /// Name of this node; empty if it is not part of a cluster.
+    pub node: String,
+    /// Whether Services without a class are ours.
+    pub default_class: bool,
     /// Device that gets the VIPs.
     pub link_device: String,
     /// Directory of the pins.
@@ -43,6 +50,23 @@ pub struct Settings {
     pub snat_ports: (u16, u16),
     /// At SIGTERM, leave everything in place for the next agent.
     pub keep_on_exit: bool,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file or a directory.
+    Files(PathBuf),
+}
+
+impl Settings {
+    /// Whether addresses are given out by the cluster's elected writer.
+    #[must_use]
+    pub fn follows_cluster(&self) -> bool {
+        match self.source {
+            Source::Files(_) => false,
+        }
+    }
 }
 
 /// How long after the first sign of a change its others are waited for.
@@ -62,18 +86,17 @@ pub async fn run(settings: Settings) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     // The socket is first: it tells whether another agent is at work here.
     let listener = http::bind(&settings.socket)?;
-    let mut watcher = file::watch(&settings.config, file::Settings::default())?;
+    let Source::Files(config) = &settings.source;
+    let mut updates = feed::files(config)?;
     // From here on changes are noticed, so what is read next cannot be outdated unseen.
     let mut monitor = Monitor::start()?;
-    let (mut agent, shared) = Agent::start(&settings).await?;
+    let (mut agent, shared) = Agent::start(&settings, Live::untold()).await?;
     let (stop_serving, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(http::serve(listener, Arc::clone(&shared) as Arc<dyn http::Inspect>, async {
         let _ = stopped.await;
     }));
     let mut upkeep = Upkeep::start(agent.pins());
 
-    let snapshot = watcher.snapshots.borrow_and_update().clone();
-    agent.configure(&snapshot).await;
     let now = Instant::now();
     let mut renewal = interval_at(now + RENEWAL, RENEWAL);
     let mut resync = interval_at(now + RESYNC, RESYNC);
@@ -86,12 +109,9 @@ pub async fn run(settings: Settings) -> Result<()> {
             biased;
             _ = terminate.recv() => break info!("SIGTERM: leaving"),
             _ = interrupt.recv() => break info!("SIGINT: leaving"),
-            changed = watcher.snapshots.changed() => {
-                if changed.is_err() {
-                    bail!("the configuration is not watched any more");
-                }
-                let snapshot = watcher.snapshots.borrow_and_update().clone();
-                agent.configure(&snapshot).await;
+            update = updates.recv() => {
+                let Some(update) = update else { bail!("the configuration is not watched any more") };
+                agent.update(update).await;
             }
             change = monitor.next() => {
                 let Some(change) = change else { bail!("the netlink socket for events is closed") };

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Result;
 use tokio::time::Instant;
@@ -12,7 +12,6 @@ use crate::dataplane::{Attachment, Mode, PinDirectory};
 use crate::http::Inspect;
 use crate::inspect::{PinnedMaps, overlay};
 use crate::model::{ObjectRef, Problem, ServiceReport};
-use crate::net::next_hops::Resolution;
 use crate::view::{
     AgentView, AttachMode, BackendView, DeviceView, DropView, FlowView, ProblemView, ServiceView, StatusView,
 };
@@ -21,14 +20,14 @@ use crate::view::{
 #[derive(Clone, Default)]
 pub struct Published {
     /// Services.
-    pub reports: BTreeMap<ObjectRef, ServiceReport>,
+    pub reports: BTreeMap<ObjectRef, Arc<ServiceReport>>,
     /// What is wrong and belongs to no Service.
     pub problems: Vec<Problem>,
-    /// The ways to backends.
-    pub resolutions: BTreeMap<IpAddr, Resolution>,
+    /// Backends to which no way is known, and why.
+    pub unreachable: BTreeMap<IpAddr, String>,
     /// Devices with the program.
     pub devices: Vec<Attachment>,
-    /// Counts configurations.
+    /// Counts updates of the source.
     pub generation: u64,
     /// When the last one was taken into use.
     pub reloaded: Option<Instant>,
@@ -48,9 +47,21 @@ impl Shared {
         Self { started: Instant::now(), maps: PinnedMaps::new(pins.clone()), published: RwLock::default() }
     }
 
-    /// Replaces what was decided.
-    pub fn publish(&self, published: Published) {
-        *self.published.write().unwrap_or_else(PoisonError::into_inner) = published;
+    /// Changes what was decided.
+    pub fn publish(&self, change: impl FnOnce(&mut Published)) {
+        change(&mut self.published.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Takes over what is to be said about Services; nothing about those that are gone.
+    pub fn tell<'a>(&self, reports: impl Iterator<Item = (&'a ObjectRef, Option<&'a Arc<ServiceReport>>)>) {
+        self.publish(|published| {
+            for (object, report) in reports {
+                match report {
+                    Some(report) => drop(published.reports.insert(object.clone(), Arc::clone(report))),
+                    None => drop(published.reports.remove(object)),
+                }
+            }
+        });
     }
 }
 
@@ -107,7 +118,7 @@ fn problem(problem: &Problem) -> ProblemView {
 
 /// The Services as they were decided, with what the maps know of them.
 fn services(in_maps: Vec<ServiceView>, published: &Published) -> Vec<ServiceView> {
-    let reports: Vec<_> = published.reports.values().cloned().collect();
+    let reports: Vec<_> = published.reports.values().map(|report| report.as_ref().clone()).collect();
     let mut all = overlay(&reports, in_maps);
     for service in &mut all {
         for backend in service.ports.iter_mut().flat_map(|port| &mut port.backends) {
@@ -126,7 +137,7 @@ fn services(in_maps: Vec<ServiceView>, published: &Published) -> Vec<ServiceView
 }
 
 fn explain(backend: &mut BackendView, published: &Published) {
-    if let Some(text) = published.resolutions.get(&backend.address).and_then(|found| found.problem.as_ref()) {
+    if let Some(text) = published.unreachable.get(&backend.address) {
         backend.next_hop_resolved = false;
         backend.next_hop.clone_from(text);
     }

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use lb_common::abi::{Config, maps};
 
 use super::Place;
-use crate::app::Settings;
+use crate::app::{Settings, Source};
 use crate::dataplane::{Mode, Sizes};
 
 /// Settings of the agent.
@@ -30,6 +30,14 @@ pub struct RunArgs {
     /// Credentials for the Kubernetes API; without them those of the Pod
     #[arg(long, env = "KUBECONFIG", value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
+    /// Name of this node, as in EndpointSlices (nodeName)
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Serve Services without a loadBalancerClass too
+    #[arg(long, env = "DEFAULT_CLASS", value_name = "BOOL", default_value = "true", num_args = 0..=1,
+          require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = BoolishValueParser::new())]
+    pub default_class: bool,
     /// Log details
     #[arg(long, env = "DEBUG", value_name = "BOOL", default_value = "false", num_args = 0..=1,
           require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set,
@@ -169,7 +177,9 @@ impl RunArgs {
             }
         };
         Ok(Settings {
-            config,
+            source: Source::Files(config),
+            node: self.node_name.unwrap_or_default(),
+            default_class: self.default_class,
             link_device: self.link_device,
             pin_directory: self.place.pin_dir,
             socket: self.place.socket,

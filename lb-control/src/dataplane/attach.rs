@@ -74,6 +74,12 @@ impl Devices {
         self.attached.values()
     }
 
+    /// Whether the program is attached to a device.
+    #[must_use]
+    pub fn is_attached(&self, ifindex: u32) -> bool {
+        self.attached.contains_key(&ifindex)
+    }
+
     /// Attaches the program to a device, or replaces the one that an earlier agent has left there,
     /// without a packet in between.
     ///

@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
+
+use ipnet::IpNet;
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +51,8 @@ pub struct DesiredBackend {
     pub weight: u32,
     /// How it takes part.
     pub role: Role,
+    /// Whether it runs on this node: packets are handed to the node's own network stack.
+    pub local: bool,
 }
 
 /// Backends by their address and port.
@@ -60,6 +65,10 @@ pub struct DesiredEntry {
     pub port_name: String,
     /// Its backends; none means that connections are refused.
     pub backends: Backends,
+    /// Clients that may connect; empty means everybody.
+    pub source_ranges: Arc<[IpNet]>,
+    /// For how many seconds a client stays with its backend; `None` does not bind it.
+    pub affinity: Option<u32>,
 }
 
 /// Everything that the data plane has to do.

@@ -171,15 +171,32 @@ pub struct NextHops {
     kernel: Kernel,
     managed: BTreeSet<(u32, IpAddr)>,
     resolutions: BTreeMap<IpAddr, Resolution>,
+    /// Backends to which no way is known, and why.
+    troubled: BTreeMap<IpAddr, String>,
+    /// What the kernel answered last for each backend.
+    routes: HashMap<IpAddr, Answer>,
     links: Links,
+    neighbours: Neighbours,
     macs: HashMap<(u32, IpAddr), [u8; 6]>,
 }
 
+/// A route, or why the kernel did not say.
+type Answer = Result<Option<Route>, String>;
+
+/// What a refresh asks the kernel for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Routes too: for when they may be others than before. Costs a question for each backend.
+    Routes,
+    /// Devices and neighbours only.
+    Neighbours,
+}
+
 /// What a refresh has found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refreshed {
-    /// The way to some backend is another than before.
-    pub backends: bool,
+    /// Backends to which the way is another than before.
+    pub backends: BTreeSet<IpAddr>,
     /// Some neighbour, of a backend or of a client, has another address than it had last.
     pub neighbours: bool,
 }
@@ -192,7 +209,10 @@ impl NextHops {
             kernel,
             managed: BTreeSet::new(),
             resolutions: BTreeMap::new(),
+            troubled: BTreeMap::new(),
+            routes: HashMap::new(),
             links: Links::new(),
+            neighbours: Neighbours::new(),
             macs: HashMap::new(),
         }
     }
@@ -203,34 +223,93 @@ impl NextHops {
         &self.resolutions
     }
 
+    /// Backends to which no way is known, and why.
+    #[must_use]
+    pub fn troubled(&self) -> &BTreeMap<IpAddr, String> {
+        &self.troubled
+    }
+
     /// The node's devices, as of the last refresh.
     #[must_use]
     pub fn links(&self) -> &Links {
         &self.links
     }
 
-    /// Reads the kernel's tables anew for these backends.
+    /// Reads the kernel's tables anew for these backends, which are all.
     ///
     /// # Errors
-    /// When netlink fails.
-    pub async fn refresh(&mut self, backends: &BTreeSet<IpAddr>) -> Result<Refreshed> {
-        self.links = self.kernel.links().await?;
+    /// When netlink fails; everything is as before then.
+    pub async fn refresh(
+        &mut self,
+        backends: impl IntoIterator<Item = IpAddr>,
+        ask: Ask,
+    ) -> Result<Refreshed> {
+        let links = self.kernel.links().await?;
         let neighbours = self.kernel.neighbours().await?;
+        let as_before = links == self.links && neighbours == self.neighbours;
+        (self.links, self.neighbours) = (links, neighbours);
         let mut resolutions = BTreeMap::new();
         for backend in backends {
-            let resolution = match self.kernel.route(*backend).await {
-                Ok(route) => resolve(*backend, route.as_ref(), &self.links, &neighbours),
-                // Of this backend alone: the others go on.
-                Err(error) => Resolution { problem: Some(format!("{error:#}")), ..Resolution::default() },
-            };
-            resolutions.insert(*backend, resolution);
+            let known = self.resolutions.get(&backend);
+            if let Some(known) = known.filter(|_| as_before && ask == Ask::Neighbours) {
+                resolutions.insert(backend, known.clone());
+                continue;
+            }
+            if ask == Ask::Routes || known.is_none() {
+                self.ask(backend).await;
+            }
+            resolutions.insert(backend, self.resolve(backend));
         }
-        self.manage(&resolutions, &neighbours).await;
-        let refreshed =
-            Refreshed { backends: self.resolutions != resolutions, neighbours: self.take_macs(&neighbours) };
-        self.report(&resolutions);
+        self.manage(&resolutions).await;
+        let old = &self.resolutions;
+        let gone = old.keys().filter(|backend| !resolutions.contains_key(backend));
+        let other = resolutions.iter().filter(|(backend, found)| old.get(backend) != Some(found));
+        let changed: BTreeSet<_> = gone.chain(other.map(|(backend, _)| backend)).copied().collect();
+        for backend in &changed {
+            let now = resolutions.get(backend);
+            report(*backend, old.get(backend), now);
+            note(&mut self.troubled, *backend, now);
+        }
+        self.routes.retain(|backend, _| resolutions.contains_key(backend));
         self.resolutions = resolutions;
-        Ok(refreshed)
+        Ok(Refreshed { backends: changed, neighbours: self.take_macs() })
+    }
+
+    /// Finds the ways to backends that are new, by what is known of devices and neighbours, and
+    /// forgets others. A neighbour that is not known is asked for, and a later refresh finds it.
+    pub async fn follow(&mut self, changed: &BTreeSet<IpAddr>, is_wanted: impl Fn(&IpAddr) -> bool) {
+        for backend in changed {
+            if !is_wanted(backend) {
+                self.resolutions.remove(backend);
+                note(&mut self.troubled, *backend, None);
+                self.routes.remove(backend);
+                continue;
+            }
+            self.ask(*backend).await;
+            let found = self.resolve(*backend);
+            if let Some(neighbour) = found.neighbour.filter(|key| !self.is_fixed(key))
+                && self.managed.insert(neighbour)
+            {
+                self.manage_one(&neighbour).await;
+            }
+            report(*backend, None, Some(&found));
+            note(&mut self.troubled, *backend, Some(&found));
+            self.resolutions.insert(*backend, found);
+        }
+    }
+
+    async fn ask(&mut self, backend: IpAddr) {
+        // An error is of this backend alone: the others go on.
+        let answer = self.kernel.route(backend).await.map_err(|error| format!("{error:#}"));
+        self.routes.insert(backend, answer);
+    }
+
+    fn resolve(&self, backend: IpAddr) -> Resolution {
+        match self.routes.get(&backend) {
+            Some(Ok(route)) => resolve(backend, route.as_ref(), &self.links, &self.neighbours),
+            Some(Err(error)) => Resolution { problem: Some(error.clone()), ..Resolution::default() },
+            None => resolve(backend, None, &self.links, &self.neighbours),
+        }
     }
 
     /// Takes note of all neighbours' addresses; says whether one differs from the last that was
@@ -239,14 +318,14 @@ impl NextHops {
     /// Neighbours that the kernel forgot are remembered: it forgets those that it does not talk to
     /// itself, and packets that pass by XDP it does not see. What points to them is still right.
     /// One that is new harms nobody: nothing points to it yet.
-    fn take_macs(&mut self, neighbours: &Neighbours) -> bool {
+    fn take_macs(&mut self) -> bool {
         let mut differs = false;
-        for (key, found) in neighbours {
+        for (key, found) in &self.neighbours {
             let Some(mac) = found.mac else { continue };
             differs |= self.macs.insert(*key, mac).is_some_and(|before| before != mac);
         }
-        if self.macs.len() > neighbours.len() + MAX_FORGOTTEN {
-            self.macs.retain(|key, _| neighbours.contains_key(key));
+        if self.macs.len() > self.neighbours.len() + MAX_FORGOTTEN {
+            self.macs.retain(|key, _| self.neighbours.contains_key(key));
             // A later difference from one of them would go unnoticed.
             differs = true;
         }
@@ -254,36 +333,32 @@ impl NextHops {
     }
 
     /// Has the kernel keep the neighbours of backends resolved, and no others.
-    async fn manage(&mut self, resolutions: &BTreeMap<IpAddr, Resolution>, neighbours: &Neighbours) {
-        let is_fixed = |key: &(u32, IpAddr)| neighbours.get(key).is_some_and(|found| found.is_fixed);
+    async fn manage(&mut self, resolutions: &BTreeMap<IpAddr, Resolution>) {
         let wanted = resolutions.values().filter_map(|found| found.neighbour);
-        let wanted: BTreeSet<_> = wanted.filter(|key| !is_fixed(key)).collect();
-        for (ifindex, address) in self.managed.difference(&wanted) {
-            self.kernel.forget_neighbour(*ifindex, *address, neighbours.get(&(*ifindex, *address))).await;
+        let wanted: BTreeSet<_> = wanted.filter(|key| !self.is_fixed(key)).collect();
+        for key in self.managed.difference(&wanted) {
+            self.kernel.forget_neighbour(key.0, key.1, self.neighbours.get(key)).await;
         }
         for key in &wanted {
-            let found = neighbours.get(key);
-            if !self.links.get(&key.0).is_some_and(|link| link.is_up) {
-                continue;
-            }
+            let found = self.neighbours.get(key);
             let known = found.is_some_and(|found| found.managed || found.mac.is_some());
-            if (!self.managed.contains(key) || !known)
-                && let Err(error) = self.kernel.manage_neighbour(key.0, key.1).await
-            {
-                warn!("{error:#}");
+            if !self.managed.contains(key) || !known {
+                self.manage_one(key).await;
             }
         }
         self.managed = wanted;
     }
 
-    fn report(&self, resolutions: &BTreeMap<IpAddr, Resolution>) {
-        for (backend, found) in resolutions {
-            let before = self.resolutions.get(backend);
-            match (&found.problem, before.map(|before| &before.problem)) {
-                (Some(problem), before) if before != Some(&found.problem) => warn!("{problem}"),
-                (None, Some(Some(_)) | None) => info!(%backend, "the way to the backend is known"),
-                _ => {}
-            }
+    fn is_fixed(&self, key: &(u32, IpAddr)) -> bool {
+        self.neighbours.get(key).is_some_and(|found| found.is_fixed)
+    }
+
+    async fn manage_one(&self, key: &(u32, IpAddr)) {
+        if !self.links.get(&key.0).is_some_and(|link| link.is_up) {
+            return;
+        }
+        if let Err(error) = self.kernel.manage_neighbour(key.0, key.1).await {
+            warn!("{error:#}");
         }
     }
 
@@ -299,6 +374,22 @@ impl NextHops {
         for key in std::mem::take(&mut self.managed) {
             self.kernel.forget_neighbour(key.0, key.1, neighbours.get(&key)).await;
         }
+    }
+}
+
+fn note(troubled: &mut BTreeMap<IpAddr, String>, backend: IpAddr, now: Option<&Resolution>) {
+    match now.and_then(|now| now.problem.clone()) {
+        Some(problem) => drop(troubled.insert(backend, problem)),
+        None => drop(troubled.remove(&backend)),
+    }
+}
+
+fn report(backend: IpAddr, before: Option<&Resolution>, now: Option<&Resolution>) {
+    let Some(now) = now else { return };
+    match (&now.problem, before.map(|before| &before.problem)) {
+        (Some(problem), before) if before != Some(&now.problem) => warn!("{problem}"),
+        (None, Some(Some(_)) | None) => info!(%backend, "the way to the backend is known"),
+        _ => {}
     }
 }
 

@@ -4,6 +4,7 @@
 //! then name, the lowest free address. Nothing is ever renumbered unless its own Service asks for
 //! something else, and even then it keeps what it has until it can have that.
 
+mod batch;
 mod holders;
 mod pools;
 mod wishes;
@@ -14,6 +15,7 @@ use std::{
     sync::Arc,
 };
 
+pub use batch::Ipam;
 use holders::Holders;
 use pools::Pools;
 use wishes::{Wish, wish};

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use tokio::time::timeout;
 
-use crate::net::next_hops::{NextHops, Resolution};
+use crate::net::next_hops::{Ask, NextHops, Resolution};
 use crate::net::testing::{Lab, PATIENCE, ip, run};
 use crate::net::{Kernel, Monitor, announce};
 
@@ -31,7 +31,8 @@ impl Agent {
     }
 
     async fn refresh(&mut self) {
-        self.neighbours_changed |= self.next_hops.refresh(&self.backends).await.unwrap().neighbours;
+        self.neighbours_changed |=
+            self.next_hops.refresh(self.backends.iter().copied(), Ask::Routes).await.unwrap().neighbours;
     }
 
     /// Waits until the way to a backend is as wanted.

@@ -42,9 +42,13 @@ pub fn desired(text: &str) -> Desired {
             let word = word.trim_end_matches('~').trim_start_matches('.');
             let (last, weight) = word.split_once('*').unwrap_or((word, "1"));
             let address = SocketAddr::new(IpAddr::from([10, 0, 0, last.parse().unwrap()]), 8080);
-            (address, DesiredBackend { weight: weight.parse().unwrap(), role })
+            (address, DesiredBackend { weight: weight.parse().unwrap(), role, local: false })
         });
-        let entry = DesiredEntry { port_name: "http".into(), backends: backends.collect() };
+        let entry = DesiredEntry {
+            port_name: "http".into(),
+            backends: backends.collect(),
+            ..DesiredEntry::default()
+        };
         desired.entries.insert(key(name), entry);
     }
     desired

@@ -233,9 +233,9 @@ fn one_change_among_many_is_one_change() {
         key.vip = IpAddr::from((0xc0a8_0000u32 + number).to_be_bytes());
         let backends = (0..10u8).map(|last| {
             let address = SocketAddr::new(IpAddr::from([10, 0, 0, last]), 8080);
-            (address, DesiredBackend { weight: 1, role: Role::Active })
+            (address, DesiredBackend { weight: 1, role: Role::Active, local: false })
         });
-        desired.entries.insert(key, DesiredEntry { port_name: String::new(), backends: backends.collect() });
+        desired.entries.insert(key, DesiredEntry { backends: backends.collect(), ..DesiredEntry::default() });
     }
     let mut maps = FakeMaps::new(Limits::default());
     let mut compiler = Compiler::adopt(&maps, Settings::default()).unwrap();
