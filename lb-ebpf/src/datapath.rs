@@ -4,13 +4,14 @@ use core::arch::asm;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup};
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
-    Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop,
-    Service, TICK_SHIFT, Tick, V4, V6, VipKey,
+    Affinity, AffinityKey, Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment,
+    FragmentKey, NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey,
 };
 use lb_common::forward::platform::{Datapath, InsertFailed, ResizeFailed, Tables};
 use lb_common::forward::scratch::Scratch;
@@ -124,7 +125,7 @@ impl Datapath for Xdp {
         // One 8-byte load: both fields are of the same version.
         // SAFETY: `Service` is 8 bytes of plain data, aligned to 8.
         let word = unsafe { maps::SERVICES.get_ptr(index)?.cast::<u64>().read_volatile() };
-        Some(Service { first_slot: word as u32, slot_count: (word >> 32) as u32 })
+        Some(Service { first_slot: word as u32, count_and_flags: (word >> 32) as u32 })
     }
 
     #[inline(always)]
@@ -149,6 +150,11 @@ impl Datapath for Xdp {
             Some(counter) => unsafe { fetch_add(counter, 1) },
             None => 0,
         }
+    }
+
+    #[inline(always)]
+    fn affinity_timeout(&self, service: u32) -> Tick {
+        maps::AFFINITY_TICKS.get(service).copied().unwrap_or(0)
     }
 
     #[inline(always)]
@@ -236,9 +242,10 @@ impl Xdp {
 }
 
 macro_rules! tables {
-    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $scratch:ident, $route:expr) => {
+    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $scratch:ident, $route:expr) => {
         impl Tables<$family> for Xdp {
             type FlowRef = &'static mut Flow<$address>;
+            type AffinityRef = &'static mut Affinity;
             type FragmentRef<'m> = &'m Fragment<$address>;
 
             #[inline(always)]
@@ -306,6 +313,25 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn is_in_source_range(&self, client: &SourceRangeKey<$address>) -> bool {
+                // SAFETY: the same fields in the same order, and the alignment is only less.
+                let key = unsafe { &*core::ptr::from_ref(client).cast::<Key<SourceRange<$address>>>() };
+                maps::$sources.get(key).is_some()
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey<$address>) -> Option<&'static mut Affinity> {
+                // SAFETY: as in `transient`; the worst that can come of it is a backend that a client did
+                // not have, and whether it may be used is checked.
+                maps::$affinity.get_ptr_mut(key).map(|affinity| unsafe { &mut *affinity })
+            }
+
+            #[inline(always)]
+            fn insert_affinity(&self, key: &AffinityKey<$address>, affinity: &Affinity) {
+                let _ = maps::$affinity.insert(key, affinity, BPF_ANY.into());
+            }
+
+            #[inline(always)]
             fn fragment<'m>(&'m self, key: &FragmentKey<$address>) -> Option<&'m Fragment<$address>> {
                 // SAFETY: as in `transient`; the worst that can come of it is a lost fragment.
                 maps::$fragments.get_ptr(key).map(|fragment| unsafe { &*fragment })
@@ -339,6 +365,8 @@ tables!(
     TRANSIENT_V4,
     VIPS_V4,
     FRAGMENTS_V4,
+    SOURCE_RANGES_V4,
+    AFFINITY_V4,
     SCRATCH_V4,
     |lookup: &mut FibLookup, source: &[u8; 4], destination: &[u8; 4]| {
         lookup.family = AF_INET;
@@ -354,6 +382,8 @@ tables!(
     TRANSIENT_V6,
     VIPS_V6,
     FRAGMENTS_V6,
+    SOURCE_RANGES_V6,
+    AFFINITY_V6,
     SCRATCH_V6,
     |lookup: &mut FibLookup, source: &[u8; 16], destination: &[u8; 16]| {
         lookup.family = AF_INET6;

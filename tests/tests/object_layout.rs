@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya_obj::Object;
 use lb_common::abi::maps::{self, CALLED_PROGRAMS, ENTRY_PROGRAM};
 use lb_common::abi::{
-    Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey, Service, ServiceName,
-    ServiceStats, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
+    Service, ServiceName, ServiceStats, SourceRangeKey, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 use pointsman_tests::object_or_skip;
@@ -48,6 +48,11 @@ fn layouts() -> BTreeMap<&'static str, (usize, usize)> {
         ("drops", array::<DropStats>()),
         ("fragments_v4", hash::<FragmentKey<A4>, Fragment<A4>>()),
         ("fragments_v6", hash::<FragmentKey<A6>, Fragment<A6>>()),
+        ("src_ranges_v4", hash::<SourceRangeKey<A4>, u32>()),
+        ("src_ranges_v6", hash::<SourceRangeKey<A6>, u32>()),
+        ("affinity_v4", hash::<AffinityKey<A4>, Affinity>()),
+        ("affinity_v6", hash::<AffinityKey<A6>, Affinity>()),
+        ("affinity_ticks", array::<Tick>()),
         ("devices", (size_of::<u32>(), DEVMAP_VALUE)),
         ("programs", array::<u32>()),
         ("scratch_v4", array::<Scratch<A4>>()),

@@ -6,6 +6,7 @@
 //! for what it declines, [`unknown`] for packets of no known flow.
 
 pub mod checksum;
+mod client;
 pub mod emit;
 mod fast;
 mod fragment;

@@ -1,5 +1,7 @@
 //! A new connection: which backend, which source port, and the two entries.
 
+use core::num::{NonZeroU32, NonZeroU64};
+
 use super::Verdict;
 use super::ip::IpFamily;
 use super::pair::{copy_flow, copy_hop, is_peer, set_peer_key, set_up, set_way_back, turn};
@@ -7,24 +9,25 @@ use super::platform::{InsertFailed, Tables};
 use super::scratch::Scratch;
 use super::snat::{self, Fit, History};
 use super::tcp_options::{self, Timestamp};
-use super::{emit, refuse};
-use crate::abi::{Backend, DropReason, FlowFlags, FlowState, FlowStatus, IPPROTO_TCP, NextHop, idle_ticks};
+use super::{client, emit, refuse};
+use crate::abi::{
+    Backend, DropReason, FlowFlags, FlowState, FlowStatus, IPPROTO_TCP, NextHop, Service, ServiceFlags,
+    idle_ticks,
+};
 
-/// Gives a packet that begins a connection to the Service `service` a backend, and forwards it.
+/// Gives a packet that begins a connection to the Service with the index `service` a backend, and
+/// forwards it.
 #[inline(always)]
 pub fn begin<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,
     service: u32,
+    entry: Service,
 ) -> Verdict {
-    let Some(entry) = datapath.service(service) else {
-        return Verdict::drop(datapath, DropReason::BadSlot);
-    };
-    if entry.slot_count == 0 {
+    let Some(count) = NonZeroU32::new(entry.slot_count()) else {
         return refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoBackend);
-    }
-    let turn = datapath.next_turn(service) % u64::from(entry.slot_count);
-    let index = datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0);
+    };
+    let index = choose::<D, F>(datapath, scratch, service, entry, count);
     let Some(backend) = datapath.backend(index) else {
         return Verdict::drop(datapath, DropReason::BadSlot);
     };
@@ -60,7 +63,38 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::TableFull);
     }
     datapath.count_new_flow(service, index);
+    if scratch.affinity.backend != 0 {
+        scratch.affinity.generation = scratch.flow.generation;
+        scratch.affinity.last_used = scratch.flow.last_seen;
+        datapath.insert_affinity(&scratch.affinity_key, &scratch.affinity);
+    }
     emit::forward::<D, F>(datapath, &scratch.parsed, &scratch.flow, &scratch.hop, &mut scratch.cursor)
+}
+
+/// The index of the backend that is to have the flow. `affinity.backend` says what to remember once
+/// it does; 0 for nothing. It lies in memory, so that the verifier need not follow both cases.
+#[inline(always)]
+fn choose<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    service: u32,
+    entry: Service,
+    count: NonZeroU32,
+) -> u32 {
+    scratch.affinity.backend = 0;
+    let sticks = entry.has(ServiceFlags::AFFINITY);
+    if sticks {
+        let index = client::remembered::<D, F>(datapath, scratch, service);
+        if index != 0 {
+            return index;
+        }
+    }
+    let turn = datapath.next_turn(service) % NonZeroU64::from(count);
+    let index = datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0);
+    if sticks {
+        scratch.affinity.backend = index;
+    }
+    index
 }
 
 /// The way to a backend: what the agent keeps current or, until it has, what the kernel knows.

@@ -6,8 +6,8 @@ use super::ip::IpFamily;
 use super::scratch::Scratch;
 use super::wire::Wire;
 use crate::abi::{
-    Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop,
-    Service, Tick, VipKey,
+    Affinity, AffinityKey, Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment,
+    FragmentKey, NextHop, Service, SourceRangeKey, Tick, VipKey,
 };
 
 /// A handle to the bytes of the packet at hand.
@@ -64,6 +64,9 @@ pub trait Datapath {
     /// Takes the next number of a Service's round-robin counter; exact over all CPUs.
     fn next_turn(&self, service: u32) -> u64;
 
+    /// How long after its last connection began a client keeps its backend, by Service entry.
+    fn affinity_timeout(&self, service: u32) -> Tick;
+
     /// Counts a forwarded packet for its Service and its backend.
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64);
     /// Counts a new flow for its Service and its backend.
@@ -94,6 +97,8 @@ pub enum InsertFailed {
 pub trait Tables<F: IpFamily>: Datapath {
     /// A flow entry in place.
     type FlowRef: DerefMut<Target = Flow<F::Address>>;
+    /// What is remembered of a client, in place.
+    type AffinityRef: DerefMut<Target = Affinity>;
     /// A fragment's note in place.
     type FragmentRef<'m>: Deref<Target = Fragment<F::Address>>
     where
@@ -138,6 +143,12 @@ pub trait Tables<F: IpFamily>: Datapath {
 
     /// The index of the Service entry of a VIP.
     fn vip(&self, key: &VipKey<F::Address>) -> Option<u32>;
+    /// Whether a source range covers a client.
+    fn is_in_source_range(&self, client: &SourceRangeKey<F::Address>) -> bool;
+    /// Looks up which backend a client had.
+    fn affinity(&self, key: &AffinityKey<F::Address>) -> Option<Self::AffinityRef>;
+    /// Remembers a client's backend; best effort.
+    fn insert_affinity(&self, key: &AffinityKey<F::Address>, affinity: &Affinity);
     /// What the first fragment left, in place.
     fn fragment<'m>(&'m self, key: &FragmentKey<F::Address>) -> Option<Self::FragmentRef<'m>>;
     /// Leaves a note for the other fragments; best effort.

@@ -10,9 +10,10 @@ use super::scratch::Scratch;
 use super::tcp_options;
 use super::tcp_state::{self, Step};
 use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Ethernet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
-use super::{Verdict, fragment, icmp, new_flow, refuse};
+use super::{Verdict, client, fragment, icmp, new_flow, refuse};
 use crate::abi::{
-    DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop, idle_ticks,
+    DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop, ServiceFlags,
+    idle_ticks,
 };
 
 /// What the slow path says of a packet.
@@ -101,6 +102,14 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
             return Verdict::Pass;
         }
     }
+    let Some(entry) = datapath.service(service) else {
+        return Verdict::drop(datapath, DropReason::BadSlot);
+    };
+    if entry.has(ServiceFlags::SOURCE_RANGES) && !client::is_allowed::<D, F>(datapath, scratch, service) {
+        // Before any refusal: whoever may not connect does not learn that anybody is here.
+        return Verdict::drop(datapath, DropReason::SourceNotAllowed);
+    }
+    let Scratch { parsed, .. } = scratch;
     if parsed.ip.hops_left <= 1 {
         return refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip);
     }
@@ -109,7 +118,7 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
     {
         return refuse::connection::<D, F>(datapath, parsed, service, DropReason::NoFlow);
     }
-    let verdict = new_flow::begin::<D, F>(datapath, scratch, service);
+    let verdict = new_flow::begin::<D, F>(datapath, scratch, service, entry);
     remember_first::<D, F>(datapath, scratch, verdict);
     verdict
 }

@@ -18,6 +18,8 @@ pub struct Sizes {
     pub services: u32,
     /// Backends over all Service entries.
     pub backends: u32,
+    /// Source ranges of each family over all Service entries.
+    pub source_ranges: u32,
 }
 
 impl Default for Sizes {
@@ -26,6 +28,7 @@ impl Default for Sizes {
             flows: maps::DEFAULT_FLOWS,
             services: maps::DEFAULT_SERVICES,
             backends: maps::DEFAULT_BACKENDS,
+            source_ranges: maps::DEFAULT_SOURCE_RANGES,
         }
     }
 }
@@ -41,7 +44,9 @@ impl Sizes {
             | maps::SERVICES
             | maps::SERVICE_NAMES
             | maps::ROUND_ROBIN
+            | maps::AFFINITY_TICKS
             | maps::SERVICE_STATS => self.services,
+            maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => self.source_ranges,
             maps::BACKENDS | maps::BACKEND_STATS => self.backends,
             maps::SLOTS => self.backends.saturating_mul(4),
             other => other.default_entries,

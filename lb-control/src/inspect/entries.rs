@@ -34,7 +34,7 @@ pub fn service_views(
         let vip = Vip::new(key.vip, key.port, key.protocol.number());
         let entry = Entry {
             led_to: vips.get(&vip) == Some(&index),
-            slots: services.get(&index).map_or(0, |service| service.slot_count),
+            slots: services.get(&index).map_or(0, |service| service.slot_count()),
             view: PortView {
                 name: name::port_name(&stored),
                 protocol: key.protocol.to_string(),

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use lb_common::abi::{Backend, Config, Flow, FlowKey, Fragment, IPPROTO_UDP, Service, Tick, VipKey};
+use lb_common::abi::{
+    Affinity, Backend, Config, Flow, FlowKey, Fragment, IPPROTO_UDP, Service, Tick, VipKey,
+};
 use lb_common::forward::Verdict;
 
 use super::host::{Host, Stats};
@@ -80,6 +82,10 @@ pub trait Device {
     fn set_vip(&mut self, address: IpAddr, port: u16, protocol: u8, service: u32);
     /// Sets a Service entry.
     fn set_service(&mut self, index: u32, service: Service);
+    /// Adds a source range to a Service entry, or removes it: an address and the length of the prefix.
+    fn set_source_range(&mut self, service: u32, range: (IpAddr, u32), allowed: bool);
+    /// Sets how long a Service entry's affinities last.
+    fn set_affinity_ticks(&mut self, service: u32, ticks: Tick);
     /// Sets a slot.
     fn set_slot(&mut self, index: u32, backend: u32);
     /// Sets a backend.
@@ -125,11 +131,24 @@ pub fn age_fragment<A>(fragment: &mut Fragment<A>, ticks: Tick) {
     fragment.created = fragment.created.wrapping_sub(ticks);
 }
 
+/// Makes what is remembered of a client older.
+pub fn age_affinity(affinity: &mut Affinity, ticks: Tick) {
+    affinity.last_used = affinity.last_used.wrapping_sub(ticks);
+}
+
 impl Host {
     /// Makes everything older, which is what time does as seen from a clock that stands still.
     pub fn age(&mut self, ticks: Tick) {
-        self.v4.edit(|key, flow| age_flow(key, flow, ticks), |fragment| age_fragment(fragment, ticks));
-        self.v6.edit(|key, flow| age_flow(key, flow, ticks), |fragment| age_fragment(fragment, ticks));
+        self.v4.edit(
+            |key, flow| age_flow(key, flow, ticks),
+            |fragment| age_fragment(fragment, ticks),
+            |affinity| age_affinity(affinity, ticks),
+        );
+        self.v6.edit(
+            |key, flow| age_flow(key, flow, ticks),
+            |fragment| age_fragment(fragment, ticks),
+            |affinity| age_affinity(affinity, ticks),
+        );
     }
 }
 
@@ -153,6 +172,20 @@ impl Device for Host {
 
     fn set_service(&mut self, index: u32, service: Service) {
         self.services[index as usize] = service;
+    }
+
+    fn set_source_range(&mut self, service: u32, (address, length): (IpAddr, u32), allowed: bool) {
+        let wide = wide(address);
+        match (address, allowed) {
+            (IpAddr::V4(_), true) => self.v4.sources.insert(service, &wide, length),
+            (IpAddr::V4(_), false) => self.v4.sources.remove(service, &wide, length),
+            (IpAddr::V6(_), true) => self.v6.sources.insert(service, &wide, length),
+            (IpAddr::V6(_), false) => self.v6.sources.remove(service, &wide, length),
+        }
+    }
+
+    fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
+        self.affinity_ticks[service as usize] = ticks;
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

@@ -5,17 +5,18 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow};
+use aya::maps::lpm_trie::Key;
 use aya::maps::xdp::DevMapHash;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
+use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::abi::maps::{self, CALLED_PROGRAMS, ENTRY_PROGRAM};
 use lb_common::abi::{
-    Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey, Plain, Service,
-    ServiceStats, TICK_SHIFT, Tick, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
+    Plain, Service, ServiceStats, SourceRange, TICK_SHIFT, Tick, VipKey,
 };
 
-use super::device::{Action, AnyKey, Device, age_flow, age_fragment, wide};
+use super::device::{Action, AnyKey, Device, age_affinity, age_flow, age_fragment, wide};
 use super::host::{BACKENDS, SERVICES, SLOTS, SNAT_ADDRESSES, Stats};
 use super::tables::{Snapshot, Snapshots};
 
@@ -35,6 +36,8 @@ struct Family<A> {
     transient: Hashed<FlowKey<A>, Flow<A>>,
     fragments: Hashed<FragmentKey<A>, Fragment<A>>,
     vips: Hashed<VipKey<A>, u32>,
+    sources: LpmTrie<MapData, Raw<SourceRange<A>>, u32>,
+    affinities: Hashed<AffinityKey<A>, Affinity>,
 }
 
 /// The loaded programs and their maps.
@@ -43,6 +46,7 @@ pub struct Kernel {
     v4: Family<[u8; 4]>,
     v6: Family<[u8; 16]>,
     services: Array<MapData, Raw<Service>>,
+    affinity_ticks: Array<MapData, u32>,
     slots: Array<MapData, u32>,
     backends: Array<MapData, Raw<Backend>>,
     snat_addresses: Array<MapData, [u8; 16]>,
@@ -115,14 +119,19 @@ impl Kernel {
                 transient: map("transient_v4")?.try_into()?,
                 fragments: map("fragments_v4")?.try_into()?,
                 vips: map("vips_v4")?.try_into()?,
+                sources: map("src_ranges_v4")?.try_into()?,
+                affinities: map("affinity_v4")?.try_into()?,
             },
             v6: Family {
                 established: map("flows_v6")?.try_into()?,
                 transient: map("transient_v6")?.try_into()?,
                 fragments: map("fragments_v6")?.try_into()?,
                 vips: map("vips_v6")?.try_into()?,
+                sources: map("src_ranges_v6")?.try_into()?,
+                affinities: map("affinity_v6")?.try_into()?,
             },
             services: map("services")?.try_into()?,
+            affinity_ticks: map("affinity_ticks")?.try_into()?,
             slots: map("slots")?.try_into()?,
             backends: map("backends")?.try_into()?,
             snat_addresses: map("snat_addresses")?.try_into()?,
@@ -160,6 +169,7 @@ pub fn loader() -> EbpfLoader<'static> {
     loader
         .map_max_entries("services", SERVICES)
         .map_max_entries("service_stats", SERVICES)
+        .map_max_entries("affinity_ticks", SERVICES)
         .map_max_entries("round_robin", SERVICES)
         .map_max_entries("slots", SLOTS)
         .map_max_entries("backends", BACKENDS)
@@ -193,6 +203,8 @@ where
     Flow<A>: Plain,
     FragmentKey<A>: Plain,
     Fragment<A>: Plain,
+    SourceRange<A>: Plain,
+    AffinityKey<A>: Plain + Ord,
 {
     fn snapshot(&self) -> Snapshot<A> {
         Snapshot {
@@ -201,6 +213,7 @@ where
             fragments: entries(&self.fragments)
                 .map(|(key, note)| ((key.source, key.destination, key.identification, key.protocol), note))
                 .collect(),
+            affinities: entries(&self.affinities).collect(),
         }
     }
 
@@ -216,6 +229,21 @@ where
         for (key, mut fragment) in all {
             age_fragment(&mut fragment, ticks);
             self.fragments.insert(Raw(key), Raw(fragment), 0).expect("an entry can be replaced");
+        }
+        let all: Vec<_> = entries(&self.affinities).collect();
+        for (key, mut affinity) in all {
+            age_affinity(&mut affinity, ticks);
+            self.affinities.insert(Raw(key), Raw(affinity), 0).expect("an entry can be replaced");
+        }
+    }
+
+    fn set_source_range(&mut self, range: SourceRange<A>, length: u32, allowed: bool) {
+        let key = Key::new(SourceRange::<A>::INDEX_BITS + length, Raw(range));
+        if allowed {
+            self.sources.insert(&key, 1, 0).expect("the range can be added");
+        } else {
+            // It need not be there.
+            let _ = self.sources.remove(&key);
         }
     }
 }
@@ -285,6 +313,21 @@ impl Device for Kernel {
 
     fn set_service(&mut self, index: u32, service: Service) {
         self.services.set(index, Raw(service), 0).expect("the Service can be set");
+    }
+
+    fn set_source_range(&mut self, service: u32, (address, length): (IpAddr, u32), allowed: bool) {
+        match address {
+            IpAddr::V4(address) => {
+                self.v4.set_source_range(SourceRange::new(service, address.octets()), length, allowed);
+            }
+            IpAddr::V6(address) => {
+                self.v6.set_source_range(SourceRange::new(service, address.octets()), length, allowed);
+            }
+        }
+    }
+
+    fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
+        self.affinity_ticks.set(service, ticks, 0).expect("the timeout can be set");
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

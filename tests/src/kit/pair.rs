@@ -77,6 +77,12 @@ impl Pair {
             theirs.fragments,
             self.past()
         );
+        // The moment apart, as with flows.
+        let backends = |snapshot: &Snapshot<A>| -> Vec<_> {
+            let affinities = snapshot.affinities.iter();
+            affinities.map(|(key, entry)| (*key, entry.backend, entry.generation)).collect()
+        };
+        assert_eq!(backends(ours), backends(theirs), "{family} affinities; {}", self.past());
     }
 
     fn past(&self) -> String {
@@ -137,6 +143,16 @@ impl Device for Pair {
     fn set_service(&mut self, index: u32, service: Service) {
         self.host.set_service(index, service);
         self.kernel.set_service(index, service);
+    }
+
+    fn set_source_range(&mut self, service: u32, range: (IpAddr, u32), allowed: bool) {
+        self.host.set_source_range(service, range, allowed);
+        self.kernel.set_source_range(service, range, allowed);
+    }
+
+    fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
+        self.host.set_affinity_ticks(service, ticks);
+        self.kernel.set_affinity_ticks(service, ticks);
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

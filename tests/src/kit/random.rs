@@ -1,12 +1,14 @@
 //! Traffic without a plan: from a seed, or from the bytes that a fuzzer comes up with.
 
-use lb_common::abi::{Backend, BackendState, Config, IPPROTO_TCP, IPPROTO_UDP, ticks_from_seconds};
+use lb_common::abi::{
+    Backend, BackendState, Config, IPPROTO_TCP, IPPROTO_UDP, ServiceFlags, ticks_from_seconds,
+};
 
 use super::device::{Action, AnyKey, Device};
 use super::packet::flags::{ACK, FIN, PSH, RST, SYN};
 use super::packet::{Body, Spec, Tcp, tcp_options};
 use super::seen::{self, SeenBody};
-use super::world::{DNS, HTTP, Ip, answer, backend, set_slots, set_up, to_vip, udp};
+use super::world::{DNS, HTTP, Ip, answer, backend, set_flags, set_up, to_vip, udp};
 
 /// Where choices come from.
 pub enum Source {
@@ -189,7 +191,7 @@ impl Traffic {
     fn change(&mut self, device: &mut dyn Device) {
         let ip = self.source.of(&Ip::BOTH);
         let protocol = self.source.of(&[IPPROTO_TCP, IPPROTO_UDP]);
-        match self.source.below(6) {
+        match self.source.below(8) {
             0 | 1 => {
                 // Far from every timeout, so that a clock that ticks between two runs decides nothing.
                 let seconds = self.source.of(&[1, 3, 7, 20, 45, 90, 200, 4_000]);
@@ -198,7 +200,16 @@ impl Traffic {
             2 => self.evict(device),
             3 => {
                 let count = self.source.below(4);
-                set_slots(device, ip, protocol, count);
+                // Most Services let everybody in, or little else would be tried.
+                let flags = self.source.of(&[
+                    0,
+                    0,
+                    ServiceFlags::AFFINITY,
+                    ServiceFlags::AFFINITY,
+                    ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY,
+                    ServiceFlags::SOURCE_RANGES,
+                ]);
+                set_flags(device, ip, protocol, count, flags);
             }
             4 => {
                 let number = self.source.below(3);
@@ -213,9 +224,20 @@ impl Traffic {
                 }
                 device.set_backend(ip.backend_index(protocol, number), entry);
             }
-            _ => {
+            5 => {
                 self.route_generation += 1;
                 self.configure(device);
+            }
+            6 => {
+                let all = if ip == Ip::V4 { 32 } else { 128 };
+                let length = self.source.of(&[0, all - 12, all - 2, all - 1, all]);
+                let client = ip.client(self.source.below(6));
+                let allowed = !self.source.once_in(3);
+                device.set_source_range(ip.service(protocol), (client, length), allowed);
+            }
+            _ => {
+                let seconds = self.source.of(&[150, 2_000, 86_400]);
+                device.set_affinity_ticks(ip.service(protocol), ticks_from_seconds(seconds));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use lb_common::abi::{Backend, BackendState, Service};
 
 use super::{
-    Batch, Compiler, Entry, REFUSING, Region, Round, Seat,
+    Batch, Compiler, Entry, Region, Round, Seat, clients,
     name::{service_name, version, wide},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 
 impl Round<'_> {
     /// Says that a Service does not get all it needs.
-    fn short_of(&mut self, key: &ServiceKey, message: String) {
+    pub(super) fn short_of(&mut self, key: &ServiceKey, message: String) {
         self.short = true;
         self.delta.problems.push(Problem::error(message).about("Service", &key.service));
     }
@@ -54,13 +54,13 @@ impl Compiler {
             if stops { afterwards.push(op) } else { batch.ops.push(op) }
         }
         self.plan_slots(key, desired, &mut entry, &mut batch, round);
+        afterwards.append(&mut self.plan_clients(key, desired, &mut entry, &mut batch, round));
         let name = service_name(key, &desired.port_name);
         if self.actual.name(entry.index) != name {
             batch.ops.push(MapOp::SetServiceName { index: entry.index, value: Box::new(name) });
         }
-        let flipped = entry
-            .region
-            .map_or(REFUSING, |region| Service { first_slot: region.first, slot_count: region.count });
+        let Region { first, count } = entry.region.unwrap_or(Region { first: 0, count: 0 });
+        let flipped = Service::new(first, count, clients::flags(desired));
         if self.actual.service(entry.index) != flipped {
             batch.ops.push(MapOp::SetService { index: entry.index, value: flipped });
         }
