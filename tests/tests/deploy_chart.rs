@@ -152,6 +152,7 @@ fn the_agent_has_what_it_needs_and_no_more() {
     assert_eq!(env("LINKDEVICE"), Some(json!("bond0")));
     assert_eq!(env("DEBUG"), Some(json!("true")));
     assert_eq!(env("KUBERNETES"), Some(json!("true")));
+    assert_eq!(env("DEFAULT_CLASS"), Some(json!("true")));
     assert_eq!(agent["ports"][0]["containerPort"], json!(1234));
     assert!(agent["args"].as_array().unwrap().contains(&json!("--http-address=:1234")));
 
