@@ -27,13 +27,15 @@ pub fn fill(store: &mut Store) {
         },
     });
     add(store, "", "services", "default", service);
+    // How the cluster came about is nothing that can be watched.
+    store.compact();
 }
 
 fn add(store: &mut Store, group: &str, plural: &str, namespace: &str, object: Value) {
     let found: Option<Arc<Kind>> = store.registry.find(group, "v1", plural);
     let kind = found.expect("a kind that is built in");
     let manager = Manager { name: "kube-apiserver".into(), ..Manager::default() };
-    let write = Write { kind, part: Part::Main, manager, dry_run: false };
+    let write = Write { kind, part: Part::Main, manager, dry_run: false, strict: false };
     let key = (namespace.to_owned(), String::new());
     objects::create(store, &write, &key, object).expect("an object that is valid in an empty cluster");
 }
