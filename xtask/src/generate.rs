@@ -115,7 +115,7 @@ fn base() -> Result<String> {
     let tools = kubernetes::ensure()?;
     let mut command = Command::new(&tools.helm);
     command.current_dir(workspace::root()).args(["template", "pointsman", "deploy/chart/pointsman"]);
-    command.args(["--namespace", "pointsman-system", "--no-hooks"]);
+    command.args(["--namespace", "pointsman-system", "--set", "cleanup.enabled=false"]);
     Ok(without_helm(&process::stdout(&mut command)?))
 }
 

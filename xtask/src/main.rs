@@ -3,6 +3,7 @@
 mod ci;
 mod ebpf;
 mod generate;
+mod image;
 mod process;
 mod run;
 mod setup;
@@ -61,6 +62,8 @@ enum Task {
     },
     /// Write what is derived from the code and committed: resource definitions, deploy/base
     Gen(generate::Args),
+    /// Build a container image, without a container engine
+    Image(image::Args),
     /// Check licences, origin and advisories of all dependencies
     Deny {
         /// Only some of the checks: licenses, bans, sources, advisories
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Task::Bench { args } => run::with_agent(Purpose::Bench, Profile::Release, "pointsman-bench", &args),
         Task::Fuzz { args } => run::fuzz(&args),
         Task::Gen(args) => generate::run(&args),
+        Task::Image(args) => image::run(&args),
         Task::Deny { args } => run::deny(&args),
         Task::Tidy => tidy::run(),
         Task::Check => ci::check(),

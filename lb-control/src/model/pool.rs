@@ -99,6 +99,10 @@ impl FromStr for AddressRange {
             return Ok(Self { first, last });
         }
         let net: IpNet = text.trim().parse().map_err(|_| bad(form))?;
+        // ipnet lets 192.0.2.010 pass, which others read as octal; Kubernetes refuses it too.
+        if text.split('/').next().is_none_or(|address| address.trim().parse::<IpAddr>().is_err()) {
+            return Err(bad(form));
+        }
         if net.addr() != net.network() {
             return Err(bad(&format!("has host bits set; did you mean {}?", net.trunc())));
         }
@@ -233,6 +237,7 @@ mod tests {
             ("192.0.2.9-192.0.2.1", "ends before"),
             ("192.0.2.9-::1", "mixes"),
             ("192.0.2.0/33", "is no CIDR"),
+            ("192.0.2.010/32", "is no CIDR"),
             ("", "is no CIDR"),
         ] {
             let error = text.parse::<AddressRange>().unwrap_err().to_string();

@@ -82,6 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
         let tools = setup::kubernetes::ensure()?;
         env.push(("POINTSMAN_HELM".into(), tools.helm.into()));
         env.push(("POINTSMAN_KUBECTL".into(), tools.kubectl.into()));
+        env.push(("POINTSMAN_XTASK".into(), std::env::current_exe()?.into()));
     }
     let settings = runner::Settings {
         jobs: args.jobs.unwrap_or_else(default_jobs).max(1),
