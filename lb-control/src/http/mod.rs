@@ -5,7 +5,7 @@
 //! | `GET /v1/status` | a [`StatusView`] |
 //! | `GET /v1/flows?service=&backend=&client=&state=&limit=` | a [`FlowsView`]; see [`FlowFilter`] |
 //! | `GET /v1/drops` | a [`DropsView`] |
-//! | `GET /healthz` | 200 for as long as the agent answers |
+//! | `GET /healthz` | 200 for as long as the agent does its work, else 503 |
 //! | `GET /readyz` | 200 once the datapath is in place, else 503 |
 //!
 //! An error is a status of 400 or more and a sentence as text.
@@ -15,8 +15,10 @@
 //! [`DropsView`]: crate::view::DropsView
 
 pub mod client;
+mod health_ports;
 mod server;
 mod socket;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +26,7 @@ use anyhow::Result;
 
 use crate::view::{DropView, FlowView, StatusView};
 
+pub use health_ports::{Check, HealthPorts};
 pub use server::serve;
 pub use socket::bind;
 
@@ -43,4 +46,8 @@ pub trait Inspect: Send + Sync {
     fn drops(&self) -> Result<Vec<DropView>>;
     /// Whether packets are forwarded by the current configuration.
     fn ready(&self) -> bool;
+    /// Whether the agent still does its work, however well; false asks for a restart.
+    fn alive(&self) -> bool {
+        true
+    }
 }

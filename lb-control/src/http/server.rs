@@ -54,7 +54,7 @@ fn router(inspect: Source) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
         .route("/v1/drops", get(drops))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .with_state(inspect)
 }
@@ -102,6 +102,13 @@ async fn flows(
 
 async fn drops(State(inspect): State<Source>) -> Answer<DropsView> {
     ask(inspect, |inspect| Ok(DropsView { drops: inspect.drops()? })).await.map(Json)
+}
+
+async fn alive(State(inspect): State<Source>) -> Result<&'static str, Failure> {
+    match inspect.alive() {
+        true => Ok("ok\n"),
+        false => Err(Failure(StatusCode::SERVICE_UNAVAILABLE, "the agent is stuck\n".into())),
+    }
 }
 
 async fn ready(State(inspect): State<Source>) -> Result<&'static str, Failure> {

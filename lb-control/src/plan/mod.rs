@@ -4,6 +4,7 @@
 //! [`Compiler`] turns that into map operations.
 
 mod compile;
+mod health;
 pub mod ipam;
 mod planner;
 mod resolve;
@@ -13,6 +14,7 @@ pub(crate) mod testing;
 
 pub use compile::name;
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Scope, Settings, apply};
+pub use health::HealthCheck;
 pub use planner::{Addressing, Effects, Plan, Planner};
 pub use resolve::{Here, resolve};
 pub use slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order};
