@@ -16,6 +16,7 @@ use super::shared::Shared;
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Devices, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
+use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
 use crate::net::next_hops::{Ask, NextHops, Resolution};
 use crate::net::{Change, Kernel as Network, addresses};
@@ -61,6 +62,11 @@ pub struct Agent {
     shared: Arc<Shared>,
     generation: u64,
     reloaded: Option<Instant>,
+    health_ports: HealthPorts,
+    /// Since when there is an update that the maps do not have yet.
+    updating: Option<Instant>,
+    /// Whether what is written next is what the comparison with the maps asked for.
+    resyncing: bool,
 }
 
 impl Agent {
@@ -86,7 +92,7 @@ impl Agent {
         };
         let planner = Planner::new(settings.default_class, settings.node.clone(), addressing);
         compiler.reload(&maps)?;
-        let shared = Arc::new(Shared::new(&pins));
+        let shared = Arc::new(Shared::new(&pins, settings.metrics_per_backend));
         let agent = Self {
             settings: settings.clone(),
             started: Instant::now(),
@@ -113,6 +119,9 @@ impl Agent {
             shared: Arc::clone(&shared),
             generation: 0,
             reloaded: None,
+            health_ports: HealthPorts::start(Arc::clone(&shared) as Arc<dyn Inspect>),
+            updating: None,
+            resyncing: false,
         };
         Ok((agent, shared))
     }
@@ -120,6 +129,17 @@ impl Agent {
     /// Where the pins are.
     pub fn pins(&self) -> &PinDirectory {
         &self.pins
+    }
+
+    /// What is wrong with the ports of health checks, for [`Self::health_troubled`].
+    pub fn health_problems(&self) -> HealthProblems {
+        self.health_ports.problems()
+    }
+
+    /// Takes note of what is wrong with them.
+    pub fn health_troubled(&mut self, problems: Vec<Problem>) {
+        self.trouble.replace(Area::HealthChecks, problems);
+        self.publish();
     }
 
     /// When to call [`Self::retry`].
@@ -132,10 +152,15 @@ impl Agent {
         if let Some(problems) = update.problems {
             self.trouble.replace(Area::Source, problems);
         }
+        self.updating.get_or_insert_with(Instant::now);
+        self.shared.recorder.updated();
         let count = update.changes.len();
         let effects = self.planner.apply(update.changes);
         let problems = self.planner.plan().problems.clone();
         self.trouble.replace(Area::Objects, problems);
+        let pools = self.planner.objects().pools.values();
+        let pools = pools.map(|pool| (pool.name.clone(), pool.size())).collect();
+        self.shared.publish(|published| published.pools = pools);
         let first = self.generation == 0;
         self.reloaded = Some(Instant::now());
         self.generation += 1;
@@ -146,6 +171,10 @@ impl Agent {
             self.converge(Ask::Routes).await;
         } else {
             self.follow(&effects).await;
+        }
+        for service in &effects.health_checks {
+            let check = self.planner.plan().health_checks.get(service);
+            self.health_ports.answer(service, check.map(|check| (check.port, check.endpoints)));
         }
     }
 
@@ -168,6 +197,7 @@ impl Agent {
             error!("resync: {error:#}");
             return;
         }
+        self.resyncing = true;
         self.converge(Ask::Routes).await;
     }
 
@@ -185,6 +215,7 @@ impl Agent {
             .filter(|index| !sweep.backends.contains(index))
             .collect();
         self.compiler.flows_purged(&freed);
+        self.shared.swept(sweep);
     }
 
     /// Does what some Services ask for, at the cost of those.
@@ -326,6 +357,12 @@ impl Agent {
         let desired = &self.planner.plan().desired;
         let delta = self.compiler.reconcile(desired, &self.paths, &self.config, scope, now);
         let failures = plan::apply(&delta, &mut self.maps, &mut self.compiler, now);
+        if let Some(since) = self.updating.take() {
+            self.shared.recorder.in_maps(since.elapsed());
+        }
+        if std::mem::take(&mut self.resyncing) {
+            self.shared.recorder.resynced(delta.ops().count());
+        }
         self.maps_incomplete = !delta.problems.is_empty() || !failures.is_empty() || delta.retry_at.is_some();
         if changed.is_none() {
             self.trouble.clear(Area::Maps);
@@ -423,6 +460,8 @@ impl Agent {
             published.devices = self.devices.attached().cloned().collect();
             published.generation = self.generation;
             published.reloaded = self.reloaded;
+            published.problem_counts = self.trouble.counts();
+            published.placed = if self.placed { self.planner.plan().desired.vips.len() } else { 0 };
             let troubled = self.next_hops.troubled();
             published.unreachable.retain(|address, text| troubled.get(address) == Some(text));
             for (address, text) in troubled {

@@ -56,8 +56,10 @@ fn for_each_group<K: Plain, V: Plain>(
     group: usize,
     mut each: impl FnMut(K, &[V]),
 ) -> io::Result<()> {
-    let mut keys: Vec<K> = Vec::with_capacity(BATCH);
-    let mut values: Vec<V> = Vec::with_capacity(BATCH * group);
+    // On a machine with many CPUs, the values of one key are many.
+    let batch = (BATCH / group).max(1);
+    let mut keys: Vec<K> = Vec::with_capacity(batch);
+    let mut values: Vec<V> = Vec::with_capacity(batch * group);
     let (mut from, mut to) = (0u32, 0u32);
     let mut first = true;
     loop {
@@ -66,13 +68,13 @@ fn for_each_group<K: Plain, V: Plain>(
             out_batch: &raw mut to as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
-            count: BATCH as u32,
+            count: batch as u32,
             map_fd: map.as_raw_fd().cast_unsigned(),
             ..Attributes::default()
         };
         let size = size_of::<Attributes>();
         #[expect(unsafe_code, reason = "a system call that no library wraps")]
-        // SAFETY: all pointers lead to room for what the kernel writes: BATCH keys and groups of
+        // SAFETY: all pointers lead to room for what the kernel writes: `batch` keys and groups of
         // values of the map's sizes, which the caller vouches for by the types and the size of
         // groups, and a cursor of four bytes.
         let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attributes, size) };
@@ -83,7 +85,7 @@ fn for_each_group<K: Plain, V: Plain>(
                 error => return Err(error),
             },
         };
-        let count = (attributes.count as usize).min(BATCH);
+        let count = (attributes.count as usize).min(batch);
         #[expect(unsafe_code, reason = "the kernel has written that many")]
         // SAFETY: `count` entries are initialized, and `Plain` types have no invalid values.
         unsafe {

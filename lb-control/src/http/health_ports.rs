@@ -34,6 +34,19 @@ const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-we
 /// What is asked at which port, and how many endpoints are ready here.
 pub type Check = (u16, usize);
 
+/// What is wrong with the ports.
+pub struct HealthProblems(watch::Receiver<Vec<Problem>>);
+
+impl HealthProblems {
+    /// Waits until something else is wrong than before, and tells all that is.
+    pub async fn next(&mut self) -> Vec<Problem> {
+        match self.0.changed().await {
+            Ok(()) => self.0.borrow_and_update().clone(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
 /// The ports, and who answers them. All are closed when this is dropped.
 pub struct HealthPorts {
     changes: mpsc::UnboundedSender<(ObjectRef, Option<Check>)>,
@@ -63,12 +76,10 @@ impl HealthPorts {
         let _ = self.changes.send((service.clone(), check));
     }
 
-    /// Waits until something else is wrong than before, and tells all that is.
-    pub async fn problems(&mut self) -> Vec<Problem> {
-        match self.problems.changed().await {
-            Ok(()) => self.problems.borrow_and_update().clone(),
-            Err(_) => std::future::pending().await,
-        }
+    /// What is wrong.
+    #[must_use]
+    pub fn problems(&self) -> HealthProblems {
+        HealthProblems(self.problems.clone())
     }
 }
 

@@ -8,6 +8,8 @@
 //! | `GET /healthz` | 200 for as long as the agent does its work, else 503 |
 //! | `GET /readyz` | 200 once the datapath is in place, else 503 |
 //!
+//! A TCP port has `/metrics`, `/healthz` and `/readyz`: see [`serve_port`].
+//!
 //! An error is a status of 400 or more and a sentence as text.
 //!
 //! [`FlowsView`]: crate::view::FlowsView
@@ -22,13 +24,14 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::view::{DropView, FlowView, StatusView};
 
-pub use health_ports::{Check, HealthPorts};
-pub use server::serve;
+pub use health_ports::{Check, HealthPorts, HealthProblems};
+pub use server::{serve, serve_port};
 pub use socket::bind;
+pub use tcp::listen;
 
 /// Where the agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/pointsman/pointsman.sock";
@@ -49,5 +52,9 @@ pub trait Inspect: Send + Sync {
     /// Whether the agent still does its work, however well; false asks for a restart.
     fn alive(&self) -> bool {
         true
+    }
+    /// The media type of metrics, and their text; only an agent has any.
+    fn metrics(&self) -> Result<(&'static str, String)> {
+        bail!("no agent runs: there are no metrics")
     }
 }

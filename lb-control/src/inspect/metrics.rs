@@ -138,8 +138,16 @@ fn backend(key: &ServiceKey, backend: &Backend, stats: &BackendStats, samples: &
 
 #[cfg(test)]
 impl MapReading {
+    /// Something of everything.
+    pub fn sample() -> Self {
+        use super::testing::{backend, maps_with, service};
+        let mut ops = service(1, "default/web", "192.0.2.10:80", Some(1));
+        ops.extend(backend(4, 1, "10.0.0.2:8080", |_| ()));
+        Self::for_tests(&maps_with(&ops), true)
+    }
+
     /// What the maps of a test hold, with some traffic everywhere.
-    pub fn for_tests(store: &dyn crate::ports::MapStore, per_backend: bool) -> Self {
+    fn for_tests(store: &dyn crate::ports::MapStore, per_backend: bool) -> Self {
         let traffic = ServiceStats {
             packets_in: 1,
             bytes_in: 2,

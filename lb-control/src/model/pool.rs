@@ -67,6 +67,21 @@ impl AddressRange {
             && number(other.first) <= number(self.last)
     }
 
+    /// How many addresses it has; `but` leaves out IPv4 addresses that end in one of these.
+    fn count(&self, but: &[u8]) -> f64 {
+        let (first, last) = (number(self.first), number(self.last));
+        let left_out = |end: u8| {
+            // Numbers up to `n` that end so.
+            let up_to = |n: i128| (n - i128::from(end)).div_euclid(256) + 1;
+            (up_to(last as i128) - up_to(first as i128 - 1)) as f64
+        };
+        let left_out = match self.family() {
+            Family::V4 => but.iter().map(|end| left_out(*end)).sum(),
+            Family::V6 => 0.0,
+        };
+        (last - first) as f64 + 1.0 - left_out
+    }
+
     /// The address after this one, if it is still in the range.
     #[must_use]
     pub fn after(&self, address: IpAddr) -> Option<IpAddr> {
@@ -188,6 +203,13 @@ impl Pool {
         self.ranges.iter().any(|range| range.contains(address))
     }
 
+    /// How many addresses it can give out by itself. Not exact above 2^53.
+    #[must_use]
+    pub fn size(&self) -> f64 {
+        let but: &[u8] = if self.avoid_buggy_ips { &[0, 255] } else { &[] };
+        self.ranges.iter().map(|range| range.count(but)).sum()
+    }
+
     /// Whether the address may be chosen automatically.
     #[must_use]
     pub fn may_choose(&self, address: IpAddr) -> bool {
@@ -229,6 +251,24 @@ mod tests {
         ] {
             let error = text.parse::<AddressRange>().unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_leave_out_what_is_not_given_out() {
+        for (ranges, all, without_buggy) in [
+            (&["192.0.2.0/24"][..], 256.0, 254.0),
+            (&["192.0.2.1-192.0.2.254"], 254.0, 254.0),
+            (&["192.0.2.255-192.0.3.0"], 2.0, 0.0),
+            (&["0.0.0.0-0.0.0.1", "10.0.0.0/16"], 65_538.0, 65_025.0),
+            (&["2001:db8::/120", "192.0.2.0/32"], 257.0, 256.0),
+            (&["::/0"], 2f64.powi(128), 2f64.powi(128)),
+        ] {
+            let mut pool = crate::plan::testing::pool("p");
+            pool.ranges = ranges.iter().map(|text| text.parse().unwrap()).collect();
+            assert_eq!(pool.size(), all, "{ranges:?}");
+            pool.avoid_buggy_ips = true;
+            assert_eq!(pool.size(), without_buggy, "{ranges:?}");
         }
     }
 

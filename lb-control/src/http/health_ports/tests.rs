@@ -131,15 +131,16 @@ async fn ports_go_with_their_service_and_may_be_others() {
 #[tokio::test]
 async fn a_port_of_somebody_else_is_a_problem_until_it_is_free() {
     let (silent, port) = reserved();
-    let mut ports = HealthPorts::with_retry(agent(), Duration::from_millis(20));
+    let ports = HealthPorts::with_retry(agent(), Duration::from_millis(20));
+    let mut problems = ports.problems();
     ports.answer(&web(), Some((port, 1)));
     // Whoever has it accepts no connection, and so says nothing within a second.
-    let problems = ports.problems().await;
-    let text = problems[0].to_string();
-    assert!(problems.len() == 1 && text.contains(&format!("port {port}")), "{text}");
+    let told = problems.next().await;
+    let text = told[0].to_string();
+    assert!(told.len() == 1 && text.contains(&format!("port {port}")), "{text}");
     assert!(text.contains("Service default/web: spec.healthCheckNodePort"), "{text}");
     drop(silent);
-    assert!(ports.problems().await.is_empty());
+    assert!(problems.next().await.is_empty());
     asked(port, is(200)).await;
 }
 
@@ -150,14 +151,15 @@ async fn what_kube_proxy_answers_is_left_to_it() {
     let other = HealthPorts::start(agent());
     other.answer(&web(), Some((port, 7)));
     asked(port, is(200)).await;
-    let mut ports = HealthPorts::with_retry(agent(), Duration::from_millis(20));
+    let ports = HealthPorts::with_retry(agent(), Duration::from_millis(20));
+    let mut problems = ports.problems();
     ports.answer(&web(), Some((port, 1)));
     // What comes later is done later: by the problem of this one, the other was decided.
     let (_silent, taken) = reserved();
     let api = ObjectRef::new("default", "api");
     ports.answer(&api, Some((taken, 1)));
-    let problems = ports.problems().await;
-    assert!(problems.len() == 1 && problems[0].object == Some(api), "{problems:?}");
+    let told = problems.next().await;
+    assert!(told.len() == 1 && told[0].object == Some(api), "{told:?}");
     let text = asked(port, is(200)).await.unwrap();
     assert!(text.contains("\"localEndpoints\":7"), "{text}");
     drop(other);
@@ -167,15 +169,16 @@ async fn what_kube_proxy_answers_is_left_to_it() {
 
 #[tokio::test]
 async fn two_services_with_the_same_port() {
-    let mut ports = HealthPorts::start(agent());
+    let ports = HealthPorts::start(agent());
+    let mut problems = ports.problems();
     let port = free();
     ports.answer(&web(), Some((port, 1)));
     ports.answer(&ObjectRef::new("default", "api"), Some((port, 1)));
-    let problems = ports.problems().await;
-    assert!(problems[0].to_string().contains("the Service default/web has the same one"), "{problems:?}");
+    let told = problems.next().await;
+    assert!(told[0].to_string().contains("the Service default/web has the same one"), "{told:?}");
     // When the first goes, the other has it at once.
     ports.answer(&web(), None);
     let text = asked(port, |answer| answer.is_some_and(|text| text.contains("\"name\":\"api\""))).await;
     assert!(text.is_some());
-    assert!(ports.problems().await.is_empty());
+    assert!(problems.next().await.is_empty());
 }

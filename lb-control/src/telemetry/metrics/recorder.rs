@@ -78,9 +78,13 @@ impl Default for Recorder {
 }
 
 impl Recorder {
-    /// A batch of changes is in the maps, so long after it was taken up.
-    pub fn updated(&self, took: Duration) {
+    /// A batch of changes was taken up.
+    pub fn updated(&self) {
         self.updates.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The maps have what was taken up, so long after it was.
+    pub fn in_maps(&self, took: Duration) {
         self.durations.observe(took.as_secs_f64());
     }
 
@@ -131,7 +135,8 @@ mod tests {
     #[test]
     fn what_was_counted_is_told() {
         let recorder = Recorder::default();
-        recorder.updated(Duration::from_millis(3));
+        recorder.updated();
+        recorder.in_maps(Duration::from_millis(3));
         recorder.resynced(4);
         recorder.resynced(0);
         recorder.forgot(9);
