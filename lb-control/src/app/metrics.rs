@@ -97,6 +97,7 @@ mod tests {
     use crate::app::shared::Flows;
     use crate::inspect::MapReading;
     use crate::model::{ObjectRef, Problem, VipReport};
+    use crate::plan::testing::pool;
     use crate::telemetry::metrics::{Outcome, Recorder};
     use crate::view::AttachMode;
 
@@ -132,6 +133,23 @@ mod tests {
         let mut samples = Samples::default();
         collect(&published, &reports, &devices, &mut samples);
         samples
+    }
+
+    #[test]
+    fn sizes_of_pools_leave_out_what_is_not_given_out() {
+        for (ranges, all, without_buggy) in [
+            (&["192.0.2.0/24"][..], 256.0, 254.0),
+            (&["192.0.2.1-192.0.2.254"], 254.0, 254.0),
+            (&["192.0.2.255-192.0.3.0"], 2.0, 0.0),
+            (&["0.0.0.0-0.0.0.1", "10.0.0.0/16"], 65_538.0, 65_025.0),
+            (&["2001:db8::/120", "192.0.2.0/32"], 257.0, 256.0),
+            (&["::/0"], 2f64.powi(128), 2f64.powi(128)),
+        ] {
+            let mut pool = pool(&format!("p {}", ranges.join(" ")));
+            assert_eq!(pool.size(), all, "{ranges:?}");
+            pool.avoid_buggy_ips = true;
+            assert_eq!(pool.size(), without_buggy, "{ranges:?}");
+        }
     }
 
     #[test]

@@ -186,7 +186,7 @@ impl Inspect for Shared {
 
     fn alive(&self) -> bool {
         let turned = Duration::from_millis(self.turned.load(Ordering::Relaxed));
-        self.started.elapsed().saturating_sub(turned) < STUCK
+        !is_stuck(self.started.elapsed(), turned)
     }
 
     fn metrics(&self) -> Result<(&'static str, String)> {
@@ -200,6 +200,11 @@ impl Inspect for Shared {
         MapReading::new(&self.counters, self.metrics_per_backend)?.collect(&mut samples);
         Ok((CONTENT_TYPE, samples.text()?))
     }
+}
+
+/// By the time now, and when the last turn began.
+fn is_stuck(now: Duration, turned: Duration) -> bool {
+    now.saturating_sub(turned) > STUCK
 }
 
 fn device(attachment: &Attachment) -> DeviceView {
@@ -246,5 +251,29 @@ fn explain(backend: &mut BackendView, published: &Published) {
     if let Some(text) = published.unreachable.get(&backend.address) {
         backend.next_hop_resolved = false;
         backend.next_hop.clone_from(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_does_not_turn_is_stuck() {
+        let second = Duration::from_secs;
+        assert!(!is_stuck(second(100), second(10)));
+        assert!(is_stuck(second(101), second(10)));
+        assert!(!is_stuck(second(10), second(11)), "it turned meanwhile");
+    }
+
+    #[test]
+    fn each_turn_is_a_sign_of_life() {
+        let shared = Shared::new(&PinDirectory::new(std::path::Path::new("/nowhere")), false);
+        shared.turned.store(u64::MAX, Ordering::Relaxed);
+        shared.turn();
+        assert!(shared.turned.load(Ordering::Relaxed) < 60_000, "it is the time since the start");
+        assert!(shared.alive() && !shared.ready());
+        let error = format!("{:#}", shared.metrics().unwrap_err());
+        assert!(error.contains("/nowhere"), "{error}");
     }
 }

@@ -21,6 +21,7 @@ use crate::view::{DropView, FlowFilter, FlowView, ProblemView, StatusView, flow_
 struct Agent {
     ready: AtomicBool,
     broken: bool,
+    stuck: bool,
 }
 
 impl Inspect for Agent {
@@ -50,7 +51,7 @@ impl Inspect for Agent {
     }
 
     fn alive(&self) -> bool {
-        !self.broken
+        !self.stuck
     }
 
     fn metrics(&self) -> Result<(&'static str, String)> {
@@ -89,7 +90,8 @@ async fn the_tcp_port_has_metrics_and_probes_and_nothing_else() {
         assert!(at_port(&agent, path).await.starts_with("HTTP/1.0 404"), "{path}");
     }
     let broken = Arc::new(Agent { broken: true, ..Agent::default() });
-    assert!(at_port(&broken, "/healthz").await.starts_with("HTTP/1.0 503"));
+    let stuck = Arc::new(Agent { stuck: true, ..Agent::default() });
+    assert!(at_port(&stuck, "/healthz").await.starts_with("HTTP/1.0 503"));
     let text = at_port(&broken, "/metrics").await;
     assert!(text.starts_with("HTTP/1.0 500") && text.contains("the map drops"), "{text}");
 }

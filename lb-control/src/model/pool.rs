@@ -255,24 +255,6 @@ mod tests {
     }
 
     #[test]
-    fn sizes_leave_out_what_is_not_given_out() {
-        for (ranges, all, without_buggy) in [
-            (&["192.0.2.0/24"][..], 256.0, 254.0),
-            (&["192.0.2.1-192.0.2.254"], 254.0, 254.0),
-            (&["192.0.2.255-192.0.3.0"], 2.0, 0.0),
-            (&["0.0.0.0-0.0.0.1", "10.0.0.0/16"], 65_538.0, 65_025.0),
-            (&["2001:db8::/120", "192.0.2.0/32"], 257.0, 256.0),
-            (&["::/0"], 2f64.powi(128), 2f64.powi(128)),
-        ] {
-            let mut pool = crate::plan::testing::pool("p");
-            pool.ranges = ranges.iter().map(|text| text.parse().unwrap()).collect();
-            assert_eq!(pool.size(), all, "{ranges:?}");
-            pool.avoid_buggy_ips = true;
-            assert_eq!(pool.size(), without_buggy, "{ranges:?}");
-        }
-    }
-
-    #[test]
     fn a_range_ends_at_its_last_address() {
         let range: AddressRange = "255.255.255.254-255.255.255.255".parse().unwrap();
         let second = range.after(range.first()).unwrap();

@@ -140,8 +140,8 @@ impl Collector for Samples {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table;
     use super::*;
+    use crate::telemetry::metrics::table;
 
     #[test]
     fn text_is_as_prometheus_reads_it() {
