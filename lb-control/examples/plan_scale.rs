@@ -50,7 +50,7 @@ fn main() {
     let mut planner = Planner::new(true, "edge", addressing);
     let changes = Objects::default().changes_to(&objects);
     timed("decide, from scratch", || planner.apply(changes));
-    let path = Path { next_hop: None, snat: vec![[10, 255, 0, 1].into()] };
+    let path = Path { snat: vec![[10, 255, 0, 1].into()], ..Path::default() };
     let paths: Paths = planner.backends().map(|address| (address, path.clone())).collect();
     let mut maps = FakeMaps::new(Limits::default());
     let mut compiler = Compiler::new(Limits::default(), Settings::default());

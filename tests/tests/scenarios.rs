@@ -128,6 +128,7 @@ fn paths(desired: &Desired) -> Paths {
         .filter(|address| !address.to_string().starts_with("10.9."))
         .collect();
     let path = |address: &std::net::IpAddr| plan::Path {
+        is_local: false,
         next_hop: Some(next_hop),
         snat: vec![if address.is_ipv4() { "10.0.0.254" } else { "fd00::fe" }.parse().unwrap()],
     };

@@ -15,11 +15,11 @@ use super::live::Live;
 use super::shared::Shared;
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
-use crate::dataplane::{Devices, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
+use crate::dataplane::{Devices, Exits, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
 use crate::net::next_hops::{Ask, NextHops, Resolution};
-use crate::net::{Change, Kernel as Network, addresses};
+use crate::net::{Change, Kernel as Network, addresses, forwarding};
 use crate::plan::ipam::{self, Ipam};
 use crate::plan::{self, Addressing, Compiler, Effects, Path, Paths, Planner, Scope};
 use crate::ports::MapStore;
@@ -40,6 +40,7 @@ pub struct Agent {
     programs: Programs,
     maps: KernelMaps,
     devices: Devices,
+    exits: Exits,
     compiler: Compiler,
     planner: Planner,
     config: Config,
@@ -96,9 +97,10 @@ impl Agent {
         let agent = Self {
             settings: settings.clone(),
             started: Instant::now(),
-            next_hops: NextHops::new(network.clone()),
+            next_hops: NextHops::new(network.clone(), &settings.link_device),
             network,
             devices: Devices::new(pins.clone(), settings.mode),
+            exits: Exits::new(pins.clone()),
             pins,
             _lock: lock,
             programs,
@@ -187,12 +189,18 @@ impl Agent {
 
     /// Looks at the network anew.
     pub async fn network_changed(&mut self) {
+        if self.generation == 0 {
+            return self.hold().await;
+        }
         let ask = if std::mem::take(&mut self.ask_routes) { Ask::Routes } else { Ask::Neighbours };
         self.look_around(ask).await;
     }
 
     /// Compares the maps themselves with what they should contain, and repairs them.
     pub async fn resync(&mut self) {
+        if self.generation == 0 {
+            return self.hold().await;
+        }
         if let Err(error) = self.compiler.reload(&self.maps) {
             error!("resync: {error:#}");
             return;
@@ -203,7 +211,21 @@ impl Agent {
 
     /// Tries again what could not be done.
     pub async fn retry(&mut self) {
+        self.retry_at = None;
+        if self.generation == 0 {
+            return self.hold().await;
+        }
         self.converge(Ask::Routes).await;
+    }
+
+    /// Keeps what an earlier agent has left for as long as nobody has said what is wanted: the API
+    /// server may be away.
+    async fn hold(&mut self) {
+        self.trouble.clear(Area::Addresses);
+        if let Err(error) = addresses::renew(self.network.handle()).await {
+            self.fail(Area::Addresses, "addresses", &error);
+        }
+        self.publish();
     }
 
     /// Takes note of which backends flows still refer to.
@@ -225,12 +247,15 @@ impl Agent {
             return self.converge(Ask::Neighbours).await;
         }
         let planner = &self.planner;
-        self.next_hops.follow(&effects.backends, |address| planner.has_backend(address)).await;
+        self.next_hops.follow(&effects.backends, |address| planner.is_local(address)).await;
         let devices = self.take_paths(&effects.backends);
         if devices {
             self.attach();
         }
         self.write_maps(Some(&effects.services));
+        if self.exits.attached().next().is_some() {
+            self.leave_exits();
+        }
         if !effects.vips.is_empty() {
             // Last: whoever sees the address finds it served.
             self.place_addresses().await;
@@ -248,7 +273,9 @@ impl Agent {
 
     /// Reads the state of the network, and carries on from there.
     async fn look_around(&mut self, ask: Ask) {
-        let refreshed = match self.next_hops.refresh(self.planner.backends(), ask).await {
+        let planner = &self.planner;
+        let backends = planner.backends().map(|address| (address, planner.is_local(&address) == Some(true)));
+        let refreshed = match self.next_hops.refresh(backends, ask).await {
             Ok(refreshed) => refreshed,
             Err(error) => {
                 // What is not known must not look gone: everything stays as it is.
@@ -268,12 +295,13 @@ impl Agent {
         self.attach();
         let services = self.planner.services_behind(&refreshed.backends);
         self.write_maps(if self.maps_incomplete { None } else { Some(&services) });
+        self.leave_exits();
         self.place_addresses().await;
         self.report_all_live();
         self.publish();
     }
 
-    /// Takes over the ways to backends; says whether devices lead to them that did not before.
+    /// Takes over the ways to backends; says whether programs have to be attached for them first.
     fn take_paths(&mut self, backends: &BTreeSet<IpAddr>) -> bool {
         let mut devices = false;
         for backend in backends {
@@ -281,6 +309,7 @@ impl Agent {
                 Some(found) => {
                     let device = found.device.as_ref().map(|(index, _)| *index);
                     devices |= device.is_some_and(|index| !self.devices.is_attached(index));
+                    devices |= found.is_local && self.exits.attached().next().is_none();
                     self.paths.insert(*backend, path(*backend, found, &self.settings.snat_addresses));
                 }
                 None => drop(self.paths.remove(backend)),
@@ -324,6 +353,7 @@ impl Agent {
                 self.fail(Area::Devices, name, &error);
             }
         }
+        self.attach_exits(&wanted);
         let keep: Vec<_> = wanted.into_keys().collect();
         let gone: Vec<_> = self
             .devices
@@ -337,6 +367,37 @@ impl Agent {
             }
         }
         if let Err(error) = self.devices.keep_only(&keep) {
+            self.fail(Area::Devices, "devices", &error);
+        }
+    }
+
+    /// Attaches the program for replies of backends on this node wherever they may leave it, as long
+    /// as there are such backends: it costs every packet that leaves a look into the flow table.
+    fn attach_exits(&mut self, devices: &BTreeMap<u32, String>) {
+        if !self.next_hops.has_local() {
+            return;
+        }
+        for (index, name) in devices {
+            let program = self.programs.egress_program();
+            if let Err(error) = program.and_then(|program| self.exits.attach(program, *index, name)) {
+                self.fail(Area::Devices, name, &error);
+            }
+        }
+        let keep: Vec<_> = devices.keys().copied().collect();
+        if let Err(error) = self.exits.keep_only(&keep) {
+            self.fail(Area::Devices, "devices", &error);
+        }
+        let families = self.next_hops.families_behind_devices();
+        let missing: Vec<_> = families.into_iter().filter_map(forwarding::missing).collect();
+        self.trouble.extend(Area::Devices, missing.into_iter().map(Problem::warning));
+    }
+
+    /// Takes the program for replies off once the maps name no backend on this node any more.
+    fn leave_exits(&mut self) {
+        if !self.maps_incomplete
+            && !self.next_hops.has_local()
+            && let Err(error) = self.exits.keep_only(&[])
+        {
             self.fail(Area::Devices, "devices", &error);
         }
     }
@@ -494,6 +555,9 @@ impl Agent {
         if let Err(error) = self.devices.keep_only(&[]) {
             failed.push(error);
         }
+        if let Err(error) = self.exits.keep_only(&[]) {
+            failed.push(error);
+        }
         self.next_hops.release().await;
         if let Err(error) = self.pins.remove() {
             failed.push(error);
@@ -544,5 +608,5 @@ fn path(backend: IpAddr, found: &Resolution, chosen: &[IpAddr]) -> Path {
     if snat.is_empty() {
         snat.extend(found.source);
     }
-    Path { next_hop: found.next_hop, snat }
+    Path { next_hop: found.next_hop, snat, is_local: found.is_local }
 }

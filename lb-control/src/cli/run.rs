@@ -77,6 +77,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_BACKENDS, help_heading = "Datapath",
           value_parser = clap::value_parser!(u32).range(2..=MAXIMUM_SIZE))]
     pub max_backends: u32,
+    /// Source ranges (loadBalancerSourceRanges) of each family that there is room for, over all Service
+    /// entries
+    #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_SOURCE_RANGES, help_heading = "Datapath",
+          value_parser = clap::value_parser!(u32).range(1..=MAXIMUM_SIZE))]
+    pub max_source_ranges: u32,
     /// What SIGTERM leaves behind: withdraw takes VIPs and programs away, keep lets the kernel go on
     /// forwarding until the next agent takes over
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
@@ -230,7 +235,12 @@ impl RunArgs {
             http: self.http_address.unwrap_or(default_http).socket(),
             metrics_per_backend: self.metrics_per_backend,
             mode: self.xdp_mode.forced(),
-            sizes: Sizes { flows: self.max_flows, services: self.max_services, backends: self.max_backends },
+            sizes: Sizes {
+                flows: self.max_flows,
+                services: self.max_services,
+                backends: self.max_backends,
+                source_ranges: self.max_source_ranges,
+            },
             snat_addresses: self.snat_addresses,
             snat_ports: (self.snat_ports.first, self.snat_ports.last),
             keep_on_exit: self.on_exit == OnExit::Keep,

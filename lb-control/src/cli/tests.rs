@@ -128,6 +128,8 @@ fn settings_are_taken_from_the_flags() {
         "10",
         "--max-backends",
         "100",
+        "--max-source-ranges",
+        "50",
         "--socket",
         "/s",
         "--pin-dir",
@@ -138,7 +140,7 @@ fn settings_are_taken_from_the_flags() {
     assert_eq!(settings.snat_addresses.len(), 2);
     assert_eq!(settings.snat_ports, (2000, 2999));
     let sizes = settings.sizes;
-    assert_eq!((sizes.flows, sizes.services, sizes.backends), (1000, 10, 100));
+    assert_eq!((sizes.flows, sizes.services, sizes.backends, sizes.source_ranges), (1000, 10, 100, 50));
     assert_eq!((settings.socket.to_str(), settings.pin_directory.to_str()), (Some("/s"), Some("/p")));
 }
 

@@ -6,6 +6,7 @@ mod batch;
 pub mod clock;
 pub mod collect;
 mod counters;
+mod exits;
 pub mod flows;
 mod links;
 mod loader;
@@ -15,6 +16,7 @@ mod pins;
 
 pub use attach::{Attachment, Devices, Mode};
 pub use counters::Counters;
+pub use exits::Exits;
 pub use links::{LinkedDevice, device_name, linked_devices};
 pub use loader::{Kernel, Sizes};
 pub use maps::KernelMaps;

@@ -87,7 +87,7 @@ impl MapReading {
     }
 
     fn pressure(&self, samples: &mut Samples) {
-        let slots: u64 = self.services.iter().map(|(_, service)| u64::from(service.slot_count)).sum();
+        let slots: u64 = self.services.iter().map(|(_, service)| u64::from(service.slot_count())).sum();
         let used = [
             (maps::VIPS_V4, self.vips[0] as f64),
             (maps::VIPS_V6, self.vips[1] as f64),

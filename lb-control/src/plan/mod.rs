@@ -4,8 +4,10 @@
 //! [`Compiler`] turns that into map operations.
 
 mod compile;
+pub mod controller;
 mod health;
 pub mod ipam;
+pub mod ownership;
 mod planner;
 mod resolve;
 mod slots;

@@ -52,7 +52,7 @@ pub struct Effects {
     pub vips: BTreeSet<IpAddr>,
     /// Addresses on the link device that are there for other Services than before.
     pub holders: BTreeSet<IpAddr>,
-    /// Addresses of backends that come or go.
+    /// Addresses of backends that come or go, or turn out to be on this node, or not.
     pub backends: BTreeSet<IpAddr>,
     /// Services about which health checks are told something else.
     pub health_checks: BTreeSet<ObjectRef>,
@@ -70,7 +70,7 @@ impl Effects {
 /// within it.
 #[derive(Default)]
 struct Before {
-    backends: HashMap<IpAddr, bool>,
+    backends: HashMap<IpAddr, Place>,
     vips: HashMap<IpAddr, bool>,
 }
 
@@ -82,6 +82,22 @@ struct Decided {
     health_check: Option<HealthCheck>,
 }
 
+/// What is known of an address of backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// How many entries have a backend there.
+    count: usize,
+    /// How many of them say that it is on this node.
+    local: usize,
+}
+
+impl Place {
+    /// Whether there is a backend, and on this node.
+    fn state(self) -> (bool, bool) {
+        (self.count > 0, self.local > 0)
+    }
+}
+
 /// Keeps the objects and the last decision, and renews it.
 pub struct Planner {
     default_class: bool,
@@ -91,8 +107,7 @@ pub struct Planner {
     objects: Objects,
     index: Index,
     plan: Plan,
-    /// How many entries have a backend at an address.
-    backends: HashMap<IpAddr, usize>,
+    backends: HashMap<IpAddr, Place>,
     resolved: u64,
 }
 
@@ -129,10 +144,10 @@ impl Planner {
         self.backends.keys().copied()
     }
 
-    /// Whether some entry has a backend at this address.
+    /// Whether the backends at an address are known to be on this node; `None` if there are none.
     #[must_use]
-    pub fn has_backend(&self, address: &IpAddr) -> bool {
-        self.backends.contains_key(address)
+    pub fn is_local(&self, address: &IpAddr) -> Option<bool> {
+        self.backends.get(address).map(|place| place.local > 0)
     }
 
     /// Services that have a backend at one of these addresses. Looks at all entries.
@@ -189,12 +204,12 @@ impl Planner {
         for service in &dirty {
             self.renew(service, &mut effects, &mut before);
         }
-        for (address, was_there) in before.backends {
-            let is_there = self.backends.get(&address).is_some_and(|count| *count > 0);
-            if !is_there {
+        for (address, was) in before.backends {
+            let is = self.backends.get(&address).copied().unwrap_or_default();
+            if is.count == 0 {
                 self.backends.remove(&address);
             }
-            if was_there != is_there {
+            if was.state() != is.state() {
                 effects.backends.insert(address);
             }
         }
@@ -248,11 +263,11 @@ impl Planner {
             self.plan.desired.entries_of(object).map(|(key, entry)| (key.clone(), entry.clone())).collect();
         if old != entries {
             effects.services.insert(object.clone());
-            for address in old.values().flat_map(|entry| entry.backends.keys()) {
-                self.count(address.ip(), false, before);
+            for (address, backend) in old.values().flat_map(|entry| &entry.backends) {
+                self.count(address.ip(), backend.local, false, before);
             }
-            for address in entries.values().flat_map(|entry| entry.backends.keys()) {
-                self.count(address.ip(), true, before);
+            for (address, backend) in entries.values().flat_map(|entry| &entry.backends) {
+                self.count(address.ip(), backend.local, true, before);
             }
         }
         self.place(object, &old, &entries, effects, before);
@@ -279,10 +294,14 @@ impl Planner {
         }
     }
 
-    fn count(&mut self, address: IpAddr, comes: bool, before: &mut Before) {
-        let count = self.backends.entry(address).or_default();
-        before.backends.entry(address).or_insert(*count > 0);
-        *count = if comes { *count + 1 } else { count.saturating_sub(1) };
+    fn count(&mut self, address: IpAddr, local: bool, comes: bool, before: &mut Before) {
+        let place = self.backends.entry(address).or_default();
+        before.backends.entry(address).or_insert(*place);
+        let step = |count: usize| if comes { count + 1 } else { count.saturating_sub(1) };
+        place.count = step(place.count);
+        if local {
+            place.local = step(place.local);
+        }
     }
 
     /// Which addresses have to be on the link device for a Service.

@@ -107,7 +107,10 @@ fn check(mut planner: Planner, fresh: impl Fn(Holdings) -> Planner, steps: Vec<V
     for changes in steps {
         let before = planner.plan().clone();
         let held = planner.holdings();
-        let before_backends: BTreeSet<_> = planner.backends().collect();
+        let placed = |planner: &Planner| -> BTreeSet<_> {
+            planner.backends().map(|address| (address, planner.is_local(&address))).collect()
+        };
+        let before_backends = placed(&planner);
         let effects = planner.apply(changes);
 
         let mut whole = fresh(held);
@@ -124,7 +127,14 @@ fn check(mut planner: Planner, fresh: impl Fn(Holdings) -> Planner, steps: Vec<V
         assert_eq!(effects.vips, differing(&vips(&before), &vips(plan)));
         let backends: BTreeSet<_> = planner.backends().collect();
         assert_eq!(backends, plan.desired.backend_addresses());
-        assert_eq!(effects.backends, differing(&before_backends, &backends));
+        let other =
+            before_backends.symmetric_difference(&placed(&planner)).map(|(address, _)| *address).collect();
+        assert_eq!(effects.backends, other);
+        let local = |address: &IpAddr| planner.is_local(address) == Some(true);
+        assert_eq!(
+            backends.iter().copied().filter(local).collect::<BTreeSet<_>>(),
+            plan.desired.local_addresses()
+        );
         for object in before.reports.keys().chain(plan.reports.keys()) {
             let differs = before.reports.get(object) != plan.reports.get(object);
             assert_eq!(differs, effects.reports.contains(object), "{object}");
