@@ -45,7 +45,7 @@ fn main() {
     let mut merger = Merger::default();
     timed("merge", || merger.merge(&[("all.yaml".into(), FileState::Read(decoded.into()))]));
     let objects = timed("snapshot", || merger.snapshot()).objects;
-    let options = ipam::Options { default_class: true, outside_pools: true };
+    let options = ipam::Options { default_class: true, outside_pools: true, deferred_release: false };
     let addressing = Addressing::Decides(Box::new(Ipam::new(options)));
     let mut planner = Planner::new(true, "edge", addressing);
     let changes = Objects::default().changes_to(&objects);

@@ -114,7 +114,7 @@ impl World {
 
 /// An agent on the node `edge` that gives out addresses itself.
 fn planner(holdings: Holdings) -> Planner {
-    let mut ipam = Ipam::new(Options { default_class: true, outside_pools: true });
+    let mut ipam = Ipam::new(Options { default_class: true, outside_pools: true, deferred_release: false });
     ipam.adopt(holdings);
     Planner::new(true, "edge", Addressing::Decides(Box::new(ipam)))
 }

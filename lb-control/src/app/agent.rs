@@ -86,7 +86,11 @@ impl Agent {
         let addressing = if settings.follows_cluster() {
             Addressing::Follows
         } else {
-            let options = ipam::Options { default_class: settings.default_class, outside_pools: true };
+            let options = ipam::Options {
+                default_class: settings.default_class,
+                outside_pools: true,
+                deferred_release: false,
+            };
             let mut ipam = Ipam::new(options);
             ipam.adopt(compiler.holdings());
             Addressing::Decides(Box::new(ipam))

@@ -166,14 +166,22 @@ pub enum PoolOrigin {
     MetalLb(String),
 }
 
+impl PoolOrigin {
+    /// [`Pool::key`] of the pool of that name.
+    #[must_use]
+    pub fn key(&self, name: &str) -> String {
+        match self {
+            Self::Pointsman => name.to_owned(),
+            Self::MetalLb(namespace) => format!("metallb.io/{namespace}/{name}"),
+        }
+    }
+}
+
 impl Pool {
     /// What it goes by among all pools; kinds do not clash.
     #[must_use]
     pub fn key(&self) -> String {
-        match &self.origin {
-            PoolOrigin::Pointsman => self.name.clone(),
-            PoolOrigin::MetalLb(namespace) => format!("metallb.io/{namespace}/{}", self.name),
-        }
+        self.origin.key(&self.name)
     }
 
     /// Whether it lists who may use it.

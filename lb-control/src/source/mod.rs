@@ -2,6 +2,7 @@
 
 pub mod convert;
 pub mod file;
+pub mod kube;
 pub mod pools;
 
 use crate::model::{ObjectChange, Problem};

@@ -33,7 +33,7 @@ fn add(store: &mut Store, group: &str, plural: &str, namespace: &str, object: Va
     let found: Option<Arc<Kind>> = store.registry.find(group, "v1", plural);
     let kind = found.expect("a kind that is built in");
     let manager = Manager { name: "kube-apiserver".into(), ..Manager::default() };
-    let write = Write { kind, part: Part::Main, manager, dry_run: false };
+    let write = Write { kind, part: Part::Main, manager, dry_run: false, strict: false };
     let key = (namespace.to_owned(), String::new());
     objects::create(store, &write, &key, object).expect("an object that is valid in an empty cluster");
 }

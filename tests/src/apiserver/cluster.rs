@@ -3,16 +3,24 @@
 use std::{
     env,
     path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::{
+    api::core::v1::Namespace, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
 use kube::{
     Api, Client, Config,
     api::{DeleteParams, ObjectMeta, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
+    runtime::{conditions, wait::await_condition},
 };
+use tokio::time::timeout;
 
 use super::ApiServer;
 
@@ -32,7 +40,8 @@ pub struct TestCluster {
     kubeconfig: PathBuf,
     prefix: String,
     client: Client,
-    namespaces: std::sync::Mutex<Vec<String>>,
+    namespaces: Mutex<Vec<String>>,
+    definitions: Mutex<Vec<String>>,
 }
 
 /// Distinguishes the names of one process.
@@ -64,7 +73,14 @@ impl TestCluster {
             std::process::id(),
             COUNT.fetch_add(1, Ordering::Relaxed)
         );
-        Ok(Self { double, kubeconfig, prefix, client, namespaces: std::sync::Mutex::default() })
+        Ok(Self {
+            double,
+            kubeconfig,
+            prefix,
+            client,
+            namespaces: Mutex::default(),
+            definitions: Mutex::default(),
+        })
     }
 
     /// For the administrator.
@@ -100,24 +116,75 @@ impl TestCluster {
         let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
         let namespace = Namespace { metadata, ..Namespace::default() };
         Api::<Namespace>::all(self.client()).create(&PostParams::default(), &namespace).await?;
-        self.namespaces.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
+        lock(&self.namespaces).push(name.clone());
         Ok(name)
     }
 
-    /// Deletes the namespaces that were made, with all that is in them.
+    /// Installs a CustomResourceDefinition, which `clean_up` deletes, and waits until its kind is
+    /// served.
+    ///
+    /// # Errors
+    /// When it is refused, or not served in time.
+    pub async fn install(&self, definition: &CustomResourceDefinition) -> Result<()> {
+        let api = Api::<CustomResourceDefinition>::all(self.client());
+        api.create(&PostParams::default(), definition).await?;
+        let name = definition.metadata.name.clone().context("a definition without a name")?;
+        lock(&self.definitions).push(name.clone());
+        let established = await_condition(api, &name, conditions::is_crd_established());
+        timeout(PATIENCE, established).await.with_context(|| format!("{name} is not established"))??;
+        // A real API server begins to serve it a little later than it says.
+        let spec = &definition.spec;
+        for version in spec.versions.iter().filter(|version| version.served) {
+            let path = format!("/apis/{}/{}/{}?limit=1", spec.group, version.name, spec.names.plural);
+            let served = async {
+                loop {
+                    let request = http::Request::get(&path).body(Vec::new())?;
+                    match self.client.request_text(request).await {
+                        Ok(_) => return anyhow::Ok(()),
+                        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 429 => {
+                            tokio::time::sleep(Duration::from_millis(20)).await;
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            };
+            timeout(PATIENCE, served).await.with_context(|| format!("{path} is not served"))??;
+        }
+        Ok(())
+    }
+
+    /// Deletes the namespaces and definitions that were made, with all that is in them.
     ///
     /// # Errors
     /// When one cannot be deleted.
     pub async fn clean_up(&self) -> Result<()> {
-        let made =
-            std::mem::take(&mut *self.namespaces.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-        let api = Api::<Namespace>::all(self.client());
-        for name in made {
-            api.delete(&name, &DeleteParams::background()).await?;
+        let namespaces = std::mem::take(&mut *lock(&self.namespaces));
+        for name in namespaces {
+            gone(Api::<Namespace>::all(self.client()).delete(&name, &DeleteParams::background()).await)?;
+        }
+        let definitions = std::mem::take(&mut *lock(&self.definitions));
+        for name in definitions {
+            let api = Api::<CustomResourceDefinition>::all(self.client());
+            gone(api.delete(&name, &DeleteParams::background()).await)?;
         }
         Ok(())
     }
 }
+
+/// What is not there need not be deleted.
+fn gone<T>(deleted: kube::Result<T>) -> Result<()> {
+    match deleted {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => Ok(other.map(drop)?),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long anything may take: machines under test are busy.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs a test against the cluster and cleans up after it, also when it fails.
 ///

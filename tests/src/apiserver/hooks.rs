@@ -6,8 +6,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{
+    definitions,
     failure::{Failure, Outcome},
-    kinds::Kind,
+    kinds::{CRD_STORAGE, Kind},
     objects::{finalizers, is_deleting, now},
     service,
     store::{Key, Object, Store, key_of},
@@ -43,22 +44,6 @@ pub fn ensure_namespace(store: &Store, kind: &Kind, namespace: &str, object: &Va
     }
 }
 
-/// Before a new object gets its defaults.
-///
-/// # Errors
-/// When it is invalid.
-pub fn before_create(_store: &mut Store, _kind: &Kind, _object: &mut Value) -> Outcome<()> {
-    Ok(())
-}
-
-/// Before a changed object gets its defaults.
-///
-/// # Errors
-/// When it is invalid.
-pub fn before_update(_store: &mut Store, _kind: &Kind, _old: &Value, _new: &mut Value) -> Outcome<()> {
-    Ok(())
-}
-
 /// When an object is found valid: what needs others to be looked at.
 ///
 /// # Errors
@@ -76,7 +61,11 @@ pub fn after_validation(store: &Store, kind: &Kind, new: &mut Value) -> Outcome<
 }
 
 /// When an object is stored.
-pub fn after_write(_store: &mut Store, _kind: &Kind, _object: &Object) {}
+pub fn after_write(store: &mut Store, kind: &Kind, object: &Object) {
+    if &*kind.storage == CRD_STORAGE {
+        definitions::install(store, object);
+    }
+}
 
 /// Whether an object has to wait for something else than finalizers: a namespace for its content.
 #[must_use]
@@ -100,10 +89,19 @@ pub fn after_mark(store: &mut Store, _kind: &Kind, object: &Object) {
 }
 
 /// Before an object is removed or marked.
-pub fn before_removal(_store: &mut Store, _kind: &Kind, _object: &Value) {}
+pub fn before_removal(store: &mut Store, kind: &Kind, object: &Value) {
+    if &*kind.storage == CRD_STORAGE {
+        definitions::empty(store, object);
+    }
+}
 
 /// When an object is gone.
-pub fn after_removal(store: &mut Store, _kind: &Kind, object: &Object) {
+pub fn after_removal(store: &mut Store, kind: &Kind, object: &Object) {
+    if &*kind.storage == CRD_STORAGE {
+        definitions::uninstall(store, object);
+    } else if kind.custom.is_some() {
+        definitions::finish(store, kind);
+    }
     let namespace = key_of(object).0;
     if !namespace.is_empty() {
         finish_namespace(store, &namespace);

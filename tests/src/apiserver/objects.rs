@@ -25,6 +25,8 @@ pub struct Write {
     pub manager: Manager,
     /// Everything as if, but nothing is stored.
     pub dry_run: bool,
+    /// Fields that the kind does not have are refused instead of dropped: `fieldValidation=Strict`.
+    pub strict: bool,
 }
 
 /// What a write did.
@@ -124,8 +126,7 @@ pub fn create(store: &mut Store, write: &Write, key: &Key, mut object: Value) ->
     let fresh = system_metadata(store, &mut object["metadata"]);
     let name = generated_name(&mut object["metadata"], &fresh);
     versions::stored(kind, &mut object);
-    hooks::before_create(store, kind, &mut object)?;
-    strategy::prepare_create(kind, &mut object)?;
+    strategy::prepare_create(kind, write.strict, &mut object)?;
     if kind.generation {
         object["metadata"]["generation"] = 1.into();
     }
@@ -194,10 +195,7 @@ pub fn replace(store: &mut Store, write: &Write, key: &Key, mut new: Value) -> O
     check_versions(kind, &old, &mut new, write)?;
     versions::stored(kind, &mut new);
     keep_metadata(&old, &mut new);
-    if write.part == Part::Main {
-        hooks::before_update(store, kind, &old, &mut new)?;
-    }
-    strategy::prepare_update(kind, write.part, &old, &mut new)?;
+    strategy::prepare_update(kind, write.part, write.strict, &old, &mut new)?;
     check_finalizers(kind, &old, &new)?;
     if kind.generation && write.part == Part::Main && counts(&old, &new) {
         let generation = old["metadata"]["generation"].as_u64().unwrap_or_default();
@@ -209,7 +207,6 @@ pub fn replace(store: &mut Store, write: &Write, key: &Key, mut new: Value) -> O
         return Ok(Written::Updated(Arc::new(new)));
     }
     if is_finished(&new) {
-        hooks::before_removal(store, kind, &new);
         let last = remove_last(store, kind, key, new);
         return Ok(Written::Updated(last));
     }
@@ -341,6 +338,8 @@ pub fn delete(store: &mut Store, write: &Write, key: &Key, only: &Preconditions)
         return Ok(Written::Deleted(old));
     }
     hooks::before_removal(store, kind, &old);
+    // Which may have put a finalizer on it.
+    let old = store.get(&kind.storage, key).unwrap_or(old);
     if finalizers(&old).is_empty() && !hooks::holds(&old) {
         let last = store.remove(&kind.storage, key).unwrap_or(old);
         hooks::after_removal(store, kind, &last);

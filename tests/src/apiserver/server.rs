@@ -228,6 +228,7 @@ fn write(store: &mut Store, kind: &Arc<Kind>, part: Part, call: &Call) -> Outcom
         part,
         manager: Manager { name: call.manager(), ..Manager::default() },
         dry_run: call.query.get("dryRun") == "All",
+        strict: call.query.get("fieldValidation") == "Strict",
     };
     let written = match call.verb {
         Verb::Create => objects::create(store, &write, &key, call.object()?)?,
@@ -291,6 +292,7 @@ fn delete_all(store: &mut Store, kind: &Arc<Kind>, call: &Call) -> Outcome<Answe
         part: Part::Main,
         manager: Manager::default(),
         dry_run: call.query.get("dryRun") == "All",
+        strict: false,
     };
     for object in &list.items {
         let key = super::store::key_of(object);

@@ -4,9 +4,10 @@
 use serde_json::{Value, json};
 
 use super::{
+    definitions,
     failure::{Cause, Failure, Outcome},
-    kinds::Kind,
-    names, service, service_rules,
+    kinds::{CRD_STORAGE, Kind},
+    names, schema, service, service_rules,
 };
 
 /// Which part of an object a request may change.
@@ -50,7 +51,7 @@ pub fn needs_version(kind: &Kind) -> bool {
 ///
 /// # Errors
 /// When it is invalid.
-pub fn prepare_create(kind: &Kind, object: &mut Value) -> Outcome<()> {
+pub fn prepare_create(kind: &Kind, strict: bool, object: &mut Value) -> Outcome<()> {
     // Nodes come with their status: that is how a kubelet registers.
     if kind.status && &*kind.storage != "nodes" {
         remove(object, "status");
@@ -66,14 +67,14 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) -> Outcome<()> {
         "pods" => object["status"] = json!({ "phase": "Pending", "qosClass": "BestEffort" }),
         _ => {}
     }
-    finish(kind, None, object)
+    finish(kind, strict, None, object)
 }
 
 /// Makes a changed object what will be stored: parts that this request cannot change are as before.
 ///
 /// # Errors
 /// When it is invalid.
-pub fn prepare_update(kind: &Kind, part: Part, old: &Value, new: &mut Value) -> Outcome<()> {
+pub fn prepare_update(kind: &Kind, part: Part, strict: bool, old: &Value, new: &mut Value) -> Outcome<()> {
     match part {
         Part::Main if kind.status => copy(old, new, "status"),
         Part::Main => {}
@@ -93,10 +94,18 @@ pub fn prepare_update(kind: &Kind, part: Part, old: &Value, new: &mut Value) -> 
             copy(old, new, "status");
         }
     }
-    finish(kind, Some((part, old)), new)
+    finish(kind, strict, Some((part, old)), new)
 }
 
-fn finish(kind: &Kind, before: Option<(Part, &Value)>, object: &mut Value) -> Outcome<()> {
+fn finish(kind: &Kind, strict: bool, before: Option<(Part, &Value)>, object: &mut Value) -> Outcome<()> {
+    if let Some(custom) = &kind.custom {
+        let unknown = schema::prune(&custom.schema, object);
+        if strict && !unknown.is_empty() {
+            let all: Vec<String> = unknown.iter().map(|path| format!("unknown field \"{path}\"")).collect();
+            return Err(Failure::bad_request(format!("strict decoding error: {}", all.join(", "))));
+        }
+        schema::set_defaults(&custom.schema, object);
+    }
     let mut causes = names::check_metadata(kind, object);
     causes.extend(specific(kind, before, object));
     if causes.is_empty() {
@@ -112,7 +121,13 @@ fn specific(kind: &Kind, before: Option<(Part, &Value)>, object: &mut Value) -> 
             service::prepare(before, object);
             service_rules::check(before, object)
         }
-        _ => Vec::new(),
+        CRD_STORAGE => {
+            definitions::prepare(object);
+            definitions::check(object)
+        }
+        _ => kind.custom.as_ref().map_or_else(Vec::new, |custom| {
+            schema::check(&custom.schema, before.map(|(_, old)| old), object)
+        }),
     }
 }
 

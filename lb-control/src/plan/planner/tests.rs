@@ -9,7 +9,7 @@ use crate::{
     },
 };
 
-const OPTIONS: Options = Options { default_class: true, outside_pools: true };
+const OPTIONS: Options = Options { default_class: true, outside_pools: true, deferred_release: false };
 
 fn slice(name: u8, service: Option<u8>, endpoints: &[u8]) -> EndpointSlice {
     let endpoint = |last: &u8| Endpoint {
