@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use lb_common::abi::Config;
 use tokio::time::Instant;
 use tracing::{debug, error, info};
@@ -13,6 +13,7 @@ use tracing::{debug, error, info};
 use super::Settings;
 use super::live::Live;
 use super::shared::Shared;
+use super::start::{check_device, first_config};
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Devices, Exits, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
@@ -574,36 +575,6 @@ impl Agent {
             }
         }
     }
-}
-
-async fn check_device(network: &Network, name: &str) -> Result<()> {
-    let links = network.links().await?;
-    if links.values().any(|link| link.name == name) {
-        return Ok(());
-    }
-    let others: Vec<_> =
-        links.values().filter(|link| !link.is_loopback).map(|link| link.name.as_str()).collect();
-    bail!("--link-device {name}: there is no such device; this node has: {}", others.join(", "))
-}
-
-/// The settings of the datapath to begin with. The route generation goes on where an earlier agent
-/// stopped: its flows carry it.
-fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Config> {
-    let (first, last) = settings.snat_ports;
-    let count = last
-        .checked_sub(first)
-        .and_then(|count| count.checked_add(1))
-        .filter(|_| first > 0)
-        .with_context(|| {
-            format!("--snat-ports {first}-{last}: the first port must be at least 1 and not above the last")
-        })?;
-    let generation = earlier.map_or(0, |config| config.route_generation).wrapping_add(1).max(1);
-    Ok(Config {
-        route_generation: generation,
-        snat_port_first: first,
-        snat_port_count: count,
-        ..Config::default()
-    })
 }
 
 /// The way to a backend for the compiler.

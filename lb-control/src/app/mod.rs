@@ -5,6 +5,7 @@ mod feed;
 mod live;
 mod metrics;
 mod shared;
+mod start;
 mod trouble;
 mod upkeep;
 
