@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use lb_common::abi::Config;
 use tokio::time::Instant;
 use tracing::{debug, error, info};
@@ -13,9 +13,11 @@ use tracing::{debug, error, info};
 use super::Settings;
 use super::live::Live;
 use super::shared::Shared;
+use super::start::{check_device, first_config};
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Devices, Exits, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
+use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
 use crate::net::next_hops::{Ask, NextHops, Resolution};
 use crate::net::{Change, Kernel as Network, addresses, forwarding};
@@ -62,6 +64,11 @@ pub struct Agent {
     shared: Arc<Shared>,
     generation: u64,
     reloaded: Option<Instant>,
+    health_ports: HealthPorts,
+    /// Since when there is an update that the maps do not have yet.
+    updating: Option<Instant>,
+    /// Whether what is written next is what the comparison with the maps asked for.
+    resyncing: bool,
 }
 
 impl Agent {
@@ -91,7 +98,7 @@ impl Agent {
         };
         let planner = Planner::new(settings.default_class, settings.node.clone(), addressing);
         compiler.reload(&maps)?;
-        let shared = Arc::new(Shared::new(&pins));
+        let shared = Arc::new(Shared::new(&pins, settings.metrics_per_backend));
         let agent = Self {
             settings: settings.clone(),
             started: Instant::now(),
@@ -119,6 +126,9 @@ impl Agent {
             shared: Arc::clone(&shared),
             generation: 0,
             reloaded: None,
+            health_ports: HealthPorts::start(Arc::clone(&shared) as Arc<dyn Inspect>),
+            updating: None,
+            resyncing: false,
         };
         Ok((agent, shared))
     }
@@ -126,6 +136,17 @@ impl Agent {
     /// Where the pins are.
     pub fn pins(&self) -> &PinDirectory {
         &self.pins
+    }
+
+    /// What is wrong with the ports of health checks, for [`Self::health_troubled`].
+    pub fn health_problems(&self) -> HealthProblems {
+        self.health_ports.problems()
+    }
+
+    /// Takes note of what is wrong with them.
+    pub fn health_troubled(&mut self, problems: Vec<Problem>) {
+        self.trouble.replace(Area::HealthChecks, problems);
+        self.publish();
     }
 
     /// When to call [`Self::retry`].
@@ -138,10 +159,15 @@ impl Agent {
         if let Some(problems) = update.problems {
             self.trouble.replace(Area::Source, problems);
         }
+        self.updating.get_or_insert_with(Instant::now);
+        self.shared.recorder.updated();
         let count = update.changes.len();
         let effects = self.planner.apply(update.changes);
         let problems = self.planner.plan().problems.clone();
         self.trouble.replace(Area::Objects, problems);
+        let pools = self.planner.objects().pools.values();
+        let pools = pools.map(|pool| (pool.name.clone(), pool.size())).collect();
+        self.shared.publish(|published| published.pools = pools);
         let first = self.generation == 0;
         self.reloaded = Some(Instant::now());
         self.generation += 1;
@@ -152,6 +178,10 @@ impl Agent {
             self.converge(Ask::Routes).await;
         } else {
             self.follow(&effects).await;
+        }
+        for service in &effects.health_checks {
+            let check = self.planner.plan().health_checks.get(service);
+            self.health_ports.answer(service, check.map(|check| (check.port, check.endpoints)));
         }
     }
 
@@ -180,6 +210,7 @@ impl Agent {
             error!("resync: {error:#}");
             return;
         }
+        self.resyncing = true;
         self.converge(Ask::Routes).await;
     }
 
@@ -211,6 +242,7 @@ impl Agent {
             .filter(|index| !sweep.backends.contains(index))
             .collect();
         self.compiler.flows_purged(&freed);
+        self.shared.swept(sweep);
     }
 
     /// Does what some Services ask for, at the cost of those.
@@ -391,6 +423,12 @@ impl Agent {
         let desired = &self.planner.plan().desired;
         let delta = self.compiler.reconcile(desired, &self.paths, &self.config, scope, now);
         let failures = plan::apply(&delta, &mut self.maps, &mut self.compiler, now);
+        if let Some(since) = self.updating.take() {
+            self.shared.recorder.in_maps(since.elapsed());
+        }
+        if std::mem::take(&mut self.resyncing) {
+            self.shared.recorder.resynced(delta.ops().count());
+        }
         self.maps_incomplete = !delta.problems.is_empty() || !failures.is_empty() || delta.retry_at.is_some();
         if changed.is_none() {
             self.trouble.clear(Area::Maps);
@@ -488,6 +526,8 @@ impl Agent {
             published.devices = self.devices.attached().cloned().collect();
             published.generation = self.generation;
             published.reloaded = self.reloaded;
+            published.problem_counts = self.trouble.counts();
+            published.placed = if self.placed { self.planner.plan().desired.vips.len() } else { 0 };
             let troubled = self.next_hops.troubled();
             published.unreachable.retain(|address, text| troubled.get(address) == Some(text));
             for (address, text) in troubled {
@@ -535,36 +575,6 @@ impl Agent {
             }
         }
     }
-}
-
-async fn check_device(network: &Network, name: &str) -> Result<()> {
-    let links = network.links().await?;
-    if links.values().any(|link| link.name == name) {
-        return Ok(());
-    }
-    let others: Vec<_> =
-        links.values().filter(|link| !link.is_loopback).map(|link| link.name.as_str()).collect();
-    bail!("--link-device {name}: there is no such device; this node has: {}", others.join(", "))
-}
-
-/// The settings of the datapath to begin with. The route generation goes on where an earlier agent
-/// stopped: its flows carry it.
-fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Config> {
-    let (first, last) = settings.snat_ports;
-    let count = last
-        .checked_sub(first)
-        .and_then(|count| count.checked_add(1))
-        .filter(|_| first > 0)
-        .with_context(|| {
-            format!("--snat-ports {first}-{last}: the first port must be at least 1 and not above the last")
-        })?;
-    let generation = earlier.map_or(0, |config| config.route_generation).wrapping_add(1).max(1);
-    Ok(Config {
-        route_generation: generation,
-        snat_port_first: first,
-        snat_port_count: count,
-        ..Config::default()
-    })
 }
 
 /// The way to a backend for the compiler.

@@ -3,16 +3,19 @@
 mod agent;
 mod feed;
 mod live;
+mod metrics;
 mod shared;
+mod start;
 mod trouble;
 mod upkeep;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tracing::{info, warn};
@@ -40,6 +43,10 @@ pub struct Settings {
     pub pin_directory: PathBuf,
     /// Unix socket that answers `pointsman status`.
     pub socket: PathBuf,
+    /// TCP port of metrics and probes, if any.
+    pub http: Option<SocketAddr>,
+    /// Whether metrics tell of every backend.
+    pub metrics_per_backend: bool,
     /// How to attach; `None` chooses.
     pub mode: Option<Mode>,
     /// Sizes of the maps.
@@ -86,6 +93,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     // The socket is first: it tells whether another agent is at work here.
     let listener = http::bind(&settings.socket)?;
+    let port = settings.http.map(listen).transpose()?;
     let Source::Files(config) = &settings.source;
     let mut updates = feed::files(config)?;
     // From here on changes are noticed, so what is read next cannot be outdated unseen.
@@ -95,6 +103,10 @@ pub async fn run(settings: Settings) -> Result<()> {
     let server = tokio::spawn(http::serve(listener, Arc::clone(&shared) as Arc<dyn http::Inspect>, async {
         let _ = stopped.await;
     }));
+    let port = port.map(|port| {
+        tokio::spawn(http::serve_port(port, Arc::clone(&shared) as Arc<dyn http::Inspect>)).abort_handle()
+    });
+    let mut health_problems = agent.health_problems();
     let mut upkeep = Upkeep::start(agent.pins());
 
     let now = Instant::now();
@@ -104,6 +116,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut network_changed: Option<Instant> = None;
     loop {
+        shared.turn();
         let retry = agent.retry_at();
         tokio::select! {
             biased;
@@ -125,6 +138,7 @@ pub async fn run(settings: Settings) -> Result<()> {
             () = at(retry) => agent.retry().await,
             _ = renewal.tick() => agent.network_changed().await,
             _ = resync.tick() => agent.resync().await,
+            problems = health_problems.next() => agent.health_troubled(problems),
             sweep = upkeep.next() => agent.swept(&sweep),
         }
     }
@@ -136,11 +150,22 @@ pub async fn run(settings: Settings) -> Result<()> {
         agent.withdraw().await?;
     }
     let _ = stop_serving.send(());
+    if let Some(port) = port {
+        port.abort();
+    }
     if tokio::time::timeout(Duration::from_secs(2), server).await.is_err() {
         warn!("a request on the socket did not end");
     }
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    http::listen(address).with_context(|| {
+        format!(
+            "listening for metrics and probes on {address}: choose another --http-address, or none to do without"
+        )
+    })
 }
 
 /// Waits for a moment; for ever if there is none.

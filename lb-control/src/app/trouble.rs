@@ -21,6 +21,34 @@ pub enum Area {
     Maps,
     /// Putting addresses on the device.
     Addresses,
+    /// Answering health checks of other load balancers.
+    HealthChecks,
+}
+
+impl Area {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Source,
+        Self::Objects,
+        Self::Network,
+        Self::Devices,
+        Self::Maps,
+        Self::Addresses,
+        Self::HealthChecks,
+    ];
+
+    /// As metrics call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Objects => "objects",
+            Self::Network => "network",
+            Self::Devices => "devices",
+            Self::Maps => "maps",
+            Self::Addresses => "addresses",
+            Self::HealthChecks => "health-checks",
+        }
+    }
 }
 
 /// Problems that there are, and those that the log has heard of.
@@ -68,6 +96,11 @@ impl Trouble {
         }
         self.logged = texts;
         Some(all)
+    }
+
+    /// How much is wrong with what.
+    pub fn counts(&self) -> BTreeMap<&'static str, usize> {
+        Area::ALL.iter().map(|area| (area.name(), self.areas.get(area).map_or(0, Vec::len))).collect()
     }
 
     /// Tells the log what is new about a Service.

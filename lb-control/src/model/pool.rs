@@ -67,6 +67,21 @@ impl AddressRange {
             && number(other.first) <= number(self.last)
     }
 
+    /// How many addresses it has; `but` leaves out IPv4 addresses that end in one of these.
+    fn count(&self, but: &[u8]) -> f64 {
+        let (first, last) = (number(self.first), number(self.last));
+        let left_out = |end: u8| {
+            // Numbers up to `n` that end so.
+            let up_to = |n: i128| (n - i128::from(end)).div_euclid(256) + 1;
+            (up_to(last as i128) - up_to(first as i128 - 1)) as f64
+        };
+        let left_out = match self.family() {
+            Family::V4 => but.iter().map(|end| left_out(*end)).sum(),
+            Family::V6 => 0.0,
+        };
+        (last - first) as f64 + 1.0 - left_out
+    }
+
     /// The address after this one, if it is still in the range.
     #[must_use]
     pub fn after(&self, address: IpAddr) -> Option<IpAddr> {
@@ -198,6 +213,13 @@ impl Pool {
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         self.ranges.iter().any(|range| range.contains(address))
+    }
+
+    /// How many addresses it can give out by itself. Not exact above 2^53.
+    #[must_use]
+    pub fn size(&self) -> f64 {
+        let but: &[u8] = if self.avoid_buggy_ips { &[0, 255] } else { &[] };
+        self.ranges.iter().map(|range| range.count(but)).sum()
     }
 
     /// Whether the address may be chosen automatically.

@@ -5,6 +5,7 @@
 
 mod compile;
 pub mod controller;
+mod health;
 pub mod ipam;
 pub mod ownership;
 mod planner;
@@ -15,6 +16,7 @@ pub(crate) mod testing;
 
 pub use compile::name;
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Scope, Settings, apply};
+pub use health::HealthCheck;
 pub use planner::{Addressing, Effects, Plan, Planner};
 pub use resolve::{Here, resolve};
 pub use slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order};

@@ -11,6 +11,7 @@ use std::{
 use index::Index;
 
 use super::{
+    HealthCheck,
     ipam::{Assigned, Holdings, Ipam},
     resolve::{Here, resolve},
 };
@@ -36,6 +37,8 @@ pub struct Plan {
     pub reports: BTreeMap<ObjectRef, Arc<ServiceReport>>,
     /// What is wrong with objects that no Service answers for.
     pub problems: Vec<Problem>,
+    /// For other load balancers: every Service that they may ask about.
+    pub health_checks: BTreeMap<ObjectRef, HealthCheck>,
 }
 
 /// What is other than before.
@@ -51,6 +54,8 @@ pub struct Effects {
     pub holders: BTreeSet<IpAddr>,
     /// Addresses of backends that come or go, or turn out to be on this node, or not.
     pub backends: BTreeSet<IpAddr>,
+    /// Services about which health checks are told something else.
+    pub health_checks: BTreeSet<ObjectRef>,
 }
 
 impl Effects {
@@ -67,6 +72,14 @@ impl Effects {
 struct Before {
     backends: HashMap<IpAddr, Place>,
     vips: HashMap<IpAddr, bool>,
+}
+
+/// All that is decided about a Service; nothing if it is not ours.
+#[derive(Default)]
+struct Decided {
+    entries: Vec<(ServiceKey, DesiredEntry)>,
+    report: Option<ServiceReport>,
+    health_check: Option<HealthCheck>,
 }
 
 /// What is known of an address of backends.
@@ -243,10 +256,9 @@ impl Planner {
     /// Decides about one Service.
     fn renew(&mut self, object: &ObjectRef, effects: &mut Effects, before: &mut Before) {
         self.resolved += 1;
-        let (entries, report) = self
-            .decide(object)
-            .map_or((Vec::new(), None), |(entries, report)| (entries, Some(Arc::new(report))));
-        let entries: BTreeMap<_, _> = entries.into_iter().collect();
+        let decided = self.decide(object).unwrap_or_default();
+        let report = decided.report.map(Arc::new);
+        let entries: BTreeMap<_, _> = decided.entries.into_iter().collect();
         let old: BTreeMap<_, _> =
             self.plan.desired.entries_of(object).map(|(key, entry)| (key.clone(), entry.clone())).collect();
         if old != entries {
@@ -272,6 +284,13 @@ impl Planner {
         };
         if differs {
             effects.reports.insert(object.clone());
+        }
+        let before = match decided.health_check {
+            Some(check) => self.plan.health_checks.insert(object.clone(), check),
+            None => self.plan.health_checks.remove(object),
+        };
+        if before != decided.health_check {
+            effects.health_checks.insert(object.clone());
         }
     }
 
@@ -326,7 +345,7 @@ impl Planner {
         }
     }
 
-    fn decide(&self, object: &ObjectRef) -> Option<(Vec<(ServiceKey, DesiredEntry)>, ServiceReport)> {
+    fn decide(&self, object: &ObjectRef) -> Option<Decided> {
         let service = self.objects.services.get(object)?;
         let followed;
         let assigned = match &self.addressing {
@@ -340,7 +359,9 @@ impl Planner {
         let zone = self.zone();
         let here =
             Here { node: Some(self.node.as_str()).filter(|node| !node.is_empty()), zone: zone.as_deref() };
-        Some(resolve(service, &slices, assigned, &here))
+        let (entries, report) = resolve(service, &slices, assigned, &here);
+        let health_check = HealthCheck::of(service, &slices, &here);
+        Some(Decided { entries, report: Some(report), health_check })
     }
 
     /// The addresses that VirtualIPs give to a Service. One that is being deleted is served no more.

@@ -66,6 +66,7 @@ fn any_change() -> impl Strategy<Value = ObjectChange> {
     let service_change = (0..4u8, any::<bool>(), any::<bool>()).prop_map(|(number, is_there, local)| {
         let mut service = service(&format!("s{number}"));
         service.local_traffic_only = local;
+        service.health_check_node_port = Some(32_000 + u16::from(number));
         ObjectChange::Service(service.object.clone(), is_there.then(|| service.into()))
     });
     let slice_change = (0..4u8, option::of(0..4u8), vec(0..9u8, 0..4), any::<bool>()).prop_map(
@@ -138,6 +139,10 @@ fn check(mut planner: Planner, fresh: impl Fn(Holdings) -> Planner, steps: Vec<V
             let differs = before.reports.get(object) != plan.reports.get(object);
             assert_eq!(differs, effects.reports.contains(object), "{object}");
         }
+        for object in before.health_checks.keys().chain(plan.health_checks.keys()) {
+            let differs = before.health_checks.get(object) != plan.health_checks.get(object);
+            assert_eq!(differs, effects.health_checks.contains(object), "{object}");
+        }
     }
 }
 
@@ -189,6 +194,31 @@ fn only_the_node_that_a_virtual_ip_names_has_the_address() {
     assert_eq!(effects.vips.len(), 1);
     assert!(effects.services.is_empty(), "the maps stay as they are");
     assert!(planner.apply([vip(None)]).vips.len() == 1 && planner.plan().desired.vips.is_empty());
+}
+
+#[test]
+fn health_checks_follow_the_service_and_its_endpoints() {
+    let mut planner = following();
+    let mut web = service("s0");
+    web.local_traffic_only = true;
+    web.health_check_node_port = Some(32_000);
+    let object = web.object.clone();
+    let told = |planner: &mut Planner, change| {
+        let effects = planner.apply([change]);
+        let check = planner.plan().health_checks.get(&object);
+        (effects.health_checks.len(), check.map(|check| check.endpoints))
+    };
+    let endpoints = |last: &[u8]| {
+        let slice = slice(0, Some(0), last);
+        ObjectChange::Slice(slice.object.clone(), Some(slice.into()))
+    };
+    let is = |service: Service| ObjectChange::Service(object.clone(), Some(service.into()));
+    assert_eq!(told(&mut planner, is(web.clone())), (1, Some(0)));
+    assert_eq!(told(&mut planner, endpoints(&[1, 2, 3])), (1, Some(2)), "10.0.0.2 is elsewhere");
+    assert_eq!(told(&mut planner, endpoints(&[1, 3])), (0, Some(2)));
+    assert_eq!(told(&mut planner, endpoints(&[7])), (1, Some(0)));
+    web.local_traffic_only = false;
+    assert_eq!(told(&mut planner, is(web)), (1, None));
 }
 
 #[test]
