@@ -43,8 +43,8 @@ pub fn check(definition: &Value) -> Vec<Cause> {
     let (group, plural) = (text(&spec["group"]), text(&spec["names"]["plural"]));
     let expected = format!("{plural}.{group}");
     if definition["metadata"]["name"] != expected.as_str() {
-        let why = format!("must be spec.names.plural+\".\"+spec.group");
-        causes.push(Cause::invalid("metadata.name", &definition["metadata"]["name"], &why));
+        let why = "must be spec.names.plural+\".\"+spec.group";
+        causes.push(Cause::invalid("metadata.name", &definition["metadata"]["name"], why));
     }
     if !names::is_subdomain(group) || !group.contains('.') {
         causes.push(Cause::invalid("spec.group", &spec["group"], "should be a domain with at least one dot"));

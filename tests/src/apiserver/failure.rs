@@ -213,12 +213,12 @@ impl Failure {
         failure
     }
 
-    /// A patch of a type that is not understood.
+    /// A body of a type that is not understood.
     #[must_use]
     pub fn unsupported_media(given: &str) -> Self {
         let message = format!(
             "the body of the request was in an unknown format - accepted media types include: \
-             application/json-patch+json, application/merge-patch+json, \
+             application/json, application/yaml, application/json-patch+json, application/merge-patch+json, \
              application/strategic-merge-patch+json, application/apply-patch+yaml (not {given})"
         );
         Self::new(415, "UnsupportedMediaType", message)

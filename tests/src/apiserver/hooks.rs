@@ -6,11 +6,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{
-    definitions,
+    allocation, definitions,
     failure::{Failure, Outcome},
     kinds::{CRD_STORAGE, Kind},
     objects::{finalizers, is_deleting, now},
-    service,
     store::{Key, Object, Store, key_of},
 };
 
@@ -48,11 +47,11 @@ pub fn ensure_namespace(store: &Store, kind: &Kind, namespace: &str, object: &Va
 ///
 /// # Errors
 /// When it cannot be stored beside them.
-pub fn after_validation(store: &Store, kind: &Kind, new: &mut Value) -> Outcome<()> {
+pub fn after_validation(store: &mut Store, kind: &Kind, new: &mut Value) -> Outcome<()> {
     if &*kind.storage != "services" {
         return Ok(());
     }
-    let causes = service::allocate(store, new);
+    let causes = allocation::allocate(store, new);
     if causes.is_empty() {
         return Ok(());
     }

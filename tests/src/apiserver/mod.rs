@@ -5,6 +5,7 @@
 //! either.
 
 mod access;
+mod allocation;
 mod apply;
 mod bootstrap;
 mod call;
@@ -21,6 +22,7 @@ mod listen;
 mod managed;
 mod names;
 mod objects;
+mod openapi;
 mod patch;
 mod rbac;
 mod read;

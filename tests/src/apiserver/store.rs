@@ -51,6 +51,7 @@ pub struct Store {
     log: VecDeque<Change>,
     pages: VecDeque<Page>,
     next_uid: u64,
+    last_address: u32,
     epoch: u64,
 }
 
@@ -72,6 +73,7 @@ impl Default for Store {
             log: VecDeque::new(),
             pages: VecDeque::new(),
             next_uid: 0,
+            last_address: 1,
             epoch: 0,
         }
     }
@@ -109,6 +111,12 @@ impl Store {
             self.epoch & 0xfff,
             self.next_uid
         )
+    }
+
+    /// A number that no Service's address has yet. 1 is the API server's own.
+    pub fn next_address(&mut self) -> u32 {
+        self.last_address += 1;
+        self.last_address
     }
 
     /// One object.
