@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     failure::Cause,
+    hooks,
     kinds::{CRD_STORAGE, Custom, Kind, storage},
     names,
     objects::{finalizers, is_deleting, now},
@@ -162,15 +163,7 @@ fn objects_of(definition: &Value) -> Arc<str> {
 pub fn empty(store: &mut Store, definition: &Value) {
     let storage = objects_of(definition);
     for object in store.list(&storage, None) {
-        let key = key_of(&object);
-        if finalizers(&object).is_empty() {
-            store.remove(&storage, &key);
-        } else if !is_deleting(&object) {
-            let mut marked = Value::clone(&object);
-            marked["metadata"]["deletionTimestamp"] = now().into();
-            marked["metadata"]["deletionGracePeriodSeconds"] = 0.into();
-            store.put(&storage, key, marked);
-        }
+        hooks::end(store, &storage, key_of(&object));
     }
     if !store.list(&storage, None).is_empty() && !finalizers(definition).contains(&CLEANUP) {
         let mut held = definition.clone();

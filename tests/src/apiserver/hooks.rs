@@ -101,24 +101,33 @@ pub fn after_removal(store: &mut Store, kind: &Kind, object: &Object) {
     } else if kind.custom.is_some() {
         definitions::finish(store, kind);
     }
+    // What the garbage collector does.
+    for (storage, key) in store.orphans(object["metadata"]["uid"].as_str().unwrap_or_default()) {
+        end(store, &storage, key);
+    }
     let namespace = key_of(object).0;
     if !namespace.is_empty() {
         finish_namespace(store, &namespace);
     }
 }
 
+/// Removes an object, or marks it as deleted while it has finalizers.
+pub fn end(store: &mut Store, storage: &Arc<str>, key: Key) {
+    let Some(object) = store.get(storage, &key) else { return };
+    if finalizers(&object).is_empty() {
+        store.remove(storage, &key);
+    } else if !is_deleting(&object) {
+        let mut marked = Value::clone(&object);
+        marked["metadata"]["deletionTimestamp"] = now().into();
+        marked["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+        store.put(storage, key, marked);
+    }
+}
+
 /// Deletes what is in a namespace, as the namespace controller does.
 fn empty(store: &mut Store, namespace: &str) {
     for (storage, key) in store.keys_in_namespace(namespace) {
-        let Some(object) = store.get(&storage, &key) else { continue };
-        if finalizers(&object).is_empty() {
-            store.remove(&storage, &key);
-        } else if !is_deleting(&object) {
-            let mut marked = Value::clone(&object);
-            marked["metadata"]["deletionTimestamp"] = now().into();
-            marked["metadata"]["deletionGracePeriodSeconds"] = 0.into();
-            store.put(&storage, key, marked);
-        }
+        end(store, &storage, key);
     }
     finish_namespace(store, namespace);
 }

@@ -35,6 +35,7 @@ mod server;
 mod service;
 mod service_rules;
 mod shape;
+mod slices;
 mod store;
 mod strategy;
 mod versions;
