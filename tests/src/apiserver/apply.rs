@@ -31,6 +31,14 @@ pub fn apply(store: &mut Store, mut write: Write, key: &Key, call: &Call) -> Out
             return Err(Failure::bad_request(format!("invalid object type: {field} is not set")));
         }
     }
+    // Custom kinds take it from the path.
+    if kind.custom.is_none() && config["metadata"]["name"].as_str().is_none_or(str::is_empty) {
+        let message = format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            key.1
+        );
+        return Err(Failure::bad_request(message));
+    }
     if config["metadata"]["managedFields"].as_array().is_some_and(|list| !list.is_empty()) {
         return Err(Failure::bad_request("metadata.managedFields must be nil"));
     }

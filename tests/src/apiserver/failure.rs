@@ -98,7 +98,13 @@ impl Failure {
     /// There is no such path.
     #[must_use]
     pub fn no_such_path() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource")
+        Self::new(404, "NotFound", "")
+    }
+
+    /// Whether it is that there is no such path.
+    #[must_use]
+    pub fn is_no_path(&self) -> bool {
+        self.code == 404 && self.message.is_empty()
     }
 
     /// The path is right, the method is not.

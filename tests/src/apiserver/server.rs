@@ -306,6 +306,10 @@ fn delete_all(store: &mut Store, kind: &Arc<Kind>, call: &Call) -> Outcome<Answe
 
 impl Reply {
     fn failure(failure: &Failure) -> Self {
+        if failure.is_no_path() {
+            // Not even a Status: it comes from Go's own handler.
+            return Self::Full { code: 404, body: b"404 page not found\n".to_vec(), retry_after: None };
+        }
         let body = to_bytes(&failure.to_status());
         Self::Full { code: failure.code, body, retry_after: failure.retry_after }
     }

@@ -35,7 +35,7 @@ pub fn needs_health_port(spec: &Value) -> bool {
 
 /// The ports.
 pub fn ports_mut(spec: &mut Value) -> impl Iterator<Item = &mut Value> {
-    spec["ports"].as_array_mut().into_iter().flatten()
+    spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 /// The ports.

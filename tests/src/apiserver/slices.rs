@@ -8,7 +8,7 @@ use super::{failure::Cause, service::set_default};
 
 /// Fills in what a slice leaves out.
 pub fn prepare(slice: &mut Value) {
-    for port in slice["ports"].as_array_mut().into_iter().flatten() {
+    for port in slice.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
         set_default(port, "name", "");
         set_default(port, "protocol", "TCP");
     }
