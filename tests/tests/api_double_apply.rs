@@ -50,9 +50,10 @@ fn managers_own_what_they_apply() -> Result<()> {
         // What one stops to apply stays while the other does, and goes otherwise.
         let after = api.patch("one", &apply("a"), &config(&json!({}))).await?;
         assert_eq!(data(&after), json!({ "x": "1", "z": "1" }));
-        // An apply of a built-in kind has to name its object, beside the path.
+        // An apply that creates has to name its object, beside the path.
         let nameless = Patch::Apply(json!({ "apiVersion": "v1", "kind": "ConfigMap" }));
-        let Err(Error::Api(refused)) = api.patch("one", &apply("b"), &nameless).await else {
+        api.patch("one", &apply("c"), &nameless).await?;
+        let Err(Error::Api(refused)) = api.patch("two", &apply("c"), &nameless).await else {
             panic!("an apply without a name was taken");
         };
         assert_eq!((refused.code, refused.reason.as_str()), (400, "BadRequest"));
