@@ -2,19 +2,30 @@
 //!
 //! Plain values. No clock, no I/O, and nothing of the API that objects came from.
 
+mod api;
+mod change;
+mod cluster;
 mod desired;
 mod object;
 mod pool;
 mod problem;
 mod report;
+mod selector;
 mod service;
+mod weights;
 
+pub use api::{ApiState, Condition, FIELD_MANAGER, Ingress};
+pub use change::ObjectChange;
+pub use cluster::{Advertisement, AgentLease, LABEL_EXCLUDE, LABEL_ZONE, Namespace, Node, VirtualIp};
 pub use desired::{Backends, Desired, DesiredBackend, DesiredEntry, Role, ServiceKey};
 pub use object::{ObjectRef, Objects, Place};
-pub use pool::{AddressRange, BadRange, Pool};
+pub use pool::{AddressRange, BadRange, Pool, PoolOrigin};
 pub use problem::{Problem, Severity};
 pub use report::{BackendReport, PortReport, ServiceReport, ServiceState, VipReport};
+pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
-    ANNOTATION_ADDRESSES, ANNOTATION_POOL, ANNOTATION_SHARING, Endpoint, EndpointPort, EndpointSlice, Family,
-    FamilyPolicy, LOAD_BALANCER_CLASS, Protocol, Service, ServicePort, TargetPort,
+    ANNOTATION_ADDRESSES, ANNOTATION_EXTERNAL_IPS, ANNOTATION_POOL, ANNOTATION_SHARING,
+    ANNOTATION_SLICE_WEIGHT, ANNOTATION_WEIGHTS, Endpoint, EndpointPort, EndpointSlice, Family, FamilyPolicy,
+    LOAD_BALANCER_CLASS, METALLB_PREFIXES, Protocol, Service, ServicePort, TargetPort,
 };
+pub use weights::{BadWeights, Weights};

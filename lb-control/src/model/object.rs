@@ -1,10 +1,10 @@
 //! Names of objects, where they were written down, and all of them together.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{EndpointSlice, Pool, Service};
+use super::{Advertisement, AgentLease, EndpointSlice, Namespace, Node, Pool, Service, VirtualIp};
 
 /// Namespace and name of an object. Orders by namespace, then name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -67,6 +67,16 @@ pub struct Objects {
     pub services: BTreeMap<ObjectRef, Arc<Service>>,
     /// EndpointSlices.
     pub slices: BTreeMap<ObjectRef, Arc<EndpointSlice>>,
-    /// Address pools by name.
+    /// Address pools by [`Pool::key`].
     pub pools: BTreeMap<String, Arc<Pool>>,
+    /// MetalLB's advertisements.
+    pub advertisements: BTreeMap<ObjectRef, Arc<Advertisement>>,
+    /// Namespaces by name. None at all means that the source knows of none (files).
+    pub namespaces: BTreeMap<String, Arc<Namespace>>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Arc<Node>>,
+    /// VirtualIPs by address.
+    pub virtual_ips: BTreeMap<IpAddr, Arc<VirtualIp>>,
+    /// Agents by the name of their node.
+    pub agents: BTreeMap<String, Arc<AgentLease>>,
 }

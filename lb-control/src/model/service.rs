@@ -1,11 +1,13 @@
 //! Services and their endpoints.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
 
 use lb_common::abi::{IPPROTO_TCP, IPPROTO_UDP};
 use serde::{Deserialize, Serialize};
 
-use super::{ObjectRef, Place};
+use super::{ApiState, Labels, ObjectRef, Place, Weights};
 
 /// The `loadBalancerClass` of Services that are ours.
 pub const LOAD_BALANCER_CLASS: &str = "pointsman.dev/pointsman";
@@ -16,6 +18,14 @@ pub const ANNOTATION_ADDRESSES: &str = "pointsman.dev/load-balancer-ips";
 pub const ANNOTATION_POOL: &str = "pointsman.dev/address-pool";
 /// Services with the same value may share an address.
 pub const ANNOTATION_SHARING: &str = "pointsman.dev/allow-shared-ip";
+/// Shares of backends: see [`Weights`].
+pub const ANNOTATION_WEIGHTS: &str = "pointsman.dev/weights";
+/// Share of each endpoint of an EndpointSlice.
+pub const ANNOTATION_SLICE_WEIGHT: &str = "pointsman.dev/weight";
+/// The entries of `spec.externalIPs` that we wrote.
+pub const ANNOTATION_EXTERNAL_IPS: &str = "pointsman.dev/external-ips";
+/// Prefixes of the annotations of MetalLB, which mean the same as ours.
+pub const METALLB_PREFIXES: [&str; 2] = ["metallb.io/", "metallb.universe.tf/"];
 
 /// IANA protocol number of SCTP.
 const IPPROTO_SCTP: u8 = 132;
@@ -164,10 +174,20 @@ pub struct Service {
     pub sharing_key: Option<String>,
     /// Whether `externalTrafficPolicy` is Local.
     pub local_traffic_only: bool,
-    /// Whether `sessionAffinity` is ClientIP.
-    pub client_ip_affinity: bool,
-    /// `loadBalancerSourceRanges` as written.
-    pub source_ranges: Vec<String>,
+    /// `sessionAffinity: ClientIP`: for how many seconds a client stays with its backend.
+    pub affinity_seconds: Option<u32>,
+    /// Clients that may connect; empty means everybody.
+    pub source_ranges: Arc<[IpNet]>,
+    /// `healthCheckNodePort`, if any.
+    pub health_check_node_port: Option<u16>,
+    /// Shares of backends, by annotation.
+    pub weights: Weights,
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.selector`; empty if somebody else writes its EndpointSlices.
+    pub selector: Labels,
+    /// What the API server has about it; default if it came from a file.
+    pub api: ApiState,
     /// Whether endpoints take part although they are not ready.
     pub publish_not_ready_addresses: bool,
 }
@@ -196,6 +216,14 @@ pub struct Endpoint {
     pub serving: bool,
     /// Is being shut down.
     pub terminating: bool,
+    /// The node that it runs on.
+    pub node: Option<String>,
+    /// The zone that it runs in.
+    pub zone: Option<String>,
+    /// Zones whose traffic it is meant for; empty means that nobody said.
+    pub for_zones: Vec<String>,
+    /// Nodes whose traffic it is meant for; empty means that nobody said.
+    pub for_nodes: Vec<String>,
 }
 
 /// A port that all endpoints of a slice have.
@@ -224,4 +252,23 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// Endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// Share of each of its endpoints, by annotation.
+    pub weight: Option<u32>,
+}
+
+impl Endpoint {
+    /// An endpoint that is ready, of which nothing more is known.
+    #[must_use]
+    pub fn ready(address: IpAddr) -> Self {
+        Self {
+            address,
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            zone: None,
+            for_zones: Vec::new(),
+            for_nodes: Vec::new(),
+        }
+    }
 }

@@ -1,17 +1,22 @@
 //! From the Kubernetes API's types to ours, with the API server's defaults and its checks as far
 //! as what follows relies on them: files have not been through an API server.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
 use k8s_openapi::{
     api::{core::v1 as core, discovery::v1 as discovery},
-    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+    apimachinery::pkg::{
+        apis::meta::v1::{self as meta, ObjectMeta},
+        util::intstr::IntOrString,
+    },
 };
 
-use super::address_pool::AddressPool;
 use crate::model::{
-    ANNOTATION_ADDRESSES, ANNOTATION_POOL, ANNOTATION_SHARING, Endpoint, EndpointPort, EndpointSlice, Family,
-    FamilyPolicy, ObjectRef, Place, Pool, Protocol, Service, ServicePort, TargetPort,
+    ANNOTATION_ADDRESSES, ANNOTATION_EXTERNAL_IPS, ANNOTATION_POOL, ANNOTATION_SHARING,
+    ANNOTATION_SLICE_WEIGHT, ANNOTATION_WEIGHTS, ApiState, BadWeights, Condition, Endpoint, EndpointPort,
+    EndpointSlice, FIELD_MANAGER, Family, FamilyPolicy, Ingress, METALLB_PREFIXES, ObjectRef, Place,
+    Protocol, Service, ServicePort, TargetPort, Weights,
 };
 
 /// Names the Service of an EndpointSlice.
@@ -28,14 +33,14 @@ pub struct FieldError {
 
 /// Collects what is wrong, so that all of it can be mended at once.
 #[derive(Default)]
-struct Errors(Vec<FieldError>);
+pub(super) struct Errors(pub(super) Vec<FieldError>);
 
 impl Errors {
-    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.0.push(FieldError { field: field.into(), message: message.into() });
     }
 
-    fn finish<T>(self, value: T) -> Result<T, Vec<FieldError>> {
+    pub(super) fn finish<T>(self, value: T) -> Result<T, Vec<FieldError>> {
         if self.0.is_empty() { Ok(value) } else { Err(self.0) }
     }
 
@@ -104,8 +109,16 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
         let value = from.metadata.annotations.as_ref()?.get(name)?.trim();
         (!value.is_empty()).then(|| value.to_owned())
     };
-    let (requested_addresses, requested_by) =
-        requested(annotation(ANNOTATION_ADDRESSES), spec.load_balancer_ip.as_deref(), &mut errors);
+    // Ours first, then MetalLB's in either spelling.
+    let either = |ours: &str, metallb: &str| {
+        let foreign = METALLB_PREFIXES.iter().map(|prefix| format!("{prefix}{metallb}"));
+        [ours.to_owned()].into_iter().chain(foreign).find_map(|name| Some((annotation(&name)?, name)))
+    };
+    let (requested_addresses, requested_by) = requested(
+        either(ANNOTATION_ADDRESSES, "loadBalancerIPs"),
+        spec.load_balancer_ip.as_deref(),
+        &mut errors,
+    );
     let service = Service {
         object,
         place,
@@ -116,12 +129,20 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
         ip_family_policy: family_policy(spec, &mut errors),
         requested_addresses,
         requested_by,
-        pool: annotation(ANNOTATION_POOL),
-        sharing_key: annotation(ANNOTATION_SHARING),
+        pool: either(ANNOTATION_POOL, "address-pool").map(|(value, _)| value),
+        sharing_key: either(ANNOTATION_SHARING, "allow-shared-ip").map(|(value, _)| value),
         local_traffic_only: spec.external_traffic_policy.as_deref() == Some("Local"),
-        client_ip_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
-        source_ranges: spec.load_balancer_source_ranges.clone().unwrap_or_default(),
+        affinity_seconds: affinity(spec, &mut errors),
+        source_ranges: source_ranges(spec, annotation(ANNOTATION_SOURCE_RANGES), &mut errors),
         publish_not_ready_addresses: spec.publish_not_ready_addresses.unwrap_or(false),
+        health_check_node_port: spec
+            .health_check_node_port
+            .filter(|port| *port != 0)
+            .map(|port| errors.port("spec.healthCheckNodePort", port)),
+        weights: weights(annotation(ANNOTATION_WEIGHTS), &mut errors),
+        labels: from.metadata.labels.clone().unwrap_or_default(),
+        selector: spec.selector.clone().unwrap_or_default(),
+        api: api_state(from),
     };
     if let Some(policy) = spec.external_traffic_policy.as_deref()
         && !matches!(policy, "" | "Local" | "Cluster")
@@ -136,6 +157,58 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
     errors.finish(service)
 }
 
+/// What the API server has about a Service beside its specification.
+fn api_state(from: &core::Service) -> ApiState {
+    let metadata = &from.metadata;
+    let status = from.status.as_ref();
+    let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_deref());
+    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let ours = metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_EXTERNAL_IPS));
+    ApiState {
+        uid: metadata.uid.clone().unwrap_or_default(),
+        resource_version: metadata.resource_version.clone().unwrap_or_default(),
+        generation: metadata.generation.unwrap_or_default(),
+        deleting: metadata.deletion_timestamp.is_some(),
+        finalizers: metadata.finalizers.clone().unwrap_or_default(),
+        ingress: ingress.unwrap_or_default().iter().map(self::ingress).collect(),
+        ingress_is_ours: owns_ingress(metadata),
+        conditions: conditions.iter().map(condition).collect(),
+        external_ips: from.spec.as_ref().and_then(|spec| spec.external_ips.clone()).unwrap_or_default(),
+        our_external_ips: ours.map_or_else(Vec::new, |text| text.split(',').map(str::to_owned).collect()),
+    }
+}
+
+fn ingress(from: &core::LoadBalancerIngress) -> Ingress {
+    Ingress {
+        ip: from.ip.as_deref().and_then(|ip| ip.parse().ok()),
+        hostname: from.hostname.clone(),
+        ip_mode: from.ip_mode.clone(),
+    }
+}
+
+fn condition(from: &meta::Condition) -> Condition {
+    Condition {
+        kind: from.type_.clone(),
+        status: from.status.clone(),
+        reason: from.reason.clone(),
+        message: from.message.clone(),
+        observed_generation: from.observed_generation.unwrap_or_default(),
+    }
+}
+
+/// Whether server-side apply has recorded the ingress as ours.
+fn owns_ingress(metadata: &ObjectMeta) -> bool {
+    let entries = metadata.managed_fields.as_deref().unwrap_or_default();
+    entries.iter().any(|entry| {
+        entry.manager.as_deref() == Some(FIELD_MANAGER)
+            && entry.operation.as_deref() == Some("Apply")
+            && entry
+                .fields_v1
+                .as_ref()
+                .is_some_and(|fields| fields.0.pointer("/f:status/f:loadBalancer/f:ingress").is_some())
+    })
+}
+
 fn check_names(object: &ObjectRef, errors: &mut Errors) {
     for (field, name) in [("metadata.name", &object.name), ("metadata.namespace", &object.namespace)] {
         if name.is_empty() {
@@ -146,11 +219,14 @@ fn check_names(object: &ObjectRef, errors: &mut Errors) {
     }
 }
 
-fn requested(annotation: Option<String>, field: Option<&str>, errors: &mut Errors) -> (Vec<IpAddr>, String) {
-    let by_annotation = format!("metadata.annotations[{ANNOTATION_ADDRESSES}]");
+fn requested(
+    annotation: Option<(String, String)>,
+    field: Option<&str>,
+    errors: &mut Errors,
+) -> (Vec<IpAddr>, String) {
     let mut addresses: Vec<IpAddr> = Vec::new();
     let (texts, requested_by) = match (&annotation, field.filter(|text| !text.is_empty())) {
-        (Some(annotation), _) => (annotation.as_str(), by_annotation),
+        (Some((value, name)), _) => (value.as_str(), format!("metadata.annotations[{name}]")),
         (None, Some(text)) => (text, "spec.loadBalancerIP".to_owned()),
         (None, None) => return (addresses, String::new()),
     };
@@ -166,6 +242,60 @@ fn requested(annotation: Option<String>, field: Option<&str>, errors: &mut Error
         }
     }
     (addresses, requested_by)
+}
+
+/// The default of `sessionAffinityConfig.clientIP.timeoutSeconds` (core/v1).
+const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
+/// Its maximum.
+const MAXIMUM_AFFINITY_SECONDS: i32 = 86_400;
+
+fn affinity(spec: &core::ServiceSpec, errors: &mut Errors) -> Option<u32> {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return None;
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_SECONDS);
+    if !(1..=MAXIMUM_AFFINITY_SECONDS).contains(&seconds) {
+        errors.add(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            format!("{seconds} is not within 1 to {MAXIMUM_AFFINITY_SECONDS}"),
+        );
+    }
+    u32::try_from(seconds).ok()
+}
+
+/// Kubernetes' older way to say `spec.loadBalancerSourceRanges` (core/v1 annotation_key_constants).
+const ANNOTATION_SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+fn source_ranges(spec: &core::ServiceSpec, annotation: Option<String>, errors: &mut Errors) -> Arc<[IpNet]> {
+    let listed = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    let by_field = listed.iter().enumerate();
+    let mut texts: Vec<(String, String)> = by_field
+        .map(|(index, text)| (format!("spec.loadBalancerSourceRanges[{index}]"), text.clone()))
+        .collect();
+    if let Some(annotation) = annotation.filter(|_| texts.is_empty()) {
+        let field = format!("metadata.annotations[{ANNOTATION_SOURCE_RANGES}]");
+        texts.extend(annotation.split(',').map(|text| (field.clone(), text.to_owned())));
+    }
+    let mut ranges = Vec::with_capacity(texts.len());
+    for (field, text) in texts {
+        // Kubernetes lets host bits and blanks pass.
+        match text.trim().parse::<IpNet>() {
+            Ok(range) => ranges.push(range.trunc()),
+            Err(_) => errors.add(field, format!("`{text}` is no CIDR (192.0.2.0/24)")),
+        }
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    ranges.into()
+}
+
+fn weights(annotation: Option<String>, errors: &mut Errors) -> Weights {
+    let Some(text) = annotation else { return Weights::default() };
+    text.parse().unwrap_or_else(|error: BadWeights| {
+        errors.add(format!("metadata.annotations[{ANNOTATION_WEIGHTS}]"), error.to_string());
+        Weights::default()
+    })
 }
 
 fn families(spec: &core::ServiceSpec, errors: &mut Errors) -> Vec<Family> {
@@ -282,7 +412,25 @@ pub fn endpoint_slice(
         None => Vec::new(),
     };
     let service = from.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_SERVICE_NAME)).cloned();
-    errors.finish(EndpointSlice { object, place, service, family, ports, endpoints })
+    let weight = from.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_SLICE_WEIGHT));
+    let weight = weight.and_then(|text| {
+        let field = format!("metadata.annotations[{ANNOTATION_SLICE_WEIGHT}]");
+        let weight = text.trim().parse().ok().filter(|weight| *weight <= Weights::MAXIMUM);
+        if weight.is_none() {
+            errors.add(field, format!("`{text}` is no weight (0 to {})", Weights::MAXIMUM));
+        }
+        weight
+    });
+    errors.finish(EndpointSlice { object, place, service, family, ports, endpoints, weight })
+}
+
+fn hints<T>(
+    endpoint: &discovery::Endpoint,
+    list: impl Fn(&discovery::EndpointHints) -> Option<&[T]>,
+    name: impl Fn(&T) -> &String,
+) -> Vec<String> {
+    let hints = endpoint.hints.as_ref().and_then(list).unwrap_or_default();
+    hints.iter().map(|hint| name(hint).clone()).collect()
 }
 
 fn endpoints(from: &[discovery::Endpoint], family: Family, errors: &mut Errors) -> Vec<Endpoint> {
@@ -311,43 +459,11 @@ fn endpoints(from: &[discovery::Endpoint], family: Family, errors: &mut Errors) 
             ready,
             serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
             terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
+            node: endpoint.node_name.clone(),
+            zone: endpoint.zone.clone(),
+            for_zones: hints(endpoint, |hints| hints.for_zones.as_deref(), |zone| &zone.name),
+            for_nodes: hints(endpoint, |hints| hints.for_nodes.as_deref(), |node| &node.name),
         });
     }
     endpoints
-}
-
-/// An address pool.
-///
-/// # Errors
-/// Every field that cannot be taken as it is.
-pub fn address_pool(from: &AddressPool, place: Option<Place>) -> Result<Pool, Vec<FieldError>> {
-    let mut errors = Errors::default();
-    let name = from.metadata.name.clone().unwrap_or_default();
-    if name.is_empty() {
-        errors.add("metadata.name", "is missing");
-    }
-    if from.spec.addresses.is_empty() {
-        errors.add("spec.addresses", "is empty: a pool needs at least one address");
-    }
-    let mut ranges: Vec<crate::model::AddressRange> = Vec::new();
-    for (index, text) in from.spec.addresses.iter().enumerate() {
-        let field = format!("spec.addresses[{index}]");
-        match text.parse::<crate::model::AddressRange>() {
-            Err(error) => errors.add(field, error.to_string()),
-            Ok(range) => {
-                if let Some(other) = ranges.iter().find(|other| other.overlaps(&range)) {
-                    errors.add(field, format!("`{text}` overlaps {other} of the same pool"));
-                }
-                ranges.push(range);
-            }
-        }
-    }
-    errors.finish(Pool {
-        name,
-        place,
-        ranges,
-        auto_assign: from.spec.auto_assign,
-        avoid_buggy_ips: from.spec.avoid_buggy_ips,
-        priority: from.spec.priority,
-    })
 }

@@ -1,0 +1,167 @@
+//! What the controller wants done at the API server, and what became of it.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use crate::model::{Condition, ObjectRef};
+
+/// One write. Each names what it builds on, so that it fails where the object has since changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Creates a VirtualIP. That it exists already is a [`Outcome::Conflict`].
+    CreateVirtualIp {
+        /// The address, which also names the object.
+        address: IpAddr,
+        /// The pool that it was taken from.
+        pool: Option<String>,
+        /// Who it is given to.
+        services: BTreeSet<ObjectRef>,
+        /// Who announces it.
+        node: Option<String>,
+    },
+    /// Replaces the specification of a VirtualIP.
+    UpdateVirtualIp {
+        /// The address.
+        address: IpAddr,
+        /// Precondition.
+        resource_version: String,
+        /// The pool that it was taken from.
+        pool: Option<String>,
+        /// Who it is given to.
+        services: BTreeSet<ObjectRef>,
+        /// Who announces it.
+        node: Option<String>,
+    },
+    /// Deletes a VirtualIP.
+    DeleteVirtualIp {
+        /// The address.
+        address: IpAddr,
+        /// Precondition.
+        uid: String,
+        /// Precondition: nobody gave it away in the meantime.
+        resource_version: String,
+    },
+    /// Writes the status of a VirtualIP; the only command of agents.
+    SetVirtualIpStatus {
+        /// The address.
+        address: IpAddr,
+        /// The node that serves it; `None` once it has let go.
+        node: Option<String>,
+        /// Services that it serves.
+        services: BTreeSet<ObjectRef>,
+    },
+    /// Adds finalizers to a Service.
+    AddFinalizers {
+        /// The Service.
+        service: ObjectRef,
+        /// Precondition.
+        uid: String,
+        /// Precondition.
+        resource_version: String,
+        /// Those that are missing; the others stay.
+        finalizers: Vec<String>,
+    },
+    /// Removes finalizers from a Service. That it is gone is as good.
+    RemoveFinalizers {
+        /// The Service.
+        service: ObjectRef,
+        /// Precondition.
+        uid: String,
+        /// Precondition.
+        resource_version: String,
+        /// Those that go; the others stay.
+        finalizers: Vec<String>,
+    },
+    /// Applies a Service's status under [`FIELD_MANAGER`](crate::model::FIELD_MANAGER), without
+    /// force. What is not in it and was ours goes.
+    ApplyServiceStatus {
+        /// The Service.
+        service: ObjectRef,
+        /// Precondition.
+        uid: String,
+        /// `status.loadBalancer.ingress`, each with `ipMode: VIP`; empty: the field is left out.
+        ingress: Vec<IpAddr>,
+        /// Our conditions.
+        conditions: Vec<Condition>,
+    },
+    /// Writes `spec.externalIPs` and the annotation that says which are ours.
+    SetExternalIps {
+        /// The Service.
+        service: ObjectRef,
+        /// Precondition.
+        resource_version: String,
+        /// The whole list.
+        all: Vec<String>,
+        /// Those of them that are ours; none: the annotation goes.
+        ours: Vec<String>,
+    },
+    /// Writes the status of a pool.
+    SetPoolStatus {
+        /// The pool, by [`Pool::key`](crate::model::Pool::key).
+        pool: String,
+        /// How many of its addresses are held.
+        assigned: u64,
+        /// How many are free; `u64::MAX` stands for that or more.
+        available: u64,
+        /// Its conditions.
+        conditions: Vec<Condition>,
+    },
+    /// Writes an Event. Nothing waits for it, and it is not repeated.
+    Event {
+        /// What it is about.
+        about: EventTarget,
+        /// Whether its type is Warning instead of Normal.
+        warning: bool,
+        /// Why, in CamelCase.
+        reason: String,
+        /// For people.
+        note: String,
+    },
+}
+
+/// What an Event is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EventTarget {
+    /// Its `apiVersion`, as in `v1`.
+    pub api_version: &'static str,
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its name.
+    pub object: ObjectRef,
+    /// Its identity; may be empty where it is not known.
+    pub uid: String,
+}
+
+impl EventTarget {
+    /// A Service.
+    #[must_use]
+    pub fn service(object: &ObjectRef, uid: &str) -> Self {
+        Self { api_version: "v1", kind: "Service", object: object.clone(), uid: uid.to_owned() }
+    }
+
+    /// An AddressPool.
+    #[must_use]
+    pub fn pool(name: &str) -> Self {
+        Self {
+            api_version: "pointsman.dev/v1alpha1",
+            kind: "AddressPool",
+            object: ObjectRef::new("", name),
+            uid: String::new(),
+        }
+    }
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done; the watch will show it.
+    Done,
+    /// The object is other than the command takes it to be, exists already, or the fields belong
+    /// to somebody else.
+    Conflict(String),
+    /// There is no such object (any more).
+    Gone,
+    /// We may not.
+    Forbidden(String),
+    /// Anything else: no answer, or an error of the server.
+    Failed(String),
+}
