@@ -1,3 +1,4 @@
+mod costs;
 mod life;
 mod nodes;
 mod properties;
