@@ -2,6 +2,7 @@ mod costs;
 mod life;
 mod nodes;
 mod properties;
+mod scenarios;
 mod server;
 mod world;
 

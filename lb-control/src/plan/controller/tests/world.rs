@@ -38,6 +38,12 @@ pub struct Agent {
     pub live: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
 }
 
+impl Agent {
+    pub fn new() -> Self {
+        Self { is_alive: true, live: BTreeMap::new() }
+    }
+}
+
 pub struct Leader {
     pub controller: Controller,
     /// How much of the log it has seen.
@@ -72,7 +78,7 @@ impl World {
         for name in nodes {
             let node = Node { name: (*name).into(), ..Node::default() };
             world.server.put(ObjectChange::Node((*name).into(), Some(Arc::new(node))));
-            world.agents.insert((*name).into(), Agent { is_alive: true, live: BTreeMap::new() });
+            world.agents.insert((*name).into(), Agent::new());
         }
         world.renew();
         world.elect();
