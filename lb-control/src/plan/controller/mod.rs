@@ -174,7 +174,9 @@ impl Controller {
                 self.flights.failed(&key, outcome, self.is_outdated(command), now);
             }
             Outcome::Gone | Outcome::Forbidden(_) | Outcome::Failed(_) => {
-                self.flights.failed(&key, outcome, is_shown, now);
+                // The watch shows Services and VirtualIPs, and so whether it is done all the same.
+                let is_done = is_shown && !matches!(key, Key::Pool(_));
+                self.flights.failed(&key, outcome, is_done, now);
             }
         }
         if let Key::Address(address) = &key
