@@ -3,6 +3,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod crd;
 pub mod dataplane;
 pub mod http;
 pub mod inspect;

@@ -1,5 +1,6 @@
 //! The test kit.
 
+pub mod apiserver;
 pub mod bench;
 pub mod demo;
 pub mod dump;

@@ -12,10 +12,10 @@ use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use lb_common::abi::{ABI_VERSION, maps};
 
-pub use run::{OnExit, PortRange, RunArgs, XdpMode};
+pub use run::{HttpAddress, OnExit, PortRange, RunArgs, XdpMode};
 pub use show::{DropsArgs, FlowsArgs, StatusArgs};
 
-use crate::{app, dataplane, http, telemetry};
+use crate::{app, crd, dataplane, http, telemetry};
 
 /// A load balancer for Kubernetes edge nodes: takes connections to the addresses of your Services
 /// in XDP, before the kernel's network stack, and spreads them over their backends.
@@ -48,6 +48,8 @@ pub enum Command {
     Flows(FlowsArgs),
     /// Show why packets were not forwarded
     Drops(DropsArgs),
+    /// Print the definitions of the resources AddressPool and VirtualIP, for `kubectl apply -f -`
+    Crds,
     /// Show versions
     Version,
 }
@@ -80,6 +82,7 @@ impl Cli {
             Command::Status(args) => show::status(&args).await,
             Command::Flows(args) => show::flows(&args).await,
             Command::Drops(args) => show::drops(&args).await,
+            Command::Crds => show::write(&definitions()?),
             Command::Version => show::write(&version()),
         }
     }
@@ -91,6 +94,11 @@ fn contradiction(message: String) -> ! {
     command.build();
     let run = command.find_subcommand_mut("run").unwrap_or_else(|| unreachable!("declared above"));
     run.error(clap::error::ErrorKind::ArgumentConflict, message).exit()
+}
+
+fn definitions() -> Result<String> {
+    let documents: Vec<_> = crd::definitions().iter().map(crd::yaml).collect::<Result<_, _>>()?;
+    Ok(documents.join("---\n"))
 }
 
 fn version() -> String {

@@ -1,7 +1,7 @@
 //! From the Kubernetes API's types to ours, with the API server's defaults and its checks as far
 //! as what follows relies on them: files have not been through an API server.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -12,12 +12,11 @@ use k8s_openapi::{
     },
 };
 
-use super::address_pool::AddressPool;
 use crate::model::{
     ANNOTATION_ADDRESSES, ANNOTATION_EXTERNAL_IPS, ANNOTATION_POOL, ANNOTATION_SHARING,
     ANNOTATION_SLICE_WEIGHT, ANNOTATION_WEIGHTS, ApiState, BadWeights, Condition, Endpoint, EndpointPort,
-    EndpointSlice, FIELD_MANAGER, Family, FamilyPolicy, Ingress, METALLB_PREFIXES, ObjectRef, Place, Pool,
-    PoolOrigin, Protocol, Service, ServicePort, TargetPort, Weights,
+    EndpointSlice, FIELD_MANAGER, Family, FamilyPolicy, Ingress, METALLB_PREFIXES, ObjectRef, Place,
+    Protocol, Service, ServicePort, TargetPort, Weights,
 };
 
 /// Names the Service of an EndpointSlice.
@@ -34,14 +33,14 @@ pub struct FieldError {
 
 /// Collects what is wrong, so that all of it can be mended at once.
 #[derive(Default)]
-struct Errors(Vec<FieldError>);
+pub(super) struct Errors(pub(super) Vec<FieldError>);
 
 impl Errors {
-    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.0.push(FieldError { field: field.into(), message: message.into() });
     }
 
-    fn finish<T>(self, value: T) -> Result<T, Vec<FieldError>> {
+    pub(super) fn finish<T>(self, value: T) -> Result<T, Vec<FieldError>> {
         if self.0.is_empty() { Ok(value) } else { Err(self.0) }
     }
 
@@ -268,7 +267,7 @@ fn affinity(spec: &core::ServiceSpec, errors: &mut Errors) -> Option<u32> {
 /// Kubernetes' older way to say `spec.loadBalancerSourceRanges` (core/v1 annotation_key_constants).
 const ANNOTATION_SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
-fn source_ranges(spec: &core::ServiceSpec, annotation: Option<String>, errors: &mut Errors) -> Vec<IpNet> {
+fn source_ranges(spec: &core::ServiceSpec, annotation: Option<String>, errors: &mut Errors) -> Arc<[IpNet]> {
     let listed = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
     let by_field = listed.iter().enumerate();
     let mut texts: Vec<(String, String)> = by_field
@@ -288,7 +287,7 @@ fn source_ranges(spec: &core::ServiceSpec, annotation: Option<String>, errors: &
     }
     ranges.sort_unstable();
     ranges.dedup();
-    ranges
+    ranges.into()
 }
 
 fn weights(annotation: Option<String>, errors: &mut Errors) -> Weights {
@@ -467,46 +466,4 @@ fn endpoints(from: &[discovery::Endpoint], family: Family, errors: &mut Errors) 
         });
     }
     endpoints
-}
-
-/// An address pool.
-///
-/// # Errors
-/// Every field that cannot be taken as it is.
-pub fn address_pool(from: &AddressPool, place: Option<Place>) -> Result<Pool, Vec<FieldError>> {
-    let mut errors = Errors::default();
-    let name = from.metadata.name.clone().unwrap_or_default();
-    if name.is_empty() {
-        errors.add("metadata.name", "is missing");
-    }
-    if from.spec.addresses.is_empty() {
-        errors.add("spec.addresses", "is empty: a pool needs at least one address");
-    }
-    let mut ranges: Vec<crate::model::AddressRange> = Vec::new();
-    for (index, text) in from.spec.addresses.iter().enumerate() {
-        let field = format!("spec.addresses[{index}]");
-        match text.parse::<crate::model::AddressRange>() {
-            Err(error) => errors.add(field, error.to_string()),
-            Ok(range) => {
-                if let Some(other) = ranges.iter().find(|other| other.overlaps(&range)) {
-                    errors.add(field, format!("`{text}` overlaps {other} of the same pool"));
-                }
-                ranges.push(range);
-            }
-        }
-    }
-    errors.finish(Pool {
-        name,
-        place,
-        ranges,
-        auto_assign: from.spec.auto_assign,
-        avoid_buggy_ips: from.spec.avoid_buggy_ips,
-        priority: from.spec.priority,
-        origin: PoolOrigin::Pointsman,
-        labels: from.metadata.labels.clone().unwrap_or_default(),
-        namespaces: Vec::new(),
-        namespace_selectors: Vec::new(),
-        service_selectors: Vec::new(),
-        disabled: false,
-    })
 }

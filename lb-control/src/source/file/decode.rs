@@ -7,10 +7,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
+    crd::{self, AddressPool},
     model::{EndpointSlice, ObjectRef, Place, Pool, Problem, Service},
     source::{
-        address_pool::{self, AddressPool},
         convert::{self, FieldError},
+        pools,
     },
 };
 
@@ -51,6 +52,7 @@ pub struct Decoded {
 
 const SERVICE: &str = "Service";
 const SLICE: &str = "EndpointSlice";
+const POOL: &str = "AddressPool";
 
 /// Decodes one file of any number of documents. `file` is its name for messages.
 #[must_use]
@@ -117,7 +119,7 @@ fn shift_line(message: &str, first_line: usize) -> String {
     }
 }
 
-fn decode_value(value: Value, place: &Place, decoded: &mut Decoded) {
+fn decode_value(mut value: Value, place: &Place, decoded: &mut Decoded) {
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     match (api_version.as_str(), kind.as_str()) {
@@ -134,9 +136,13 @@ fn decode_value(value: Value, place: &Place, decoded: &mut Decoded) {
             });
             decoded.add(document);
         }
-        (address_pool::API_VERSION, address_pool::KIND) => {
-            let document = decode_object(address_pool::KIND, value, place, |object: &AddressPool, place| {
-                convert::address_pool(object, Some(place)).map(|pool| Item::Pool(Arc::new(pool)))
+        (crd::API_VERSION, POOL) => {
+            // The derived type knows both by itself, and would call them unknown.
+            if let Value::Object(fields) = &mut value {
+                fields.retain(|name, _| name != "apiVersion" && name != "kind");
+            }
+            let document = decode_object(POOL, value, place, |object: &AddressPool, place| {
+                pools::address_pool(object, Some(place)).map(|pool| Item::Pool(Arc::new(pool)))
             });
             decoded.add(document);
         }
@@ -153,8 +159,8 @@ fn ignored(api_version: &str, kind: &str, value: &Value, place: &Place) -> Probl
     Problem::warning(format!(
         "{api_version} {kind} is ignored: only v1 Service, v1 List, discovery.k8s.io/v1 EndpointSlice and \
          {} {} are read",
-        address_pool::API_VERSION,
-        address_pool::KIND
+        crd::API_VERSION,
+        POOL
     ))
     .at(place)
     .about(kind, &ObjectRef::new(metadata("namespace"), metadata("name")))
@@ -190,7 +196,7 @@ fn decode_object<T: DeserializeOwned>(
 ) -> Result<Document, Box<Problem>> {
     let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
-    let namespace = if kind == address_pool::KIND { "" } else { namespace };
+    let namespace = if kind == POOL { "" } else { namespace };
     let object = ObjectRef::new(namespace, name);
     if name.is_empty() {
         let problem = Problem::error("is missing").at(place).about(kind, &object).field("metadata.name");

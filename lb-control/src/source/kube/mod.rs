@@ -1,0 +1,69 @@
+//! The Kubernetes API as a source: watches that become changes of `model` types.
+
+mod backoff;
+mod connect;
+mod follow;
+pub mod kinds;
+mod known;
+mod lenient;
+mod merge;
+mod reflect;
+mod version;
+mod words;
+
+use std::{fmt, time::Duration};
+
+pub use backoff::Backoff;
+pub use connect::{Access, ConnectError, Connection, connect};
+pub use follow::watch;
+pub use words::causes;
+
+use crate::model::{ObjectChange, Problem};
+
+/// What changed in the cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Update {
+    /// Whether all kinds have been listed. Before, there are no changes, only problems; the first
+    /// update with `synced` holds all objects.
+    pub synced: bool,
+    /// What changed, in the order in which it did for each kind.
+    pub changes: Vec<ObjectChange>,
+    /// All problems of the source, if they have changed.
+    pub problems: Option<Vec<Problem>>,
+}
+
+/// Why it makes no sense to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fatal(pub String);
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Fatal {}
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// A watch that says nothing for so long is begun anew. Bookmarks come about every minute.
+    pub idle: Duration,
+    /// Wait after a first failure.
+    pub shortest_wait: Duration,
+    /// Wait after many failures.
+    pub longest_wait: Duration,
+    /// Between two looks for optional kinds.
+    pub discovery: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            idle: Duration::from_secs(150),
+            shortest_wait: Duration::from_secs(1),
+            longest_wait: Duration::from_secs(30),
+            discovery: Duration::from_secs(30),
+        }
+    }
+}
