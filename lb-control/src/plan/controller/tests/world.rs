@@ -7,13 +7,13 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    super::{Command, Controller, ControllerOptions, Outcome, agent_status},
-    server::Server,
-};
+use super::server::Server;
 use crate::{
     model::{AgentLease, Node, ObjectChange, ObjectRef, Objects, Service},
-    plan::testing,
+    plan::{
+        controller::{Command, Controller, ControllerOptions, Outcome, agent_status},
+        testing,
+    },
 };
 
 pub const OPTIONS: ControllerOptions = ControllerOptions {
@@ -236,7 +236,7 @@ impl World {
     pub fn pass(&mut self, seconds: u64) {
         for _ in 0..seconds {
             self.now += Duration::from_secs(1);
-            if self.now.as_secs() % 5 == 0 {
+            if self.now.as_secs().is_multiple_of(5) {
                 self.renew();
             }
             self.calm();
