@@ -168,6 +168,7 @@ impl Controller {
             Outcome::Conflict(why) => {
                 if let Command::ApplyServiceStatus { service, ingress, .. } = command
                     && !ingress.is_empty()
+                    && !self.is_outdated(command)
                 {
                     self.refused(service, why, now);
                 }
