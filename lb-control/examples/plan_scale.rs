@@ -9,8 +9,11 @@ use std::{
 
 use lb_common::abi::Config;
 use lb_control::{
-    model::ObjectRef,
-    plan::{self, Compiler, Path, Paths, Planner, Scope, Settings, apply, decide, ipam},
+    model::{ObjectChange, ObjectRef, Objects},
+    plan::{
+        self, Addressing, Compiler, Path, Paths, Planner, Scope, Settings, apply,
+        ipam::{self, Ipam},
+    },
     ports::{FakeMaps, Limits},
     source::file::{FileState, Merger, decode},
 };
@@ -41,22 +44,20 @@ fn main() {
     let decoded = timed("decode 10,000 Services, 100,000 endpoints", || decode("all.yaml", &text));
     let mut merger = Merger::default();
     timed("merge", || merger.merge(&[("all.yaml".into(), FileState::Read(decoded.into()))]));
-    let mut objects = timed("snapshot", || merger.snapshot()).objects;
-    let options = ipam::Options { default_class: true, outside_pools: true };
-    let mut holdings = ipam::Holdings::new();
-    let mut planner = Planner::new(options, holdings.clone());
-    let first = timed("decide, from scratch", || decide(&objects, &holdings, options));
-    planner.update(objects.clone());
-    holdings.clone_from(&first.allocation.holdings());
-    let path = Path { next_hop: None, snat: vec![[10, 255, 0, 1].into()] };
-    let paths: Paths =
-        first.desired.backend_addresses().into_iter().map(|address| (address, path.clone())).collect();
+    let objects = timed("snapshot", || merger.snapshot()).objects;
+    let options = ipam::Options { default_class: true, outside_pools: true, deferred_release: false };
+    let addressing = Addressing::Decides(Box::new(Ipam::new(options)));
+    let mut planner = Planner::new(true, "edge", addressing);
+    let changes = Objects::default().changes_to(&objects);
+    timed("decide, from scratch", || planner.apply(changes));
+    let path = Path { snat: vec![[10, 255, 0, 1].into()], ..Path::default() };
+    let paths: Paths = planner.backends().map(|address| (address, path.clone())).collect();
     let mut maps = FakeMaps::new(Limits::default());
     let mut compiler = Compiler::new(Limits::default(), Settings::default());
     let config = Config::default();
     let now = Duration::ZERO;
     let delta = timed("compile, from scratch", || {
-        compiler.reconcile(&first.desired, &paths, &config, Scope::All, now)
+        compiler.reconcile(&planner.plan().desired, &paths, &config, Scope::All, now)
     });
     println!("    {} operations", delta.ops().count());
     let failures = timed("apply to maps in memory", || apply(&delta, &mut maps, &mut compiler, now));
@@ -64,22 +65,21 @@ fn main() {
     let object = ObjectRef::new("default", "s5000");
     let mut slice = (*objects.slices[&object]).clone();
     slice.endpoints.pop();
-    objects.slices.insert(object.clone(), slice.into());
-    let second = timed("decide, one endpoint less", || decide(&objects, &holdings, options));
-    let services = timed("the same, step by step", || planner.update(objects));
+    let change = ObjectChange::Slice(object.clone(), Some(slice.into()));
+    let services = timed("decide, one endpoint less", || planner.apply([change])).services;
     assert_eq!(services, BTreeSet::from([object]));
     let delta = timed("compile, that Service", || {
-        compiler.reconcile(&second.desired, &paths, &config, Scope::Services(&services), now)
+        compiler.reconcile(&planner.plan().desired, &paths, &config, Scope::Services(&services), now)
     });
     println!("    {} operations", delta.ops().count());
     plan::apply(&delta, &mut maps, &mut compiler, now);
     timed("compile, everything, nothing to do", || {
-        compiler.reconcile(&second.desired, &paths, &config, Scope::All, now)
+        compiler.reconcile(&planner.plan().desired, &paths, &config, Scope::All, now)
     });
     let mut compiler =
         timed("adopt", || Compiler::adopt(&maps, Settings::default()).expect("maps in memory can be read"));
     let delta = timed("compile after adoption", || {
-        compiler.reconcile(&second.desired, &paths, &config, Scope::All, now)
+        compiler.reconcile(&planner.plan().desired, &paths, &config, Scope::All, now)
     });
     assert!(delta.is_empty());
 }

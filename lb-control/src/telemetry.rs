@@ -1,4 +1,6 @@
-//! Log lines: text on stderr, one line an event.
+//! Log lines: text on stderr, one line an event. Metrics are in a module of their own.
+
+pub mod metrics;
 
 use std::io::{IsTerminal, stderr};
 

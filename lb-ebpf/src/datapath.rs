@@ -2,25 +2,32 @@
 
 use core::arch::asm;
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup};
-use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
-};
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns};
+use core::ffi::c_void;
 use lb_common::abi::{
-    Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop,
-    Service, TICK_SHIFT, Tick, V4, V6, VipKey,
+    Affinity, AffinityKey, Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment,
+    FragmentKey, NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey,
 };
-use lb_common::forward::platform::{Datapath, InsertFailed, ResizeFailed, Tables};
+use lb_common::forward::platform::{Datapath, InsertFailed, Packet, ResizeFailed, Tables};
 use lb_common::forward::scratch::Scratch;
 
-use crate::access::XdpPacket;
 use crate::maps;
 
-/// An XDP program's surroundings.
-pub struct Xdp {
-    pub context: XdpContext,
+/// A program's surroundings: what differs between the hooks is its context.
+pub struct Kernel<C> {
+    pub context: C,
+}
+
+/// What the forwarding core asks of a hook.
+pub trait Hook {
+    type Packet: Packet;
+    fn packet(&self) -> Self::Packet;
+    fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed>;
+    fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed>;
+    fn device(&self) -> u32;
+    fn context(&self) -> *mut c_void;
 }
 
 const EEXIST: i32 = -17;
@@ -59,26 +66,22 @@ unsafe fn compare_exchange(word: *mut u32, expected: u32, new: u32) -> bool {
 
 const _: () = assert!(Config::TIMEOUTS == 16, "the mask in `timeout` must fit");
 
-impl Datapath for Xdp {
-    type Packet = XdpPacket;
+impl<C: Hook> Datapath for Kernel<C> {
+    type Packet = C::Packet;
 
     #[inline(always)]
-    fn packet(&self) -> XdpPacket {
-        XdpPacket::of(&self.context)
+    fn packet(&self) -> C::Packet {
+        self.context.packet()
     }
 
     #[inline(always)]
     fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed> {
-        // SAFETY: the context is the program's own.
-        let result = unsafe { bpf_xdp_adjust_head(self.context.ctx, bytes) };
-        if result == 0 { Ok(()) } else { Err(ResizeFailed) }
+        self.context.move_head(bytes)
     }
 
     #[inline(always)]
     fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed> {
-        // SAFETY: the context is the program's own.
-        let result = unsafe { bpf_xdp_adjust_tail(self.context.ctx, bytes) };
-        if result == 0 { Ok(()) } else { Err(ResizeFailed) }
+        self.context.move_tail(bytes)
     }
 
     #[inline(always)]
@@ -92,7 +95,7 @@ impl Datapath for Xdp {
 
     #[inline(always)]
     fn ingress_device(&self) -> u32 {
-        self.context.ingress_ifindex() as u32
+        self.context.device()
     }
 
     #[inline(always)]
@@ -124,7 +127,7 @@ impl Datapath for Xdp {
         // One 8-byte load: both fields are of the same version.
         // SAFETY: `Service` is 8 bytes of plain data, aligned to 8.
         let word = unsafe { maps::SERVICES.get_ptr(index)?.cast::<u64>().read_volatile() };
-        Some(Service { first_slot: word as u32, slot_count: (word >> 32) as u32 })
+        Some(Service { first_slot: word as u32, count_and_flags: (word >> 32) as u32 })
     }
 
     #[inline(always)]
@@ -149,6 +152,11 @@ impl Datapath for Xdp {
             Some(counter) => unsafe { fetch_add(counter, 1) },
             None => 0,
         }
+    }
+
+    #[inline(always)]
+    fn affinity_timeout(&self, service: u32) -> Tick {
+        maps::AFFINITY_TICKS.get(service).copied().unwrap_or(0)
     }
 
     #[inline(always)]
@@ -213,7 +221,7 @@ impl Datapath for Xdp {
     }
 }
 
-impl Xdp {
+impl<C: Hook> Kernel<C> {
     /// Asks the kernel for the next hop; the caller fills in the addresses.
     #[inline(always)]
     fn fib(&self, lookup: &mut FibLookup) -> Option<NextHop> {
@@ -221,7 +229,7 @@ impl Xdp {
         // SAFETY: the context is the program's own, the parameters live on the stack.
         let result = unsafe {
             bpf_fib_lookup(
-                self.context.as_ptr(),
+                self.context.context(),
                 core::ptr::from_mut(lookup),
                 size_of::<FibLookup>() as i32,
                 0,
@@ -236,10 +244,14 @@ impl Xdp {
 }
 
 macro_rules! tables {
-    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $scratch:ident, $route:expr) => {
-        impl Tables<$family> for Xdp {
+    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $scratch:ident, $route:expr) => {
+        impl<C: Hook> Tables<$family> for Kernel<C> {
             type FlowRef = &'static mut Flow<$address>;
-            type FragmentRef<'m> = &'m Fragment<$address>;
+            type AffinityRef = &'static mut Affinity;
+            type FragmentRef<'m>
+                = &'m Fragment<$address>
+            where
+                C: 'm;
 
             #[inline(always)]
             fn scratch<'s>(&self) -> Option<&'s mut Scratch<$address>> {
@@ -306,6 +318,25 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn is_in_source_range(&self, client: &SourceRangeKey<$address>) -> bool {
+                // SAFETY: the same fields in the same order, and the alignment is only less.
+                let key = unsafe { &*core::ptr::from_ref(client).cast::<Key<SourceRange<$address>>>() };
+                maps::$sources.get(key).is_some()
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey<$address>) -> Option<&'static mut Affinity> {
+                // SAFETY: as in `transient`; the worst that can come of it is a backend that a client did
+                // not have, and whether it may be used is checked.
+                maps::$affinity.get_ptr_mut(key).map(|affinity| unsafe { &mut *affinity })
+            }
+
+            #[inline(always)]
+            fn insert_affinity(&self, key: &AffinityKey<$address>, affinity: &Affinity) {
+                let _ = maps::$affinity.insert(key, affinity, BPF_ANY.into());
+            }
+
+            #[inline(always)]
             fn fragment<'m>(&'m self, key: &FragmentKey<$address>) -> Option<&'m Fragment<$address>> {
                 // SAFETY: as in `transient`; the worst that can come of it is a lost fragment.
                 maps::$fragments.get_ptr(key).map(|fragment| unsafe { &*fragment })
@@ -339,6 +370,8 @@ tables!(
     TRANSIENT_V4,
     VIPS_V4,
     FRAGMENTS_V4,
+    SOURCE_RANGES_V4,
+    AFFINITY_V4,
     SCRATCH_V4,
     |lookup: &mut FibLookup, source: &[u8; 4], destination: &[u8; 4]| {
         lookup.family = AF_INET;
@@ -354,6 +387,8 @@ tables!(
     TRANSIENT_V6,
     VIPS_V6,
     FRAGMENTS_V6,
+    SOURCE_RANGES_V6,
+    AFFINITY_V6,
     SCRATCH_V6,
     |lookup: &mut FibLookup, source: &[u8; 16], destination: &[u8; 16]| {
         lookup.family = AF_INET6;

@@ -3,6 +3,8 @@
 //! `pointsman_xdp` is attached to devices and handles packets of established flows. Through the map
 //! `programs` it calls `slow_v4` or `slow_v6` for everything else, and those call `unknown_v4` or
 //! `unknown_v6` for packets of no known flow.
+//!
+//! `pointsman_tc` is attached where replies of backends on this node leave it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
@@ -10,19 +12,23 @@ mod access;
 #[cfg(target_arch = "bpf")]
 mod datapath;
 #[cfg(target_arch = "bpf")]
+mod hooks;
+#[cfg(target_arch = "bpf")]
 mod maps;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
-    use aya_ebpf::macros::xdp;
-    use aya_ebpf::programs::XdpContext;
+    use aya_ebpf::macros::{classifier, xdp};
+    use aya_ebpf::programs::{TcContext, XdpContext};
     use lb_common::abi::maps::{PROGRAM_SLOW_V4, PROGRAM_UNKNOWN_V4};
     use lb_common::abi::{DropReason, V4, V6};
-    use lb_common::forward::platform::{Datapath, Packet};
+    use lb_common::forward::parse;
+    use lb_common::forward::platform::{Datapath, Outgoing, Packet};
+    use lb_common::forward::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6};
     use lb_common::forward::{self, Fast, Slow, Verdict};
 
-    use crate::datapath::Xdp;
+    use crate::hooks::{Egress, Xdp};
     use crate::maps;
 
     #[xdp]
@@ -67,6 +73,43 @@ mod programs {
         action(&datapath, verdict)
     }
 
+    /// Bytes of headers that have to be in reach: Ethernet, IPv6, TCP.
+    const HEADERS: usize = 14 + 40 + 20;
+
+    /// Big-endian EtherTypes, as `skb->protocol` holds them.
+    const IPV4: u32 = 0x0800_u16.to_be() as u32;
+    const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+    const VLAN: u32 = 0x8100_u16.to_be() as u32;
+    const SERVICE_VLAN: u32 = 0x88a8_u16.to_be() as u32;
+
+    /// Let the next program decide, or else the kernel.
+    const TC_NEXT: i32 = -1;
+    const TC_DROP: i32 = 2;
+
+    #[classifier]
+    pub fn pointsman_tc(context: TcContext) -> i32 {
+        // SAFETY: the context is the program's own.
+        let protocol = unsafe { (*context.skb.skb).protocol };
+        let datapath = Egress { context };
+        let packet = datapath.packet();
+        if packet.in_reach() < HEADERS && packet.in_reach() < packet.length() {
+            datapath.pull(128);
+        }
+        let ether_type = match protocol {
+            IPV4 => ETHER_TYPE_IPV4,
+            IPV6 => ETHER_TYPE_IPV6,
+            // The outermost tag is beside the packet, where the kernel keeps it; more are in it.
+            VLAN | SERVICE_VLAN => parse::link(packet).map_or([0; 2], |link| link.ether_type),
+            _ => return TC_NEXT,
+        };
+        let verdict = match ether_type {
+            ETHER_TYPE_IPV4 => forward::egress::<_, V4>(&datapath),
+            ETHER_TYPE_IPV6 => forward::egress::<_, V6>(&datapath),
+            _ => return TC_NEXT,
+        };
+        if let Verdict::Drop(_) = verdict { TC_DROP } else { TC_NEXT }
+    }
+
     /// Goes on with another program, which has a stack and a budget of the verifier's of its own.
     #[inline(always)]
     fn call(datapath: &Xdp, program: u32) -> u32 {
@@ -80,7 +123,7 @@ mod programs {
     #[inline(always)]
     fn action(datapath: &Xdp, verdict: Verdict) -> u32 {
         match verdict {
-            Verdict::Pass => XDP_PASS,
+            Verdict::Pass | Verdict::Deliver => XDP_PASS,
             Verdict::Transmit => XDP_TX,
             Verdict::Drop(_) => XDP_DROP,
             Verdict::Redirect(ifindex) => match maps::DEVICES.redirect(ifindex, XDP_DROP.into()) {

@@ -2,12 +2,12 @@
 //! the object.
 
 use aya_ebpf::bindings::{BPF_F_NO_COMMON_LRU, bpf_fib_lookup};
-use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::maps as sizes;
 use lb_common::abi::{
-    Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey, Service, ServiceName,
-    ServiceStats, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
+    Service, ServiceName, ServiceStats, SourceRange, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 
@@ -61,6 +61,16 @@ pub static FRAGMENTS_V4: LruHashMap<FragmentKey<A4>, Fragment<A4>, { entries!(FR
 #[btf_map(name = "fragments_v6")]
 pub static FRAGMENTS_V6: LruHashMap<FragmentKey<A6>, Fragment<A6>, { entries!(FRAGMENTS_V6) }> =
     LruHashMap::new();
+#[btf_map(name = "src_ranges_v4")]
+pub static SOURCE_RANGES_V4: LpmTrie<SourceRange<A4>, u32, { entries!(SOURCE_RANGES_V4) }> = LpmTrie::new();
+#[btf_map(name = "src_ranges_v6")]
+pub static SOURCE_RANGES_V6: LpmTrie<SourceRange<A6>, u32, { entries!(SOURCE_RANGES_V6) }> = LpmTrie::new();
+#[btf_map(name = "affinity_v4")]
+pub static AFFINITY_V4: LruHashMap<AffinityKey<A4>, Affinity, { entries!(AFFINITY_V4) }> = LruHashMap::new();
+#[btf_map(name = "affinity_v6")]
+pub static AFFINITY_V6: LruHashMap<AffinityKey<A6>, Affinity, { entries!(AFFINITY_V6) }> = LruHashMap::new();
+#[btf_map(name = "affinity_ticks")]
+pub static AFFINITY_TICKS: Array<Tick, { entries!(AFFINITY_TICKS) }> = Array::new();
 #[btf_map(name = "devices")]
 pub static DEVICES: DevMapHash<{ entries!(DEVICES) }> = DevMapHash::new();
 #[btf_map(name = "programs")]

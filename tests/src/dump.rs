@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use lb_common::abi::{Backend, BackendState, ServiceName};
+use lb_common::abi::{Backend, BackendState, ServiceFlags, ServiceName, TICK_SHIFT};
 use lb_control::ports::MapStore;
 
 /// All that packets depend on, with indices.
@@ -22,14 +22,36 @@ pub fn dump(maps: &dyn MapStore) -> anyhow::Result<String> {
         writeln!(out, "vip {}/{} -> service {service}", vip.socket(), protocol(vip.protocol()))?;
     }
     let services: BTreeMap<u32, _> = maps.services()?.into_iter().collect();
+    let mut ranges: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    let mut all = maps.source_ranges()?;
+    all.sort();
+    for (service, range) in all {
+        ranges.entry(service).or_default().push(range.to_string());
+    }
+    let mut timeouts: BTreeMap<u32, _> = maps.affinity_timeouts()?.into_iter().collect();
     for (index, name) in maps.service_names()? {
         let service = services.get(&index).copied().unwrap_or_default();
         write!(out, "service {index} {}", self::name(&name))?;
-        let slots = maps.slots(service.first_slot, service.slot_count)?;
-        writeln!(out, " slots {}+{} {slots:?}", service.first_slot, service.slot_count)?;
+        if service.has(ServiceFlags::AFFINITY) {
+            let ticks = timeouts.remove(&index).unwrap_or_default();
+            write!(out, " affinity {} s", (u64::from(ticks) << TICK_SHIFT) / 1_000_000_000)?;
+        }
+        if service.has(ServiceFlags::SOURCE_RANGES) {
+            let ranges = ranges.remove(&index).unwrap_or_default();
+            write!(out, " from {}", if ranges.is_empty() { "nobody".into() } else { ranges.join(",") })?;
+        }
+        let slots = maps.slots(service.first_slot, service.slot_count())?;
+        writeln!(out, " slots {}+{} {slots:?}", service.first_slot, service.slot_count())?;
     }
     for (index, backend) in maps.backends()? {
         writeln!(out, "backend {index} {}", self::backend(&backend, &snat))?;
+    }
+    // What nobody accounts for is shown, too: it must not be there.
+    for (index, ranges) in ranges {
+        writeln!(out, "remains of service {index}: from {}", ranges.join(","))?;
+    }
+    for (index, ticks) in timeouts {
+        writeln!(out, "remains of service {index}: affinity {ticks} ticks")?;
     }
     Ok(out)
 }
@@ -77,4 +99,43 @@ fn backend(backend: &Backend, snat: &[[u8; 16]]) -> String {
         backend.next_hop.ifindex,
         if sources.is_empty() { "-".into() } else { sources.join(",") },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::Service;
+    use lb_control::{
+        model::{ObjectRef, Protocol, ServiceKey},
+        plan::name::service_name,
+        ports::{FakeMaps, Limits, MapOp},
+    };
+
+    use super::*;
+
+    #[test]
+    fn source_ranges_and_affinity_are_shown() {
+        let mut maps = FakeMaps::new(Limits::default());
+        let key = ServiceKey {
+            service: ObjectRef::new("default", "web"),
+            protocol: Protocol::Tcp,
+            vip: IpAddr::from([192, 0, 2, 1]),
+            port: 80,
+        };
+        let both = ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY;
+        for op in [
+            MapOp::SetServiceName { index: 1, value: Box::new(service_name(&key, "http")) },
+            MapOp::SetService { index: 1, value: Service::new(0, 0, both) },
+            MapOp::AllowSource { service: 1, range: "198.51.100.0/24".parse().unwrap() },
+            MapOp::AllowSource { service: 1, range: "10.0.0.0/8".parse().unwrap() },
+            MapOp::SetAffinityTimeout { service: 1, ticks: lb_common::abi::ticks_from_seconds(10_800) },
+            MapOp::AllowSource { service: 2, range: "10.0.0.0/8".parse().unwrap() },
+        ] {
+            maps.apply(&op).unwrap();
+        }
+        assert_eq!(
+            dump(&maps).unwrap(),
+            "service 1 default/web \"http\" 192.0.2.1:80/TCP affinity 10800 s from 10.0.0.0/8,198.51.100.0/24 \
+             slots 0+0 []\nremains of service 2: from 10.0.0.0/8\n"
+        );
+    }
 }

@@ -40,7 +40,9 @@ impl World {
             return Ok(None);
         }
         let lab = Lab::new(options)?;
-        Ok(Some(Self { servers: Server::start_all(&lab.backends)?, lab }))
+        let mut servers = Server::start_all(&lab.backends)?;
+        servers.extend(Server::start_all(&lab.pods)?);
+        Ok(Some(Self { servers, lab }))
     }
 
     /// The agent with a Service `web` of all ports and these backends, and its status once it is

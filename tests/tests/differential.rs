@@ -22,6 +22,33 @@ macro_rules! tests {
 
 each_journey!(tests);
 
+/// A super-packet is edited like any other, and stays one.
+#[test]
+fn super_packets_leave() {
+    use pointsman_tests::kit::device::{Action, Device};
+    use pointsman_tests::kit::journeys::local::{Local, set_up_local};
+    use pointsman_tests::kit::kernel::Kernel;
+    use pointsman_tests::kit::packet::flags::{ACK, PSH};
+    use pointsman_tests::kit::seen;
+    use pointsman_tests::kit::world::Ip;
+    use pointsman_tests::object_or_skip;
+
+    let mut kernel = Kernel::load(&object_or_skip!()).unwrap();
+    let device: &mut dyn Device = &mut kernel;
+    set_up_local(device, 1);
+    let mut frames = Vec::new();
+    for ip in Ip::BOTH {
+        let local = Local::open(device, ip, 1, 40_000);
+        frames.push((ip, local.connection().backend_segment(PSH | ACK, &[9; 3_000]).build()));
+    }
+    for (ip, frame) in frames {
+        let (action, bytes) = kernel.leave_as(&frame, Some(1_000));
+        assert_eq!(action, Action::Pass);
+        let seen = seen::read(&bytes).unwrap();
+        assert_eq!((seen.source, seen.payload().len()), (ip.vip(), 3_000));
+    }
+}
+
 mod random {
     use pointsman_tests::kit::kernel::Kernel;
     use pointsman_tests::kit::pair::Pair;

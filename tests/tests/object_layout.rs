@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya_obj::Object;
-use lb_common::abi::maps::{self, CALLED_PROGRAMS, ENTRY_PROGRAM};
+use lb_common::abi::maps::{self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM};
 use lb_common::abi::{
-    Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey, Service, ServiceName,
-    ServiceStats, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
+    Service, ServiceName, ServiceStats, SourceRangeKey, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 use pointsman_tests::object_or_skip;
@@ -48,6 +48,11 @@ fn layouts() -> BTreeMap<&'static str, (usize, usize)> {
         ("drops", array::<DropStats>()),
         ("fragments_v4", hash::<FragmentKey<A4>, Fragment<A4>>()),
         ("fragments_v6", hash::<FragmentKey<A6>, Fragment<A6>>()),
+        ("src_ranges_v4", hash::<SourceRangeKey<A4>, u32>()),
+        ("src_ranges_v6", hash::<SourceRangeKey<A6>, u32>()),
+        ("affinity_v4", hash::<AffinityKey<A4>, Affinity>()),
+        ("affinity_v6", hash::<AffinityKey<A6>, Affinity>()),
+        ("affinity_ticks", array::<Tick>()),
         ("devices", (size_of::<u32>(), DEVMAP_VALUE)),
         ("programs", array::<u32>()),
         ("scratch_v4", array::<Scratch<A4>>()),
@@ -81,7 +86,7 @@ fn maps_are_those_of_the_abi() {
 fn programs_are_those_of_the_abi() {
     let object = Object::parse(&object_or_skip!()).unwrap();
     let built: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
-    let declared: BTreeSet<_> = CALLED_PROGRAMS.into_iter().chain([ENTRY_PROGRAM]).collect();
+    let declared: BTreeSet<_> = CALLED_PROGRAMS.into_iter().chain([ENTRY_PROGRAM, EGRESS_PROGRAM]).collect();
     assert_eq!(built, declared);
     assert!(declared.iter().all(|name| name.len() <= LONGEST_NAME));
 }

@@ -28,8 +28,11 @@ use std::{
 
 use lb_common::abi::{Config, NextHop};
 use lb_control::{
-    model::Desired,
-    plan::{self, Compiler, Paths, Scope, Settings, ipam},
+    model::{Desired, Objects},
+    plan::{
+        self, Addressing, Compiler, Paths, Planner, Scope, Settings,
+        ipam::{Holdings, Ipam, Options},
+    },
     ports::{FakeMaps, FaultyMaps, Limits},
     source::file::{FileState, Merger, decode},
 };
@@ -42,7 +45,8 @@ struct World {
     merger: Merger,
     maps: Maps,
     compiler: Compiler,
-    holdings: ipam::Holdings,
+    planner: Planner,
+    objects: Objects,
     now: Duration,
     /// Whether every other write fails at first.
     shaky: bool,
@@ -52,14 +56,16 @@ impl World {
     fn new(shaky: bool) -> Self {
         let maps = FaultyMaps::new(FakeMaps::new(Limits::default()), []);
         let compiler = Compiler::adopt(&maps, Settings::default()).unwrap();
-        let (files, merger, holdings) = Default::default();
-        Self { files, merger, maps, compiler, holdings, now: Duration::ZERO, shaky }
+        let (files, merger, objects) = Default::default();
+        let planner = planner(Holdings::new());
+        Self { files, merger, maps, compiler, planner, objects, now: Duration::ZERO, shaky }
     }
 
     fn restart(&mut self) {
         self.merger = Merger::default();
         self.compiler = Compiler::adopt(&self.maps, Settings::default()).unwrap();
-        self.holdings = self.compiler.holdings();
+        self.planner = planner(self.compiler.holdings());
+        self.objects = Objects::default();
     }
 
     /// Does what an agent does after a change, until nothing is left to do; what came of it.
@@ -71,9 +77,9 @@ impl World {
             .collect();
         self.merger.merge(&files);
         let snapshot = self.merger.snapshot();
-        let options = ipam::Options { default_class: true, outside_pools: true };
-        let plan = plan::decide(&snapshot.objects, &self.holdings, options);
-        self.holdings = plan.allocation.holdings();
+        self.planner.apply(self.objects.changes_to(&snapshot.objects));
+        self.objects = snapshot.objects.clone();
+        let plan = self.planner.plan();
         let start = self.maps.writes();
         self.maps.failing = failing.iter().map(|number| start + number).collect();
         if self.shaky {
@@ -106,6 +112,13 @@ impl World {
     }
 }
 
+/// An agent on the node `edge` that gives out addresses itself.
+fn planner(holdings: Holdings) -> Planner {
+    let mut ipam = Ipam::new(Options { default_class: true, outside_pools: true, deferred_release: false });
+    ipam.adopt(holdings);
+    Planner::new(true, "edge", Addressing::Decides(Box::new(ipam)))
+}
+
 /// Every backend behind device 2, with one source address per family; 10.9.x.x is not reachable.
 fn paths(desired: &Desired) -> Paths {
     let next_hop = NextHop { ifindex: 2, ..NextHop::default() };
@@ -115,6 +128,7 @@ fn paths(desired: &Desired) -> Paths {
         .filter(|address| !address.to_string().starts_with("10.9."))
         .collect();
     let path = |address: &std::net::IpAddr| plan::Path {
+        is_local: false,
         next_hop: Some(next_hop),
         snat: vec![if address.is_ipv4() { "10.0.0.254" } else { "fd00::fe" }.parse().unwrap()],
     };

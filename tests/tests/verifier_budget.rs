@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use aya::programs::Xdp;
-use lb_common::abi::maps::{CALLED_PROGRAMS, ENTRY_PROGRAM};
+use aya::programs::{SchedClassifier, Xdp};
+use lb_common::abi::maps::{CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM};
 use pointsman_tests::kit::kernel::loader;
 use pointsman_tests::object_or_skip;
 
@@ -26,15 +26,21 @@ fn programs_stay_within_their_budget() {
     let budget = budget();
     let mut ebpf = loader().load(&object_or_skip!()).unwrap();
     let mut over = Vec::new();
-    for name in CALLED_PROGRAMS.into_iter().chain([ENTRY_PROGRAM]) {
-        let program: &mut Xdp = ebpf.program_mut(name).unwrap().try_into().unwrap();
-        program.load().unwrap_or_else(|error| panic!("the kernel rejects {name}: {error}"));
-        let processed = program.info().unwrap().verified_instruction_count().expect("Linux 5.16 tells");
+    let mut check = |name: &str, processed: Option<u32>| {
+        let processed = processed.expect("Linux 5.16 tells");
         let limit = budget.get(name).unwrap_or_else(|| panic!("{name} has no budget"));
         println!("{name}: {processed} of {limit}");
         if processed > *limit {
             over.push(format!("{name}: {processed} instructions, {limit} are allowed"));
         }
+    };
+    for name in CALLED_PROGRAMS.into_iter().chain([ENTRY_PROGRAM]) {
+        let program: &mut Xdp = ebpf.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap_or_else(|error| panic!("the kernel rejects {name}: {error}"));
+        check(name, program.info().unwrap().verified_instruction_count());
     }
+    let program: &mut SchedClassifier = ebpf.program_mut(EGRESS_PROGRAM).unwrap().try_into().unwrap();
+    program.load().unwrap_or_else(|error| panic!("the kernel rejects {EGRESS_PROGRAM}: {error}"));
+    check(EGRESS_PROGRAM, program.info().unwrap().verified_instruction_count());
     assert!(over.is_empty(), "{over:?}; make the program simpler or, with a reason, raise the budget");
 }

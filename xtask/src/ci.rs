@@ -2,16 +2,17 @@
 
 use anyhow::Result;
 
-use crate::{process, setup, test, tidy, workspace};
+use crate::{generate, process, setup, test, tidy, workspace};
 
-/// Formatting, lints and house rules.
+/// Formatting, lints, house rules, and that what is generated is up to date.
 pub fn check() -> Result<()> {
     setup::rust_components()?;
     cargo(&["fmt", "--all", "--check"])?;
     tidy::run()?;
     cargo(&["clippy", "--locked", "--all-targets", "--", "--deny", "warnings"])?;
     // Not a default member: its real target is BPF, this is the host's view of it.
-    cargo(&["clippy", "--locked", "--package", "lb-ebpf", "--", "--deny", "warnings"])
+    cargo(&["clippy", "--locked", "--package", "lb-ebpf", "--", "--deny", "warnings"])?;
+    generate::check()
 }
 
 pub fn run(args: &test::Args) -> Result<()> {

@@ -2,6 +2,8 @@
 
 mod ci;
 mod ebpf;
+mod generate;
+mod image;
 mod process;
 mod run;
 mod setup;
@@ -58,6 +60,10 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Write what is derived from the code and committed: resource definitions, deploy/base
+    Gen(generate::Args),
+    /// Build a container image, without a container engine
+    Image(image::Args),
     /// Check licences, origin and advisories of all dependencies
     Deny {
         /// Only some of the checks: licenses, bans, sources, advisories
@@ -81,6 +87,8 @@ fn main() -> ExitCode {
         Task::Lab { args } => lab(args),
         Task::Bench { args } => run::with_agent(Purpose::Bench, Profile::Release, "pointsman-bench", &args),
         Task::Fuzz { args } => run::fuzz(&args),
+        Task::Gen(args) => generate::run(&args),
+        Task::Image(args) => image::run(&args),
         Task::Deny { args } => run::deny(&args),
         Task::Tidy => tidy::run(),
         Task::Check => ci::check(),

@@ -26,6 +26,15 @@ impl BackendState {
     }
 }
 
+/// Bits of [`Backend::flags`].
+pub struct BackendFlags;
+
+impl BackendFlags {
+    /// The endpoint is on this node: packets are handed to the node's own stack, with the client's
+    /// address, and replies are translated where they leave the node.
+    pub const LOCAL: u8 = 1;
+}
+
 /// One endpoint of one Service entry: an element of the array `backends`. Element 0 is never used.
 ///
 /// One cache line: a packet from a client to its backend reads this entry and no other for the way
@@ -55,10 +64,22 @@ pub struct Backend {
     /// Share of new connections relative to the Service's other backends, for people only: the
     /// slots carry it out.
     pub weight: u32,
+    /// [`BackendFlags`].
+    pub flags: u8,
     /// Zero.
-    pub reserved: [u8; 8],
+    pub reserved: [u8; 7],
 }
 plain!(Backend, size = 64, {
     address: [u8; 16], port: [u8; 2], state: u8, family: u8, generation: u32, service: u32,
-    snat_first: u16, snat_count: u16, next_hop: NextHop, weight: u32, reserved: [u8; 8],
+    snat_first: u16, snat_count: u16, next_hop: NextHop, weight: u32, flags: u8,
+    reserved: [u8; 7],
 });
+
+impl Backend {
+    /// Whether the endpoint is on this node.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.flags & BackendFlags::LOCAL != 0
+    }
+}

@@ -65,6 +65,8 @@ drop_reasons! {
     NoSlowPath = 13, "no-slow-path", false;
     /// The device towards the next hop is not in the map `devices`: the agent has not set it up.
     NoDevice = 14, "no-device", false;
+    /// The client is in none of the Service's source ranges (loadBalancerSourceRanges).
+    SourceNotAllowed = 15, "source-not-allowed", true;
 }
 
 impl DropReason {

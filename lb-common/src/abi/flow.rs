@@ -149,6 +149,12 @@ impl FlowFlags {
     pub const EDIT_TIMESTAMPS: u8 = 2;
     /// `mark` of a reply entry holds a TCP timestamp (otherwise a sequence number).
     pub const MARK_IS_TIMESTAMP: u8 = 4;
+    /// The backend is on this node: its stack gets the packets, and replies are translated where
+    /// they leave the node.
+    pub const LOCAL: u8 = 8;
+    /// Reply entries of local backends: the backend was seen to use the tuple for a connection of
+    /// which we know nothing. Its packets pass untouched, and no other flow gets the tuple.
+    pub const FOREIGN: u8 = 16;
 }
 
 /// State and flags of a flow in one word, so that it can be compared and swapped.
@@ -218,6 +224,12 @@ impl<A> Flow<A> {
     #[inline(always)]
     pub fn state(&self) -> FlowState {
         FlowState::from_raw(self.status.state)
+    }
+
+    /// Whether the backend is on this node.
+    #[inline(always)]
+    pub fn is_local(&self) -> bool {
+        self.status.flags & FlowFlags::LOCAL != 0
     }
 
     /// Whether the entry is for packets from the backend to the client.

@@ -30,6 +30,12 @@ pub const DEFAULT_SERVICES: u32 = 16_384;
 /// Backends of all Service entries, unless configured. Their counters take 40 bytes on each CPU.
 pub const DEFAULT_BACKENDS: u32 = 131_072;
 
+/// Source ranges of each family over all Service entries, unless configured.
+pub const DEFAULT_SOURCE_RANGES: u32 = 65_536;
+
+/// Clients of each family whose backend is remembered, over all Service entries with affinity.
+pub const DEFAULT_AFFINITIES: u32 = 65_536;
+
 maps! {
     /// Established IPv4 flows: hash, [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow), two entries a flow.
     FLOWS_V4 = "flows_v4", 2 * DEFAULT_FLOWS;
@@ -67,6 +73,16 @@ maps! {
     FRAGMENTS_V4 = "fragments_v4", 8_192;
     /// IPv6 fragments under way.
     FRAGMENTS_V6 = "fragments_v6", 8_192;
+    /// Who may connect: longest prefix match, [`SourceRangeKey`](super::SourceRangeKey) to an unused `u32`.
+    SOURCE_RANGES_V4 = "src_ranges_v4", DEFAULT_SOURCE_RANGES;
+    /// The same for IPv6.
+    SOURCE_RANGES_V6 = "src_ranges_v6", DEFAULT_SOURCE_RANGES;
+    /// Clients' backends: LRU hash, [`AffinityKey`](super::AffinityKey) to [`Affinity`](super::Affinity).
+    AFFINITY_V4 = "affinity_v4", DEFAULT_AFFINITIES;
+    /// The same for IPv6.
+    AFFINITY_V6 = "affinity_v6", DEFAULT_AFFINITIES;
+    /// Array of [`Tick`](super::Tick): how long a client's backend is remembered, by Service entry.
+    AFFINITY_TICKS = "affinity_ticks", DEFAULT_SERVICES;
     /// Device map (hash) of the devices that packets may be redirected to, by index.
     DEVICES = "devices", 1_024;
     /// Program array: the slow paths.
@@ -81,6 +97,9 @@ maps! {
 
 /// Name of the program that is attached to devices.
 pub const ENTRY_PROGRAM: &str = "pointsman_xdp";
+
+/// Name of the program that is attached where packets leave, if a backend is on this node.
+pub const EGRESS_PROGRAM: &str = "pointsman_tc";
 
 /// Names of the programs that it calls, in the order of their indices in the program array.
 pub const CALLED_PROGRAMS: [&str; 4] = ["slow_v4", "slow_v6", "unknown_v4", "unknown_v6"];

@@ -6,6 +6,7 @@
 
 mod addr;
 mod backend;
+mod client;
 mod config;
 mod drop_reason;
 mod flow;
@@ -14,15 +15,16 @@ mod service;
 mod stats;
 
 pub use addr::{AddressFamily, NextHop, V4, V6, VlanTags};
-pub use backend::{Backend, BackendState};
+pub use backend::{Backend, BackendFlags, BackendState};
+pub use client::{Affinity, AffinityKey, SourceRange, SourceRangeKey};
 pub use config::{Config, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
 pub use drop_reason::DropReason;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey};
-pub use service::{Service, ServiceName, VipKey};
+pub use service::{Service, ServiceFlags, ServiceName, VipKey};
 pub use stats::{BackendStats, DropStats, ServiceStats};
 
 /// Version of every layout below; part of the path under which maps are pinned.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// IANA protocol number of ICMP.
 pub const IPPROTO_ICMP: u8 = 1;

@@ -29,17 +29,64 @@ impl<A> VipKey<A> {
 /// One port of one VIP of a Kubernetes Service: an element of the array `services`. The VIP maps
 /// give its index.
 ///
-/// `first_slot` and `slot_count` share one aligned 8-byte word, which the kernel copies at once
-/// (`bpf_long_memcpy` in kernel/bpf): a reader sees the old slots or the new ones, never a mixture.
+/// Slots and flags share one aligned 8-byte word, which the kernel copies at once
+/// (`bpf_long_memcpy` in kernel/bpf): a reader sees the old ones or the new ones, never a mixture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Service {
     /// Index of its first element in the array `slots`.
     pub first_slot: u32,
-    /// Number of its slots; 0 means that there is no backend, and connections are refused.
-    pub slot_count: u32,
+    /// Low 24 bits: the [number of its slots](Self::slot_count). High 8 bits: [`ServiceFlags`].
+    pub count_and_flags: u32,
 }
-plain!(Service, size = 8, { first_slot: u32, slot_count: u32 });
+plain!(Service, size = 8, { first_slot: u32, count_and_flags: u32 });
+
+/// Bits of [`Service::flags`].
+#[derive(Clone, Copy, Debug)]
+pub struct ServiceFlags;
+
+impl ServiceFlags {
+    /// Only clients that an entry of the source range maps covers may open connections.
+    pub const SOURCE_RANGES: u8 = 1;
+    /// A client's connections go to the backend that had its last one (session affinity).
+    pub const AFFINITY: u8 = 2;
+}
+
+impl Service {
+    /// Bits of the number of slots.
+    const COUNT_BITS: u32 = 24;
+    /// A Service entry has at most so many slots.
+    pub const MAXIMUM_SLOTS: u32 = (1 << Self::COUNT_BITS) - 1;
+
+    /// An entry; of `slot_count`, what exceeds [`Self::MAXIMUM_SLOTS`] is cut off.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(first_slot: u32, slot_count: u32, flags: u8) -> Self {
+        let slot_count = if slot_count > Self::MAXIMUM_SLOTS { Self::MAXIMUM_SLOTS } else { slot_count };
+        Self { first_slot, count_and_flags: slot_count | (flags as u32) << Self::COUNT_BITS }
+    }
+
+    /// Number of its slots; 0 means that there is no backend, and connections are refused.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot_count(self) -> u32 {
+        self.count_and_flags & Self::MAXIMUM_SLOTS
+    }
+
+    /// Its [`ServiceFlags`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn flags(self) -> u8 {
+        (self.count_and_flags >> Self::COUNT_BITS) as u8
+    }
+
+    /// Whether a flag is set.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(self, flag: u8) -> bool {
+        self.count_and_flags & (flag as u32) << Self::COUNT_BITS != 0
+    }
+}
 
 /// Who a Service entry belongs to, for people and for the agent after its restart: element of the
 /// array `service_names`, which the kernel never reads. An entry with an empty name is free.
@@ -77,5 +124,22 @@ impl Default for ServiceName {
             protocol: 0,
             family: 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_and_flags_do_not_mix() {
+        let both = ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY;
+        for (count, flags) in [(0, 0), (0, both), (Service::MAXIMUM_SLOTS, 0), (7, ServiceFlags::AFFINITY)] {
+            let service = Service::new(5, count, flags);
+            assert_eq!((service.first_slot, service.slot_count(), service.flags()), (5, count, flags));
+            assert_eq!(service.has(ServiceFlags::SOURCE_RANGES), flags & ServiceFlags::SOURCE_RANGES != 0);
+            assert_eq!(service.has(ServiceFlags::AFFINITY), flags & ServiceFlags::AFFINITY != 0);
+        }
+        assert_eq!(Service::new(0, u32::MAX, 0), Service::new(0, Service::MAXIMUM_SLOTS, 0));
     }
 }

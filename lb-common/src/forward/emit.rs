@@ -22,7 +22,7 @@ pub struct Parsed<A> {
 }
 
 /// Edits addresses, ports, checksums, timestamps and TTL as the flow says, and sends the packet to
-/// the next hop.
+/// the next hop; if the backend is on this node, all but the TTL, for the stack to go on with.
 #[inline(always)]
 pub fn forward<D: Datapath, F: IpFamily>(
     datapath: &D,
@@ -31,7 +31,8 @@ pub fn forward<D: Datapath, F: IpFamily>(
     hop: &NextHop,
     cursor: &mut usize,
 ) -> Verdict {
-    if hop.ifindex == 0 {
+    let is_local = flow.is_local();
+    if hop.ifindex == 0 && !is_local {
         return Verdict::drop(datapath, DropReason::NoNeighbour);
     }
     let packet = datapath.packet();
@@ -43,15 +44,20 @@ pub fn forward<D: Datapath, F: IpFamily>(
     let Some(header) = packet.at::<F::Header>(parsed.ip.l3) else {
         return Verdict::drop(datapath, DropReason::EditFailed);
     };
-    header.forward(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
+    if is_local {
+        header.deliver(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
+    } else {
+        header.forward(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
+    }
     if edit_ports(packet, &parsed.ip, flow).is_none() {
         return Verdict::drop(datapath, DropReason::EditFailed);
     }
-    if parsed.ip.part != Part::Whole {
+    // The client's own address needs no other identification than the client's own.
+    if parsed.ip.part != Part::Whole && !is_local {
         fragment::edit_identification::<_, F>(packet, &parsed.ip);
     }
     let bytes = packet.length() as u64;
-    let verdict = send(datapath, &parsed.link, hop);
+    let verdict = if is_local { Verdict::Deliver } else { send(datapath, &parsed.link, hop) };
     if !matches!(verdict, Verdict::Drop(_)) {
         datapath.count_forwarded(flow.service, flow.backend, flow.is_reply(), bytes);
     }

@@ -10,7 +10,7 @@ use super::wire::{
     ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_SERVICE_VLAN, ETHER_TYPE_VLAN, Ethernet, Frame, TCP_FIN,
     TCP_RST, TCP_SYN, TcpFrame, copy_mac,
 };
-use crate::abi::{FlowFlags, FlowKey, IPPROTO_TCP, IPPROTO_UDP, NextHop, V4, V6};
+use crate::abi::{Flow, FlowFlags, FlowKey, IPPROTO_TCP, IPPROTO_UDP, NextHop, V4, V6};
 
 /// What the fast path says of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +69,9 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
         protocol: u32::from(protocol),
     };
     let mut flow = datapath.established(&key)?;
-    if flow.status.flags & FlowFlags::EDIT_TIMESTAMPS != 0 {
-        return None;
+    if flow.status.flags & (FlowFlags::EDIT_TIMESTAMPS | FlowFlags::LOCAL) != 0 {
+        // One test for both: what is rare costs the others nothing.
+        return if flow.is_local() { local::<D, F>(datapath, frame, protocol, &mut flow) } else { None };
     }
     let reply = flow.is_reply();
     let hop: &NextHop = if reply {
@@ -93,23 +94,71 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
     copy_mac(&mut frame.ethernet.source, &hop.source_mac);
 
     frame.ip.forward(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
+    edit_transport::<D, F>(datapath, frame, protocol, &flow)?;
+    touch::<D, F>(datapath, &mut flow, protocol, reply)?;
+    datapath.count_forwarded(flow.service, flow.backend, reply, packet.length() as u64);
+    Some(Verdict::send(datapath, ifindex))
+}
+
+/// A packet of a flow whose backend is on this node. The way to the backend, and the hop, are the
+/// stack's.
+#[inline(always)]
+fn local<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    frame: &mut Frame<F::Header>,
+    protocol: u8,
+    flow: &mut Flow<F::Address>,
+) -> Option<Verdict> {
+    if flow.is_reply() {
+        // Translated where it leaves the node.
+        return Some(Verdict::Pass);
+    }
+    let backend = datapath.backend(flow.backend)?;
+    if backend.generation != flow.generation || backend.state == 0 {
+        return None;
+    }
+    frame.ip.deliver(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
+    edit_transport::<D, F>(datapath, frame, protocol, flow)?;
+    touch::<D, F>(datapath, flow, protocol, false)?;
+    datapath.count_forwarded(flow.service, flow.backend, false, datapath.packet().length() as u64);
+    Some(Verdict::Deliver)
+}
+
+/// Replaces ports, and the checksum of TCP or UDP.
+#[inline(always)]
+fn edit_transport<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    frame: &mut Frame<F::Header>,
+    protocol: u8,
+    flow: &Flow<F::Address>,
+) -> Option<()> {
     frame.udp.source_port = flow.new_source_port;
     frame.udp.destination_port = flow.new_destination_port;
     if protocol == IPPROTO_TCP {
-        let tcp = packet.head::<TcpFrame<F::Header>>()?;
+        let tcp = datapath.packet().head::<TcpFrame<F::Header>>()?;
         checksum::apply(&mut tcp.tcp.checksum, flow.l4_checksum_delta);
     } else {
         checksum::apply_udp(&mut frame.udp.checksum, flow.l4_checksum_delta);
     }
+    Some(())
+}
+
+/// Takes note of the moment.
+#[inline(always)]
+fn touch<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    flow: &mut Flow<F::Address>,
+    protocol: u8,
+    reply: bool,
+) -> Option<()> {
     let now = datapath.now();
     if flow.last_seen != now {
         // Only when it changes: a line that is only read can be shared by CPUs.
         flow.last_seen = now;
         if !reply && protocol == IPPROTO_TCP {
-            let tcp = packet.head::<TcpFrame<F::Header>>()?;
+            let tcp = datapath.packet().head::<TcpFrame<F::Header>>()?;
             flow.mark = u32::from_be_bytes(tcp.tcp.sequence);
         }
     }
-    datapath.count_forwarded(flow.service, flow.backend, reply, packet.length() as u64);
-    Some(Verdict::send(datapath, ifindex))
+    Some(())
 }

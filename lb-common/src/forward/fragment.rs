@@ -64,6 +64,21 @@ pub fn edit_identification<P: Packet, F: IpFamily>(packet: P, ip: &Ip<F::Address
     }
 }
 
+/// The flow of a later fragment, if its first one is known and not too old.
+#[inline(always)]
+pub fn find<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    identification: [u8; 4],
+) -> Option<D::FlowRef> {
+    set_key::<F>(scratch, identification);
+    let first = datapath.fragment(&scratch.fragment_key)?;
+    if idle_ticks(datapath.now(), first.created) > LIFETIME {
+        return None;
+    }
+    datapath.established(&first.flow).or_else(|| datapath.transient(&first.flow))
+}
+
 /// Forwards a later fragment, by the flow of its first one.
 #[inline(always)]
 pub fn later<D: Tables<F>, F: IpFamily>(
@@ -80,7 +95,10 @@ pub fn later<D: Tables<F>, F: IpFamily>(
     let Some(mut flow) = datapath.established(&first.flow).or_else(|| datapath.transient(&first.flow)) else {
         return Verdict::drop(datapath, DropReason::FragmentWithoutFirst);
     };
-    if scratch.parsed.ip.hops_left <= 1 {
+    if flow.is_local() && flow.is_reply() {
+        return Verdict::Pass;
+    }
+    if scratch.parsed.ip.hops_left <= 1 && !flow.is_local() {
         // Only the first fragment is answered (RFC 792).
         return Verdict::drop(datapath, DropReason::TtlExpired);
     }

@@ -3,6 +3,7 @@
 
 use super::Verdict;
 use super::checksum::{self, TTL_DECREMENT, fold, replaced};
+use super::egress::is_ours;
 use super::emit;
 use super::ip::{IpFamily, IpHeader};
 use super::parse::{Ip, Parse, Part};
@@ -22,11 +23,71 @@ fn is_error<F: IpFamily>(kind: u8) -> bool {
 /// Translates an ICMP error about a flow; passes everything else.
 #[inline(always)]
 pub fn translate<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Verdict {
+    if !read_quote::<D, F>(datapath, scratch) {
+        return Verdict::Pass;
+    }
     let packet = datapath.packet();
     let Scratch { parsed, quote, key, hop, .. } = scratch;
-    let Some(icmp) = packet.at::<Icmp>(parsed.ip.l4) else { return Verdict::Pass };
-    if parsed.ip.part != Part::Whole || !is_error::<F>(icmp.kind[0]) {
+    let Some(mut flow) = datapath.established(key).or_else(|| datapath.transient(key)) else {
         return Verdict::Pass;
+    };
+    if quote.l4 + size_of::<Udp>() > parsed.ip.end {
+        return Verdict::drop(datapath, DropReason::BadIcmpQuote);
+    }
+    if flow.is_local() && flow.is_reply() {
+        // Translated where it leaves the node.
+        return Verdict::Pass;
+    }
+    if parsed.ip.hops_left <= 1 && !flow.is_local() {
+        // No ICMP error about an ICMP error (RFC 1122, section 3.2.2).
+        return Verdict::drop(datapath, DropReason::TtlExpired);
+    }
+    if !find_hop::<D, F>(datapath, &mut flow, hop) {
+        return Verdict::drop(datapath, DropReason::BackendGone);
+    }
+    if hop.ifindex == 0 && !flow.is_local() {
+        return Verdict::drop(datapath, DropReason::NoNeighbour);
+    }
+    if edit::<_, F>(packet, &parsed.ip, quote, &flow).is_none() {
+        return Verdict::drop(datapath, DropReason::EditFailed);
+    }
+    datapath.count_forwarded(flow.service, flow.backend, flow.is_reply(), packet.length() as u64);
+    if flow.is_local() { Verdict::Deliver } else { emit::send(datapath, &parsed.link, hop) }
+}
+
+/// Translates an ICMP error about a client's packet to a backend on this node, on its way out of the
+/// node; passes everything else.
+#[inline(always)]
+pub fn translate_reply<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Verdict {
+    if !read_quote::<D, F>(datapath, scratch) {
+        return Verdict::Pass;
+    }
+    let Scratch { parsed, quote, key, .. } = scratch;
+    let Some(flow) = datapath.established(key).or_else(|| datapath.transient(key)) else {
+        return Verdict::Pass;
+    };
+    if !is_ours(&flow) {
+        return Verdict::Pass;
+    }
+    if quote.l4 + size_of::<Udp>() > parsed.ip.end {
+        return Verdict::drop(datapath, DropReason::BadIcmpQuote);
+    }
+    if edit::<_, F>(datapath.packet(), &parsed.ip, quote, &flow).is_none() {
+        return Verdict::drop(datapath, DropReason::EditFailed);
+    }
+    datapath.count_forwarded(flow.service, flow.backend, true, datapath.packet().length() as u64);
+    Verdict::Deliver
+}
+
+/// Reads the packet that an ICMP error quotes into `quote`, and the tuple of its answers into `key`;
+/// false if it is no error, or about something that we do not handle.
+#[inline(always)]
+fn read_quote<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::Address>) -> bool {
+    let packet = datapath.packet();
+    let Scratch { parsed, quote, key, .. } = scratch;
+    let Some(icmp) = packet.at::<Icmp>(parsed.ip.l4) else { return false };
+    if parsed.ip.part != Part::Whole || !is_error::<F>(icmp.kind[0]) {
+        return false;
     }
     quote.l3 = parsed.ip.l4 + size_of::<Icmp>();
     if !F::parse(packet, false, quote)
@@ -34,52 +95,38 @@ pub fn translate<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::
         || !matches!(quote.protocol, IPPROTO_TCP | IPPROTO_UDP)
         || quote.source != parsed.ip.destination
     {
-        return Verdict::Pass;
+        return false;
     }
-    let Some(ports) = packet.at::<Udp>(quote.l4) else { return Verdict::Pass };
+    let Some(ports) = packet.at::<Udp>(quote.l4) else { return false };
     // The error travels against the packet that it quotes, like that packet's answer.
     key.source = quote.destination;
     key.destination = quote.source;
     key.source_port = ports.destination_port;
     key.destination_port = ports.source_port;
     key.protocol = u32::from(quote.protocol);
-    let Some(mut flow) = datapath.established(key).or_else(|| datapath.transient(key)) else {
-        return Verdict::Pass;
-    };
-    if quote.l4 + size_of::<Udp>() > parsed.ip.end {
-        return Verdict::drop(datapath, DropReason::BadIcmpQuote);
-    }
-    if parsed.ip.hops_left <= 1 {
-        // No ICMP error about an ICMP error (RFC 1122, section 3.2.2).
-        return Verdict::drop(datapath, DropReason::TtlExpired);
-    }
-    if !find_hop::<D, F>(datapath, &mut flow, hop) {
-        return Verdict::drop(datapath, DropReason::BackendGone);
-    }
-    if hop.ifindex == 0 {
-        return Verdict::drop(datapath, DropReason::NoNeighbour);
-    }
-    if edit::<_, F>(packet, &parsed.ip, quote, &flow).is_none() {
-        return Verdict::drop(datapath, DropReason::EditFailed);
-    }
-    datapath.count_forwarded(flow.service, flow.backend, flow.is_reply(), packet.length() as u64);
-    emit::send(datapath, &parsed.link, hop)
+    true
 }
 
 /// Edits the quote, the outer header, and the ICMP checksum, which covers the quote and in IPv6 the
 /// outer addresses too.
 #[inline(never)]
-fn edit<P: Packet, F: IpFamily>(
+pub fn edit<P: Packet, F: IpFamily>(
     packet: P,
     ip: &Ip<F::Address>,
     quote: &Ip<F::Address>,
     flow: &Flow<F::Address>,
 ) -> Option<()> {
     let mut change = edit_quote::<P, F>(packet, ip, quote, flow)?;
-    let outer =
-        F::replaced(&ip.source, &flow.new_source) + F::replaced(&ip.destination, &flow.new_destination);
+    // Towards or from a backend on this node the sender keeps its address: unlike with full NAT,
+    // everybody on that way can be answered. Only the backend itself goes by the VIP.
+    let keeps = flow.is_local() && ip.source != quote.destination;
+    let source = if keeps { &ip.source } else { &flow.new_source };
+    let outer = F::replaced(&ip.source, source) + F::replaced(&ip.destination, &flow.new_destination);
     let header = packet.at::<F::Header>(ip.l3)?;
-    header.forward(&flow.new_source, &flow.new_destination, fold(outer + u32::from(TTL_DECREMENT)));
+    header.readdress(source, &flow.new_destination);
+    // On this node the stack takes the hop off.
+    let (hops, hop_delta) = if flow.is_local() { (0, 0) } else { (1, u32::from(TTL_DECREMENT)) };
+    header.spend(hops, fold(outer + hop_delta));
     if F::VERSION == 6 {
         change += outer;
     }

@@ -1,6 +1,6 @@
 //! What differs between IPv4 and IPv6 in the forwarding core.
 
-use super::checksum::{self, Delta};
+use super::checksum::{self, Delta, TTL_DECREMENT};
 use super::wire::{Ipv4, Ipv6, Wire};
 use crate::abi::{AddressFamily, IPPROTO_ICMP, IPPROTO_ICMPV6, V4, V6};
 
@@ -48,6 +48,11 @@ pub trait IpHeader<A>: Wire {
     fn destination(&self) -> A;
     /// Replaces the addresses, and nothing else.
     fn readdress(&mut self, source: &A, destination: &A);
+    /// Replaces the addresses, and adds a delta that counts a hop to the header checksum, without
+    /// the hop: the node's own stack takes it off.
+    fn deliver(&mut self, source: &A, destination: &A, checksum_delta: Delta);
+    /// Takes hops off, and adds a delta to the header checksum.
+    fn spend(&mut self, hops: u8, checksum_delta: Delta);
     /// Replaces the addresses, takes one hop off, and adds a delta to the header checksum.
     fn forward(&mut self, source: &A, destination: &A, checksum_delta: Delta);
 }
@@ -178,6 +183,19 @@ impl IpHeader<[u8; 4]> for Ipv4 {
     }
 
     #[inline(always)]
+    fn deliver(&mut self, source: &[u8; 4], destination: &[u8; 4], checksum_delta: Delta) {
+        self.readdress(source, destination);
+        let without_hop = checksum::fold(u32::from(checksum_delta) + u32::from(!TTL_DECREMENT));
+        checksum::apply(&mut self.checksum, without_hop);
+    }
+
+    #[inline(always)]
+    fn spend(&mut self, hops: u8, checksum_delta: Delta) {
+        self.ttl = [self.ttl[0].wrapping_sub(hops)];
+        checksum::apply(&mut self.checksum, checksum_delta);
+    }
+
+    #[inline(always)]
     fn forward(&mut self, source: &[u8; 4], destination: &[u8; 4], checksum_delta: Delta) {
         self.ttl = [self.ttl[0].wrapping_sub(1)];
         self.source = *source;
@@ -217,6 +235,16 @@ impl IpHeader<[u8; 16]> for Ipv6 {
     fn readdress(&mut self, source: &[u8; 16], destination: &[u8; 16]) {
         self.source = *source;
         self.destination = *destination;
+    }
+
+    #[inline(always)]
+    fn deliver(&mut self, source: &[u8; 16], destination: &[u8; 16], _checksum_delta: Delta) {
+        self.readdress(source, destination);
+    }
+
+    #[inline(always)]
+    fn spend(&mut self, hops: u8, _checksum_delta: Delta) {
+        self.hop_limit = [self.hop_limit[0].wrapping_sub(hops)];
     }
 
     #[inline(always)]

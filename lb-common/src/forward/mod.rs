@@ -3,9 +3,12 @@
 //! runs.
 //!
 //! Three steps, each a kernel program of its own: [`fast`] for packets of established flows, [`slow`]
-//! for what it declines, [`unknown`] for packets of no known flow.
+//! for what it declines, [`unknown`] for packets of no known flow. Replies of
+//! backends on this node meet [`egress`] instead, where they leave the node.
 
 pub mod checksum;
+mod client;
+mod egress;
 pub mod emit;
 mod fast;
 mod fragment;
@@ -23,6 +26,7 @@ pub mod tcp_options;
 pub mod tcp_state;
 pub mod wire;
 
+pub use egress::egress;
 pub use fast::{Fast, fast};
 pub use slow::{Slow, slow, unknown};
 
@@ -34,6 +38,8 @@ use platform::Datapath;
 pub enum Verdict {
     /// Not ours, and untouched: the kernel goes on with it.
     Pass,
+    /// For a backend on this node: edited, the node's own stack goes on with it.
+    Deliver,
     /// Send it back by the device that it came in by.
     Transmit,
     /// Send it by another device, given by its index.

@@ -1,5 +1,7 @@
 //! A new connection: which backend, which source port, and the two entries.
 
+use core::num::{NonZeroU32, NonZeroU64};
+
 use super::Verdict;
 use super::ip::IpFamily;
 use super::pair::{copy_flow, copy_hop, is_peer, set_peer_key, set_up, set_way_back, turn};
@@ -7,32 +9,37 @@ use super::platform::{InsertFailed, Tables};
 use super::scratch::Scratch;
 use super::snat::{self, Fit, History};
 use super::tcp_options::{self, Timestamp};
-use super::{emit, refuse};
-use crate::abi::{Backend, DropReason, FlowFlags, FlowState, FlowStatus, IPPROTO_TCP, NextHop, idle_ticks};
+use super::{client, emit, refuse};
+use crate::abi::{
+    Backend, DropReason, FlowFlags, FlowState, FlowStatus, IPPROTO_TCP, NextHop, Service, ServiceFlags,
+    idle_ticks,
+};
 
-/// Gives a packet that begins a connection to the Service `service` a backend, and forwards it.
+/// Gives a packet that begins a connection to the Service with the index `service` a backend, and
+/// forwards it.
 #[inline(always)]
 pub fn begin<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,
     service: u32,
+    entry: Service,
 ) -> Verdict {
-    let Some(entry) = datapath.service(service) else {
-        return Verdict::drop(datapath, DropReason::BadSlot);
-    };
-    if entry.slot_count == 0 {
+    let Some(count) = NonZeroU32::new(entry.slot_count()) else {
         return refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoBackend);
-    }
-    let turn = datapath.next_turn(service) % u64::from(entry.slot_count);
-    let index = datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0);
+    };
+    let index = choose::<D, F>(datapath, scratch, service, entry, count);
     let Some(backend) = datapath.backend(index) else {
         return Verdict::drop(datapath, DropReason::BadSlot);
     };
     if index == 0 || backend.state == 0 || backend.family != F::VERSION {
         return Verdict::drop(datapath, DropReason::BadSlot);
     }
-    find_next_hop::<D, F>(datapath, backend, &mut scratch.hop);
-    if scratch.hop.ifindex == 0 {
+    let local = if backend.is_local() { FlowFlags::LOCAL } else { 0 };
+    scratch.hop.ifindex = 0;
+    if local == 0 {
+        find_next_hop::<D, F>(datapath, backend, &mut scratch.hop);
+    }
+    if scratch.hop.ifindex == 0 && local == 0 {
         // No entry is made: the client's retransmission takes its turn with the next backend.
         return Verdict::drop(datapath, DropReason::NoNeighbour);
     }
@@ -41,7 +48,7 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     scratch.flow.backend = index;
     scratch.flow.service = service;
     scratch.flow.last_seen = datapath.now();
-    scratch.flow.status = FlowStatus { state: state as u8, flags: FlowFlags::REPLY, epoch: 0 };
+    scratch.flow.status = FlowStatus { state: state as u8, flags: FlowFlags::REPLY | local, epoch: 0 };
     scratch.out.destination = F::from_wide(&backend.address);
     scratch.out.destination_port = backend.port;
     scratch.out.protocol = scratch.key.protocol;
@@ -51,7 +58,7 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     };
     let Scratch { key, out, flow, .. } = scratch;
     set_up::<F>(flow, key, out);
-    flow.status.flags = if timestamp_delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
+    flow.status.flags = local | if timestamp_delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
     flow.generation = backend.generation;
     flow.timestamp_delta = timestamp_delta;
     flow.mark = if state == FlowState::UdpUnreplied { flow.last_seen } else { 0 };
@@ -60,7 +67,38 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::TableFull);
     }
     datapath.count_new_flow(service, index);
+    if scratch.affinity.backend != 0 {
+        scratch.affinity.generation = scratch.flow.generation;
+        scratch.affinity.last_used = scratch.flow.last_seen;
+        datapath.insert_affinity(&scratch.affinity_key, &scratch.affinity);
+    }
     emit::forward::<D, F>(datapath, &scratch.parsed, &scratch.flow, &scratch.hop, &mut scratch.cursor)
+}
+
+/// The index of the backend that is to have the flow. `affinity.backend` says what to remember once
+/// it does; 0 for nothing. It lies in memory, so that the verifier need not follow both cases.
+#[inline(always)]
+fn choose<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    service: u32,
+    entry: Service,
+    count: NonZeroU32,
+) -> u32 {
+    scratch.affinity.backend = 0;
+    let sticks = entry.has(ServiceFlags::AFFINITY);
+    if sticks {
+        let index = client::remembered::<D, F>(datapath, scratch, service);
+        if index != 0 {
+            return index;
+        }
+    }
+    let turn = datapath.next_turn(service) % NonZeroU64::from(count);
+    let index = datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0);
+    if sticks {
+        scratch.affinity.backend = index;
+    }
+    index
 }
 
 /// The way to a backend: what the agent keeps current or, until it has, what the kernel knows.
@@ -77,6 +115,9 @@ pub fn find_next_hop<D: Tables<F>, F: IpFamily>(datapath: &D, backend: &Backend,
 
 /// Finds a source address and port towards the backend, inserts the reply entry under `peer_key`,
 /// and completes `out`. Gives what has to be added to the client's timestamps.
+///
+/// Towards a backend on this node that is the client's own address, and its own port unless the
+/// backend knows the tuple from elsewhere: by another VIP or port of a Service, or directly.
 #[inline(always)]
 fn claim_port<D: Tables<F>, F: IpFamily>(
     datapath: &D,
@@ -84,7 +125,8 @@ fn claim_port<D: Tables<F>, F: IpFamily>(
     backend: &Backend,
 ) -> Result<u32, DropReason> {
     let config = datapath.config().ok_or(DropReason::NoSnatAddress)?;
-    if backend.snat_count == 0 {
+    let is_local = backend.is_local();
+    if backend.snat_count == 0 && !is_local {
         return Err(DropReason::NoSnatAddress);
     }
     let hash = snat::client_hash::<F>(&scratch.key.source);
@@ -96,11 +138,18 @@ fn claim_port<D: Tables<F>, F: IpFamily>(
         Timestamp::default()
     };
     for attempt in 0..snat::ATTEMPTS {
-        let index =
-            u32::from(backend.snat_first) + hash.wrapping_add(attempt) % u32::from(backend.snat_count);
-        let address = datapath.snat_address(index).ok_or(DropReason::NoSnatAddress)?;
-        scratch.out.source = F::from_wide(&address);
         scratch.out.source_port = snat::candidate(config, scratch.key.source_port, hash, attempt);
+        if is_local {
+            scratch.out.source = scratch.key.source;
+            if attempt == 0 {
+                scratch.out.source_port = scratch.key.source_port;
+            }
+        } else {
+            let count = u32::from(backend.snat_count).max(1);
+            let index = u32::from(backend.snat_first) + hash.wrapping_add(attempt) % count;
+            let address = datapath.snat_address(index).ok_or(DropReason::NoSnatAddress)?;
+            scratch.out.source = F::from_wide(&address);
+        }
         turn(&mut scratch.peer_key, &scratch.out);
         if datapath.established(&scratch.peer_key).is_some() {
             continue;
@@ -143,9 +192,14 @@ fn take_over<D: Tables<F>, F: IpFamily>(
     let delta = match snat::fit(&history, attempt, *timestamp, parsed.transport.sequence) {
         Fit::No => return None,
         Fit::Yes => 0,
+        // Nobody edits them on the way of a backend on this node. On its own port a client is told
+        // by the backend itself.
+        Fit::ShiftTimestamps(_) if flow.is_local() && attempt == 0 => 0,
+        Fit::ShiftTimestamps(_) if flow.is_local() => return None,
         Fit::ShiftTimestamps(delta) => delta,
     };
-    flow.status.flags = FlowFlags::REPLY | if delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
+    let local = flow.status.flags & FlowFlags::LOCAL;
+    flow.status.flags = FlowFlags::REPLY | local | if delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
     flow.status.epoch = before.epoch.wrapping_add(1);
     flow.timestamp_delta = delta;
     // Another CPU may want the same port: the status word decides who gets it.

@@ -87,6 +87,13 @@ pub trait Parse: super::ip::IpFamily {
     fn parse<P: Packet>(packet: P, whole: bool, found: &mut Ip<Self::Address>) -> bool;
 }
 
+/// Whether a packet is longer than its header can say: one of BIG TCP, which the kernel segments
+/// after we have seen it (`iph_totlen`, `ipv6_hopopt_jumbo_remove` in Linux). XDP sees none.
+#[inline(always)]
+fn is_super_packet<P: Packet>(packet: P) -> bool {
+    packet.length() > 0xffff
+}
+
 // Functions of their own, not inlined: the verifier forgets their many paths when they return.
 
 impl Parse for V4 {
@@ -97,8 +104,11 @@ impl Parse for V4 {
         let total_length = usize::from(u16::from_be_bytes(ip.total_length));
         found.l4 = found.l3 + header_length;
         found.end = found.l3 + total_length;
+        if total_length == 0 && is_super_packet(packet) {
+            found.end = packet.length();
+        }
         found.fragment_header = 0;
-        if ip.version_ihl[0] >> 4 != 4 || header_length < 20 || total_length < header_length {
+        if ip.version_ihl[0] >> 4 != 4 || header_length < 20 || found.end < found.l4 {
             return false;
         }
         if whole && found.end > packet.length() {
@@ -134,6 +144,9 @@ impl Parse for V6 {
     fn parse<P: Packet>(packet: P, whole: bool, found: &mut Ip<[u8; 16]>) -> bool {
         let Some(ip) = packet.at::<Ipv6>(found.l3) else { return false };
         found.end = found.l3 + 40 + usize::from(u16::from_be_bytes(ip.payload_length));
+        if ip.payload_length == [0; 2] && is_super_packet(packet) {
+            found.end = packet.length();
+        }
         if ip.version_class_label[0] >> 4 != 6 || (whole && found.end > packet.length()) {
             return false;
         }

@@ -6,8 +6,8 @@ use super::ip::IpFamily;
 use super::scratch::Scratch;
 use super::wire::Wire;
 use crate::abi::{
-    Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop,
-    Service, Tick, VipKey,
+    Affinity, AffinityKey, Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment,
+    FragmentKey, NextHop, Service, SourceRangeKey, Tick, VipKey,
 };
 
 /// A handle to the bytes of the packet at hand.
@@ -64,6 +64,9 @@ pub trait Datapath {
     /// Takes the next number of a Service's round-robin counter; exact over all CPUs.
     fn next_turn(&self, service: u32) -> u64;
 
+    /// How long after its last connection began a client keeps its backend, by Service entry.
+    fn affinity_timeout(&self, service: u32) -> Tick;
+
     /// Counts a forwarded packet for its Service and its backend.
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64);
     /// Counts a new flow for its Service and its backend.
@@ -76,6 +79,30 @@ pub trait Datapath {
     /// Replaces the status word of an entry if it is still as expected, atomically.
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool;
 }
+
+/// What the program for packets that leave the node asks of it beyond [`Datapath`]. Such packets
+/// need not be what goes onto the wire: their checksum may be unfinished, with only the pseudo
+/// header's sum in its field, and they may be cut into segments later.
+pub trait Outgoing: Datapath {
+    /// Sees to it that the first bytes of the packet, as far as it has them, can be looked at and
+    /// edited.
+    fn pull(&self, bytes: u32);
+    /// Adds to the TCP or UDP checksum whose field is at `offset`: `pseudo` is what was added to the
+    /// sum of the pseudo header, `covered` to the sum of what else it covers.
+    /// # Errors
+    /// When the packet cannot be edited.
+    fn add_to_checksum(
+        &self,
+        offset: usize,
+        is_udp: bool,
+        pseudo: u32,
+        covered: u32,
+    ) -> Result<(), EditFailed>;
+}
+
+/// The packet could not be edited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EditFailed;
 
 /// The packet could not be made longer or shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +121,8 @@ pub enum InsertFailed {
 pub trait Tables<F: IpFamily>: Datapath {
     /// A flow entry in place.
     type FlowRef: DerefMut<Target = Flow<F::Address>>;
+    /// What is remembered of a client, in place.
+    type AffinityRef: DerefMut<Target = Affinity>;
     /// A fragment's note in place.
     type FragmentRef<'m>: Deref<Target = Fragment<F::Address>>
     where
@@ -138,6 +167,12 @@ pub trait Tables<F: IpFamily>: Datapath {
 
     /// The index of the Service entry of a VIP.
     fn vip(&self, key: &VipKey<F::Address>) -> Option<u32>;
+    /// Whether a source range covers a client.
+    fn is_in_source_range(&self, client: &SourceRangeKey<F::Address>) -> bool;
+    /// Looks up which backend a client had.
+    fn affinity(&self, key: &AffinityKey<F::Address>) -> Option<Self::AffinityRef>;
+    /// Remembers a client's backend; best effort.
+    fn insert_affinity(&self, key: &AffinityKey<F::Address>, affinity: &Affinity);
     /// What the first fragment left, in place.
     fn fragment<'m>(&'m self, key: &FragmentKey<F::Address>) -> Option<Self::FragmentRef<'m>>;
     /// Leaves a note for the other fragments; best effort.

@@ -3,7 +3,10 @@
 use super::emit::Parsed;
 use super::parse::{Ip, Link, Part, Transport};
 use super::tcp_options::Timestamp;
-use crate::abi::{Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, VipKey};
+use crate::abi::{
+    Affinity, AffinityKey, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, SourceRange,
+    SourceRangeKey, VipKey,
+};
 
 /// Everything that is too large for the stack of a kernel program. All bytes zero is a valid value.
 #[derive(Clone, Copy)]
@@ -27,6 +30,12 @@ pub struct Scratch<A> {
     pub fragment: Fragment<A>,
     /// What the client connects to.
     pub vip: VipKey<A>,
+    /// The client, as the source ranges name it.
+    pub source: SourceRangeKey<A>,
+    /// The client, as the affinity maps name it.
+    pub affinity_key: AffinityKey<A>,
+    /// What is to be remembered of it; nothing if the backend is 0.
+    pub affinity: Affinity,
     /// The TCP timestamp of the packet.
     pub timestamp: Timestamp,
     /// A slot for [`Datapath::forget`](super::platform::Datapath::forget).
@@ -90,6 +99,9 @@ impl<A: Copy> Scratch<A> {
             },
             fragment: Fragment { flow: key, created: 0, reserved: [0; 4] },
             vip: VipKey::new(address, [0; 2], 0),
+            source: SourceRangeKey { prefix_length: 0, range: SourceRange::new(0, address) },
+            affinity_key: AffinityKey { client: address, service: 0 },
+            affinity: Affinity::default(),
             timestamp: Timestamp::default(),
             cursor: 0,
             hop: NextHop::default(),

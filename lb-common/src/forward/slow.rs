@@ -10,9 +10,10 @@ use super::scratch::Scratch;
 use super::tcp_options;
 use super::tcp_state::{self, Step};
 use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Ethernet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
-use super::{Verdict, fragment, icmp, new_flow, refuse};
+use super::{Verdict, client, fragment, icmp, new_flow, refuse};
 use crate::abi::{
-    DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop, idle_ticks,
+    DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop, ServiceFlags,
+    idle_ticks,
 };
 
 /// What the slow path says of a packet.
@@ -72,7 +73,7 @@ fn remember_first<D: Tables<F>, F: IpFamily>(
     scratch: &mut Scratch<F::Address>,
     verdict: Verdict,
 ) {
-    if let (Part::First(identification), Verdict::Transmit | Verdict::Redirect(_)) =
+    if let (Part::First(identification), Verdict::Transmit | Verdict::Redirect(_) | Verdict::Deliver) =
         (scratch.parsed.ip.part, verdict)
     {
         fragment::remember::<D, F>(datapath, scratch, identification);
@@ -101,6 +102,14 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
             return Verdict::Pass;
         }
     }
+    let Some(entry) = datapath.service(service) else {
+        return Verdict::drop(datapath, DropReason::BadSlot);
+    };
+    if entry.has(ServiceFlags::SOURCE_RANGES) && !client::is_allowed::<D, F>(datapath, scratch, service) {
+        // Before any refusal: whoever may not connect does not learn that anybody is here.
+        return Verdict::drop(datapath, DropReason::SourceNotAllowed);
+    }
+    let Scratch { parsed, .. } = scratch;
     if parsed.ip.hops_left <= 1 {
         return refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip);
     }
@@ -109,7 +118,7 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
     {
         return refuse::connection::<D, F>(datapath, parsed, service, DropReason::NoFlow);
     }
-    let verdict = new_flow::begin::<D, F>(datapath, scratch, service);
+    let verdict = new_flow::begin::<D, F>(datapath, scratch, service, entry);
     remember_first::<D, F>(datapath, scratch, verdict);
     verdict
 }
@@ -131,6 +140,10 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     if !established && !flow.is_reply() && lost_its_port::<D, F>(datapath, key, peer_key, &flow) {
         return None;
     }
+    if flow.is_local() && flow.is_reply() {
+        // Translated where it leaves the node.
+        return Some(Verdict::Pass);
+    }
     let now = datapath.now();
     let state = flow.state();
     let is_tcp = parsed.ip.protocol == IPPROTO_TCP;
@@ -151,7 +164,7 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     };
     // One path from here on, not one for each state: the verifier would follow them all.
     let next = FlowState::from_raw(datapath.forget(cursor, next as usize) as u8);
-    if parsed.ip.hops_left <= 1 {
+    if parsed.ip.hops_left <= 1 && !flow.is_local() {
         return Some(refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip));
     }
     if !find_hop::<D, F>(datapath, &mut flow, hop) {
@@ -229,7 +242,7 @@ fn renew<D: Tables<F>, F: IpFamily>(
 
 /// Carries a packet's effect over to both entries, and moves them where they belong.
 #[inline(always)]
-fn follow<D: Tables<F>, F: IpFamily>(
+pub fn follow<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,
     flow: &mut Flow<F::Address>,
@@ -292,21 +305,22 @@ fn find<D: Tables<F>, F: IpFamily>(
 /// What a segment leaves in the entry of the other direction. Not an `Option`: its unset half would
 /// be an uninitialized register, which the verifier does not let a program save.
 #[derive(Clone, Copy)]
-struct Mark {
+pub struct Mark {
     is_set: bool,
     flag: u8,
     value: u32,
 }
 
 impl Mark {
-    const NONE: Self = Self { is_set: false, flag: 0, value: 0 };
+    /// Nothing.
+    pub const NONE: Self = Self { is_set: false, flag: 0, value: 0 };
 }
 
 /// What later decisions need to know of a segment: the backend's initial sequence number for the
 /// check of the handshake, and the client's last timestamp, as the backend sees it, for the next
 /// flow on the port.
 #[inline(always)]
-fn mark_of<D: Datapath, A>(
+pub fn mark_of<D: Datapath, A>(
     datapath: &D,
     cursor: &mut usize,
     parsed: &Parsed<A>,
@@ -342,7 +356,12 @@ pub fn find_hop<D: Tables<F>, F: IpFamily>(
         if backend.generation != flow.generation || backend.state == 0 {
             return false;
         }
-        new_flow::find_next_hop::<D, F>(datapath, backend, hop);
+        if flow.is_local() {
+            // The stack finds it.
+            hop.ifindex = 0;
+        } else {
+            new_flow::find_next_hop::<D, F>(datapath, backend, hop);
+        }
         return true;
     }
     let generation = datapath.config().map_or(0, |config| config.route_generation);

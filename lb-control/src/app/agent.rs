@@ -5,21 +5,26 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use lb_common::abi::Config;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info};
 
 use super::Settings;
-use super::shared::{Published, Shared};
+use super::live::Live;
+use super::shared::Shared;
+use super::start::{check_device, first_config};
+use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
-use crate::dataplane::{Devices, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
+use crate::dataplane::{Devices, Exits, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
+use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
-use crate::net::next_hops::{NextHops, Resolution};
-use crate::net::{Change, Kernel as Network, addresses};
-use crate::plan::{self, Compiler, Path, Paths, Planner, Scope, ipam};
+use crate::net::next_hops::{Ask, NextHops, Resolution};
+use crate::net::{Change, Kernel as Network, addresses, forwarding};
+use crate::plan::ipam::{self, Ipam};
+use crate::plan::{self, Addressing, Compiler, Effects, Path, Paths, Planner, Scope};
 use crate::ports::MapStore;
-use crate::source::file::Snapshot;
+use crate::source::Update;
 
 /// How soon something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -36,26 +41,39 @@ pub struct Agent {
     programs: Programs,
     maps: KernelMaps,
     devices: Devices,
+    exits: Exits,
     compiler: Compiler,
     planner: Planner,
     config: Config,
+    paths: Paths,
     /// Whether something has happened that may have moved the way back to clients.
     routes_changed: bool,
+    /// Whether routes to backends may be others than before.
+    ask_routes: bool,
+    /// Whether the network could be read.
+    network_known: bool,
     /// Whether the maps are not yet as they should be, or that is not known.
     maps_incomplete: bool,
     retry_at: Option<Instant>,
-    /// Problems of the configuration, and of carrying it out.
-    source_problems: Vec<Problem>,
-    problems: Vec<Problem>,
-    reported: BTreeSet<String>,
+    trouble: Trouble,
+    /// Services that the maps do not have as they should be.
+    unserved: BTreeSet<ObjectRef>,
+    /// Whether all VIPs are on the link device.
+    placed: bool,
+    live: Live,
     shared: Arc<Shared>,
     generation: u64,
     reloaded: Option<Instant>,
+    health_ports: HealthPorts,
+    /// Since when there is an update that the maps do not have yet.
+    updating: Option<Instant>,
+    /// Whether what is written next is what the comparison with the maps asked for.
+    resyncing: bool,
 }
 
 impl Agent {
     /// Loads the programs and adopts what an earlier agent has left. Nothing is removed yet.
-    pub async fn start(settings: &Settings) -> Result<(Self, Arc<Shared>)> {
+    pub async fn start(settings: &Settings, live: Live) -> Result<(Self, Arc<Shared>)> {
         let network = Network::connect()?;
         check_device(&network, &settings.link_device).await?;
         let pins = PinDirectory::new(&settings.pin_directory);
@@ -66,16 +84,28 @@ impl Agent {
         let mut compiler = Compiler::adopt(&maps, plan::Settings::default())?;
         // Whatever the maps say, next hops may be others by now.
         let config = first_config(settings, maps.config()?)?;
-        let options = ipam::Options { default_class: true, outside_pools: true };
-        let planner = Planner::new(options, compiler.holdings());
+        let addressing = if settings.follows_cluster() {
+            Addressing::Follows
+        } else {
+            let options = ipam::Options {
+                default_class: settings.default_class,
+                outside_pools: true,
+                deferred_release: false,
+            };
+            let mut ipam = Ipam::new(options);
+            ipam.adopt(compiler.holdings());
+            Addressing::Decides(Box::new(ipam))
+        };
+        let planner = Planner::new(settings.default_class, settings.node.clone(), addressing);
         compiler.reload(&maps)?;
-        let shared = Arc::new(Shared::new(&pins));
+        let shared = Arc::new(Shared::new(&pins, settings.metrics_per_backend));
         let agent = Self {
             settings: settings.clone(),
             started: Instant::now(),
-            next_hops: NextHops::new(network.clone()),
+            next_hops: NextHops::new(network.clone(), &settings.link_device),
             network,
             devices: Devices::new(pins.clone(), settings.mode),
+            exits: Exits::new(pins.clone()),
             pins,
             _lock: lock,
             programs,
@@ -83,15 +113,22 @@ impl Agent {
             compiler,
             planner,
             config,
+            paths: Paths::new(),
             routes_changed: false,
+            ask_routes: false,
+            network_known: false,
             maps_incomplete: true,
             retry_at: None,
-            source_problems: Vec::new(),
-            problems: Vec::new(),
-            reported: BTreeSet::new(),
+            trouble: Trouble::default(),
+            unserved: BTreeSet::new(),
+            placed: false,
+            live,
             shared: Arc::clone(&shared),
             generation: 0,
             reloaded: None,
+            health_ports: HealthPorts::start(Arc::clone(&shared) as Arc<dyn Inspect>),
+            updating: None,
+            resyncing: false,
         };
         Ok((agent, shared))
     }
@@ -101,52 +138,99 @@ impl Agent {
         &self.pins
     }
 
+    /// What is wrong with the ports of health checks, for [`Self::health_troubled`].
+    pub fn health_problems(&self) -> HealthProblems {
+        self.health_ports.problems()
+    }
+
+    /// Takes note of what is wrong with them.
+    pub fn health_troubled(&mut self, problems: Vec<Problem>) {
+        self.trouble.replace(Area::HealthChecks, problems);
+        self.publish();
+    }
+
     /// When to call [`Self::retry`].
     pub fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// Takes a configuration into use.
-    pub async fn configure(&mut self, snapshot: &Snapshot) {
-        self.source_problems.clone_from(&snapshot.problems);
-        let changed = self.planner.update(snapshot.objects.clone());
-        self.reloaded = Some(Instant::now());
+    /// Takes what a source tells into use.
+    pub async fn update(&mut self, update: Update) {
+        if let Some(problems) = update.problems {
+            self.trouble.replace(Area::Source, problems);
+        }
+        self.updating.get_or_insert_with(Instant::now);
+        self.shared.recorder.updated();
+        let count = update.changes.len();
+        let effects = self.planner.apply(update.changes);
+        let problems = self.planner.plan().problems.clone();
+        self.trouble.replace(Area::Objects, problems);
+        let pools = self.planner.objects().pools.values();
+        let pools = pools.map(|pool| (pool.name.clone(), pool.size())).collect();
+        self.shared.publish(|published| published.pools = pools);
         let first = self.generation == 0;
+        self.reloaded = Some(Instant::now());
         self.generation += 1;
-        let services = self.planner.plan().reports.len();
-        info!(
-            services,
-            changed = changed.len(),
-            generation = self.generation,
-            "configuration is taken into use"
-        );
-        self.converge(if first { None } else { Some(changed) }).await;
+        debug!(changes = count, services = effects.services.len(), "what the source told is taken into use");
+        if first {
+            info!(services = self.planner.plan().reports.len(), "the first configuration is complete");
+            self.tell(&effects.reports);
+            self.converge(Ask::Routes).await;
+        } else {
+            self.follow(&effects).await;
+        }
+        for service in &effects.health_checks {
+            let check = self.planner.plan().health_checks.get(service);
+            self.health_ports.answer(service, check.map(|check| (check.port, check.endpoints)));
+        }
     }
 
     /// Takes note of a change of the network, which [`Self::network_changed`] will look at.
     pub fn note(&mut self, change: Change) {
         // Neighbours change their state all the time; whether their address did is seen later.
         self.routes_changed |= change == Change::Topology;
+        self.ask_routes |= change != Change::Neighbour;
     }
 
     /// Looks at the network anew.
     pub async fn network_changed(&mut self) {
-        self.converge(Some(BTreeSet::new())).await;
+        if self.generation == 0 {
+            return self.hold().await;
+        }
+        let ask = if std::mem::take(&mut self.ask_routes) { Ask::Routes } else { Ask::Neighbours };
+        self.look_around(ask).await;
     }
 
     /// Compares the maps themselves with what they should contain, and repairs them.
     pub async fn resync(&mut self) {
+        if self.generation == 0 {
+            return self.hold().await;
+        }
         if let Err(error) = self.compiler.reload(&self.maps) {
             error!("resync: {error:#}");
             return;
         }
-        self.converge(None).await;
+        self.resyncing = true;
+        self.converge(Ask::Routes).await;
     }
 
     /// Tries again what could not be done.
     pub async fn retry(&mut self) {
         self.retry_at = None;
-        self.converge(None).await;
+        if self.generation == 0 {
+            return self.hold().await;
+        }
+        self.converge(Ask::Routes).await;
+    }
+
+    /// Keeps what an earlier agent has left for as long as nobody has said what is wanted: the API
+    /// server may be away.
+    async fn hold(&mut self) {
+        self.trouble.clear(Area::Addresses);
+        if let Err(error) = addresses::renew(self.network.handle()).await {
+            self.fail(Area::Addresses, "addresses", &error);
+        }
+        self.publish();
     }
 
     /// Takes note of which backends flows still refer to.
@@ -158,42 +242,90 @@ impl Agent {
             .filter(|index| !sweep.backends.contains(index))
             .collect();
         self.compiler.flows_purged(&freed);
+        self.shared.swept(sweep);
     }
 
-    /// Does whatever is to be done: `changed` are the Services that changed, `None` means all and
-    /// everything.
-    async fn converge(&mut self, changed: Option<BTreeSet<ObjectRef>>) {
-        // All that is tried below says anew what is wrong with it; map writes do so only for what they
-        // look at, and so look at everything until nothing is wrong.
-        self.problems.clear();
+    /// Does what some Services ask for, at the cost of those.
+    async fn follow(&mut self, effects: &Effects) {
+        self.tell(&effects.reports);
+        if self.maps_incomplete || !self.network_known {
+            return self.converge(Ask::Neighbours).await;
+        }
+        let planner = &self.planner;
+        self.next_hops.follow(&effects.backends, |address| planner.is_local(address)).await;
+        let devices = self.take_paths(&effects.backends);
+        if devices {
+            self.attach();
+        }
+        self.write_maps(Some(&effects.services));
+        if self.exits.attached().next().is_some() {
+            self.leave_exits();
+        }
+        if !effects.vips.is_empty() {
+            // Last: whoever sees the address finds it served.
+            self.place_addresses().await;
+        }
+        self.report_live(effects);
+        self.publish();
+    }
+
+    /// Does everything: all that is tried says anew what is wrong with it.
+    async fn converge(&mut self, ask: Ask) {
         self.retry_at = None;
-        let backends = self.planner.plan().desired.backend_addresses();
-        let mut everything = changed.is_none() || self.maps_incomplete;
-        match self.next_hops.refresh(&backends).await {
-            Ok(refreshed) => {
-                everything |= refreshed.backends;
-                self.routes_changed |= refreshed.neighbours;
-            }
+        self.maps_incomplete = true;
+        self.look_around(ask).await;
+    }
+
+    /// Reads the state of the network, and carries on from there.
+    async fn look_around(&mut self, ask: Ask) {
+        let planner = &self.planner;
+        let backends = planner.backends().map(|address| (address, planner.is_local(&address) == Some(true)));
+        let refreshed = match self.next_hops.refresh(backends, ask).await {
+            Ok(refreshed) => refreshed,
             Err(error) => {
                 // What is not known must not look gone: everything stays as it is.
-                self.maps_incomplete = true;
-                self.trouble("network", &error);
-                self.publish();
-                return;
+                self.network_known = false;
+                self.ask_routes |= ask == Ask::Routes;
+                self.fail(Area::Network, "network", &error);
+                return self.publish();
             }
-        }
+        };
+        self.network_known = true;
+        self.trouble.clear(Area::Network);
+        self.take_paths(&refreshed.backends);
+        self.routes_changed |= refreshed.neighbours;
         if std::mem::take(&mut self.routes_changed) {
             self.config.route_generation = self.config.route_generation.wrapping_add(1).max(1);
         }
         self.attach();
-        self.write_maps(if everything { None } else { changed.as_ref() });
-        // Last: whoever sees the address finds it served.
+        let services = self.planner.services_behind(&refreshed.backends);
+        self.write_maps(if self.maps_incomplete { None } else { Some(&services) });
+        self.leave_exits();
         self.place_addresses().await;
+        self.report_all_live();
         self.publish();
+    }
+
+    /// Takes over the ways to backends; says whether programs have to be attached for them first.
+    fn take_paths(&mut self, backends: &BTreeSet<IpAddr>) -> bool {
+        let mut devices = false;
+        for backend in backends {
+            match self.next_hops.resolutions().get(backend) {
+                Some(found) => {
+                    let device = found.device.as_ref().map(|(index, _)| *index);
+                    devices |= device.is_some_and(|index| !self.devices.is_attached(index));
+                    devices |= found.is_local && self.exits.attached().next().is_none();
+                    self.paths.insert(*backend, path(*backend, found, &self.settings.snat_addresses));
+                }
+                None => drop(self.paths.remove(backend)),
+            }
+        }
+        devices
     }
 
     /// Attaches the program wherever packets of clients or backends come in.
     fn attach(&mut self) {
+        self.trouble.clear(Area::Devices);
         let mut wanted = BTreeMap::new();
         let link = self.next_hops.links().iter().find(|(_, link)| link.name == self.settings.link_device);
         match link {
@@ -210,20 +342,23 @@ impl Agent {
                     "the link device {} is gone; its VIPs come back with it",
                     self.settings.link_device
                 );
-                self.trouble("device", &error);
+                self.fail(Area::Devices, "device", &error);
             }
         }
         for found in self.next_hops.resolutions().values() {
             // Whether or not the next hop is known right now: replies of connections come in by it.
-            if let Some((index, name)) = &found.device {
+            if let Some((index, name)) = &found.device
+                && !wanted.contains_key(index)
+            {
                 wanted.insert(*index, name.clone());
             }
         }
         for (index, name) in &wanted {
             if let Err(error) = self.attach_one(*index, name) {
-                self.trouble(name, &error);
+                self.fail(Area::Devices, name, &error);
             }
         }
+        self.attach_exits(&wanted);
         let keep: Vec<_> = wanted.into_keys().collect();
         let gone: Vec<_> = self
             .devices
@@ -233,11 +368,42 @@ impl Agent {
             .collect();
         for index in gone {
             if let Err(error) = self.maps.forbid_device(index) {
-                self.trouble("devices", &error);
+                self.fail(Area::Devices, "devices", &error);
             }
         }
         if let Err(error) = self.devices.keep_only(&keep) {
-            self.trouble("devices", &error);
+            self.fail(Area::Devices, "devices", &error);
+        }
+    }
+
+    /// Attaches the program for replies of backends on this node wherever they may leave it, as long
+    /// as there are such backends: it costs every packet that leaves a look into the flow table.
+    fn attach_exits(&mut self, devices: &BTreeMap<u32, String>) {
+        if !self.next_hops.has_local() {
+            return;
+        }
+        for (index, name) in devices {
+            let program = self.programs.egress_program();
+            if let Err(error) = program.and_then(|program| self.exits.attach(program, *index, name)) {
+                self.fail(Area::Devices, name, &error);
+            }
+        }
+        let keep: Vec<_> = devices.keys().copied().collect();
+        if let Err(error) = self.exits.keep_only(&keep) {
+            self.fail(Area::Devices, "devices", &error);
+        }
+        let families = self.next_hops.families_behind_devices();
+        let missing: Vec<_> = families.into_iter().filter_map(forwarding::missing).collect();
+        self.trouble.extend(Area::Devices, missing.into_iter().map(Problem::warning));
+    }
+
+    /// Takes the program for replies off once the maps name no backend on this node any more.
+    fn leave_exits(&mut self) {
+        if !self.maps_incomplete
+            && !self.next_hops.has_local()
+            && let Err(error) = self.exits.keep_only(&[])
+        {
+            self.fail(Area::Devices, "devices", &error);
         }
     }
 
@@ -250,46 +416,61 @@ impl Agent {
         Ok(())
     }
 
-    /// Writes what differs.
+    /// Writes what differs: for some Services, or everything.
     fn write_maps(&mut self, changed: Option<&BTreeSet<ObjectRef>>) {
         let now = self.started.elapsed();
-        let paths = paths(self.next_hops.resolutions(), &self.settings.snat_addresses);
         let scope = changed.map_or(Scope::All, Scope::Services);
         let desired = &self.planner.plan().desired;
-        let delta = self.compiler.reconcile(desired, &paths, &self.config, scope, now);
+        let delta = self.compiler.reconcile(desired, &self.paths, &self.config, scope, now);
         let failures = plan::apply(&delta, &mut self.maps, &mut self.compiler, now);
+        if let Some(since) = self.updating.take() {
+            self.shared.recorder.in_maps(since.elapsed());
+        }
+        if std::mem::take(&mut self.resyncing) {
+            self.shared.recorder.resynced(delta.ops().count());
+        }
         self.maps_incomplete = !delta.problems.is_empty() || !failures.is_empty() || delta.retry_at.is_some();
-        self.problems.extend(delta.problems);
+        if changed.is_none() {
+            self.trouble.clear(Area::Maps);
+            self.unserved.clear();
+        }
+        let short = delta.problems.iter().filter_map(|problem| problem.object.clone());
+        let failed = failures.iter().filter_map(|failure| Some(failure.owner.as_ref()?.service.clone()));
+        self.unserved.extend(short.chain(failed));
+        self.trouble.extend(Area::Maps, delta.problems);
         if let Some(at) = delta.retry_at {
             self.retry_by(self.started + at);
         }
         for failure in failures {
             let owner = failure.owner.as_ref().map_or_else(|| "maps".to_owned(), ToString::to_string);
-            self.trouble(&owner, &failure.error);
+            self.fail(Area::Maps, &owner, &failure.error);
         }
     }
 
     /// Puts the VIPs on the link device, and takes those off that nobody needs.
     async fn place_addresses(&mut self) {
         let device = self.next_hops.links().iter().find(|(_, link)| link.name == self.settings.link_device);
-        let Some((index, _)) = device else { return };
+        let Some((index, _)) = device else { return self.placed = false };
         let wanted: BTreeSet<_> = self.planner.plan().desired.vips.keys().copied().collect();
-        match addresses::reconcile(self.network.handle(), *index, &wanted).await {
+        let placed = addresses::reconcile(self.network.handle(), *index, &wanted).await;
+        self.trouble.clear(Area::Addresses);
+        self.placed = placed.is_ok();
+        match placed {
             Ok(changes) => {
-                for address in changes.foreign {
-                    let text = format!(
+                let foreign = changes.foreign.into_iter().map(|address| {
+                    Problem::warning(format!(
                         "the VIP {address} is on this node already, and not by us: it is served, and stays when we leave"
-                    );
-                    self.problems.push(Problem::warning(text));
-                }
+                    ))
+                });
+                self.trouble.extend(Area::Addresses, foreign);
             }
-            Err(error) => self.trouble("addresses", &error),
+            Err(error) => self.fail(Area::Addresses, "addresses", &error),
         }
     }
 
     /// Takes note of something that failed and will be tried again.
-    fn trouble(&mut self, about: &str, error: &anyhow::Error) {
-        self.problems.push(Problem::error(format!("{about}: {error:#}")));
+    fn fail(&mut self, area: Area, about: &str, error: &anyhow::Error) {
+        self.trouble.extend(area, [Problem::error(format!("{about}: {error:#}"))]);
         self.retry_by(Instant::now() + RETRY);
     }
 
@@ -297,24 +478,61 @@ impl Agent {
         self.retry_at = Some(self.retry_at.map_or(moment, |at| at.min(moment)));
     }
 
-    /// Tells the log and whoever asks.
-    fn publish(&mut self) {
-        let plan = self.planner.plan();
-        let all: Vec<_> =
-            self.source_problems.iter().chain(&plan.problems).chain(&self.problems).cloned().collect();
-        let reports = plan.reports.values().flat_map(|report| &report.problems);
-        let texts: BTreeSet<_> = all.iter().chain(reports).map(ToString::to_string).collect();
-        for text in texts.difference(&self.reported) {
-            warn!("{text}");
+    /// Says what each address serves by now, as far as that may be other than before.
+    fn report_live(&mut self, effects: &Effects) {
+        for address in &effects.holders {
+            self.live.is_now(*address, self.served(address));
         }
-        self.reported = texts;
-        self.shared.publish(Published {
-            reports: plan.reports.clone(),
-            problems: all,
-            resolutions: self.next_hops.resolutions().clone(),
-            devices: self.devices.attached().cloned().collect(),
-            generation: self.generation,
-            reloaded: self.reloaded,
+        if !self.unserved.is_empty() {
+            self.report_all_live();
+        }
+    }
+
+    fn report_all_live(&mut self) {
+        let addresses: BTreeSet<_> =
+            self.live.addresses().chain(self.planner.plan().desired.vips.keys()).copied().collect();
+        for address in addresses {
+            self.live.is_now(address, self.served(&address));
+        }
+    }
+
+    /// The Services that an address of this node serves right now.
+    fn served(&self, address: &IpAddr) -> BTreeSet<ObjectRef> {
+        if !self.placed || self.devices.attached().next().is_none() {
+            return BTreeSet::new();
+        }
+        let holders = self.planner.plan().desired.vips.get(address);
+        let served = holders.into_iter().flatten().filter(|service| !self.unserved.contains(*service));
+        served.cloned().collect()
+    }
+
+    /// Tells the log and whoever asks about Services.
+    fn tell(&mut self, services: &BTreeSet<ObjectRef>) {
+        let reports = &self.planner.plan().reports;
+        for service in services {
+            let problems = reports.get(service).map(|report| report.problems.as_slice()).unwrap_or_default();
+            self.trouble.of_service(service, problems);
+        }
+        self.shared.tell(services.iter().map(|service| (service, reports.get(service))));
+    }
+
+    /// Tells the log and whoever asks about everything else.
+    fn publish(&mut self) {
+        let problems = self.trouble.news();
+        self.shared.publish(|published| {
+            if let Some(problems) = problems {
+                published.problems = problems;
+            }
+            published.devices = self.devices.attached().cloned().collect();
+            published.generation = self.generation;
+            published.reloaded = self.reloaded;
+            published.problem_counts = self.trouble.counts();
+            published.placed = if self.placed { self.planner.plan().desired.vips.len() } else { 0 };
+            let troubled = self.next_hops.troubled();
+            published.unreachable.retain(|address, text| troubled.get(address) == Some(text));
+            for (address, text) in troubled {
+                published.unreachable.entry(*address).or_insert_with(|| text.clone());
+            }
         });
     }
 
@@ -342,6 +560,9 @@ impl Agent {
         if let Err(error) = self.devices.keep_only(&[]) {
             failed.push(error);
         }
+        if let Err(error) = self.exits.keep_only(&[]) {
+            failed.push(error);
+        }
         self.next_hops.release().await;
         if let Err(error) = self.pins.remove() {
             failed.push(error);
@@ -356,45 +577,11 @@ impl Agent {
     }
 }
 
-async fn check_device(network: &Network, name: &str) -> Result<()> {
-    let links = network.links().await?;
-    if links.values().any(|link| link.name == name) {
-        return Ok(());
+/// The way to a backend for the compiler.
+fn path(backend: IpAddr, found: &Resolution, chosen: &[IpAddr]) -> Path {
+    let mut snat: Vec<_> = chosen.iter().filter(|one| one.is_ipv4() == backend.is_ipv4()).copied().collect();
+    if snat.is_empty() {
+        snat.extend(found.source);
     }
-    let others: Vec<_> =
-        links.values().filter(|link| !link.is_loopback).map(|link| link.name.as_str()).collect();
-    bail!("--link-device {name}: there is no such device; this node has: {}", others.join(", "))
-}
-
-/// The settings of the datapath to begin with. The route generation goes on where an earlier agent
-/// stopped: its flows carry it.
-fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Config> {
-    let (first, last) = settings.snat_ports;
-    let count = last
-        .checked_sub(first)
-        .and_then(|count| count.checked_add(1))
-        .filter(|_| first > 0)
-        .with_context(|| {
-            format!("--snat-ports {first}-{last}: the first port must be at least 1 and not above the last")
-        })?;
-    let generation = earlier.map_or(0, |config| config.route_generation).wrapping_add(1).max(1);
-    Ok(Config {
-        route_generation: generation,
-        snat_port_first: first,
-        snat_port_count: count,
-        ..Config::default()
-    })
-}
-
-/// The ways to backends for the compiler.
-fn paths(resolutions: &BTreeMap<IpAddr, Resolution>, chosen: &[IpAddr]) -> Paths {
-    let one = |(backend, found): (&IpAddr, &Resolution)| {
-        let mut snat: Vec<_> =
-            chosen.iter().filter(|one| one.is_ipv4() == backend.is_ipv4()).copied().collect();
-        if snat.is_empty() {
-            snat.extend(found.source);
-        }
-        (*backend, Path { next_hop: found.next_hop, snat })
-    };
-    resolutions.iter().map(one).collect()
+    Path { next_hop: found.next_hop, snat, is_local: found.is_local }
 }

@@ -1,15 +1,21 @@
 //! The agent: everything put together.
 
 mod agent;
+mod feed;
+mod live;
+mod metrics;
 mod shared;
+mod start;
+mod trouble;
 mod upkeep;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tracing::{info, warn};
@@ -17,22 +23,30 @@ use tracing::{info, warn};
 use crate::dataplane::{Mode, Sizes};
 use crate::http;
 use crate::net::Monitor;
-use crate::source::file;
 
 use agent::Agent;
+use live::Live;
 use upkeep::Upkeep;
 
 /// What the agent is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// File or directory with the objects.
-    pub config: PathBuf,
+    /// Where objects come from.
+    pub source: Source,
+    /// Name of this node; empty if it is not part of a cluster.
+    pub node: String,
+    /// Whether Services without a class are ours.
+    pub default_class: bool,
     /// Device that gets the VIPs.
     pub link_device: String,
     /// Directory of the pins.
     pub pin_directory: PathBuf,
     /// Unix socket that answers `pointsman status`.
     pub socket: PathBuf,
+    /// TCP port of metrics and probes, if any.
+    pub http: Option<SocketAddr>,
+    /// Whether metrics tell of every backend.
+    pub metrics_per_backend: bool,
     /// How to attach; `None` chooses.
     pub mode: Option<Mode>,
     /// Sizes of the maps.
@@ -43,6 +57,23 @@ pub struct Settings {
     pub snat_ports: (u16, u16),
     /// At SIGTERM, leave everything in place for the next agent.
     pub keep_on_exit: bool,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file or a directory.
+    Files(PathBuf),
+}
+
+impl Settings {
+    /// Whether addresses are given out by the cluster's elected writer.
+    #[must_use]
+    pub fn follows_cluster(&self) -> bool {
+        match self.source {
+            Source::Files(_) => false,
+        }
+    }
 }
 
 /// How long after the first sign of a change its others are waited for.
@@ -62,18 +93,22 @@ pub async fn run(settings: Settings) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     // The socket is first: it tells whether another agent is at work here.
     let listener = http::bind(&settings.socket)?;
-    let mut watcher = file::watch(&settings.config, file::Settings::default())?;
+    let port = settings.http.map(listen).transpose()?;
+    let Source::Files(config) = &settings.source;
+    let mut updates = feed::files(config)?;
     // From here on changes are noticed, so what is read next cannot be outdated unseen.
     let mut monitor = Monitor::start()?;
-    let (mut agent, shared) = Agent::start(&settings).await?;
+    let (mut agent, shared) = Agent::start(&settings, Live::untold()).await?;
     let (stop_serving, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(http::serve(listener, Arc::clone(&shared) as Arc<dyn http::Inspect>, async {
         let _ = stopped.await;
     }));
+    let port = port.map(|port| {
+        tokio::spawn(http::serve_port(port, Arc::clone(&shared) as Arc<dyn http::Inspect>)).abort_handle()
+    });
+    let mut health_problems = agent.health_problems();
     let mut upkeep = Upkeep::start(agent.pins());
 
-    let snapshot = watcher.snapshots.borrow_and_update().clone();
-    agent.configure(&snapshot).await;
     let now = Instant::now();
     let mut renewal = interval_at(now + RENEWAL, RENEWAL);
     let mut resync = interval_at(now + RESYNC, RESYNC);
@@ -81,17 +116,15 @@ pub async fn run(settings: Settings) -> Result<()> {
     resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut network_changed: Option<Instant> = None;
     loop {
+        shared.turn();
         let retry = agent.retry_at();
         tokio::select! {
             biased;
             _ = terminate.recv() => break info!("SIGTERM: leaving"),
             _ = interrupt.recv() => break info!("SIGINT: leaving"),
-            changed = watcher.snapshots.changed() => {
-                if changed.is_err() {
-                    bail!("the configuration is not watched any more");
-                }
-                let snapshot = watcher.snapshots.borrow_and_update().clone();
-                agent.configure(&snapshot).await;
+            update = updates.recv() => {
+                let Some(update) = update else { bail!("the configuration is not watched any more") };
+                agent.update(update).await;
             }
             change = monitor.next() => {
                 let Some(change) = change else { bail!("the netlink socket for events is closed") };
@@ -105,6 +138,7 @@ pub async fn run(settings: Settings) -> Result<()> {
             () = at(retry) => agent.retry().await,
             _ = renewal.tick() => agent.network_changed().await,
             _ = resync.tick() => agent.resync().await,
+            problems = health_problems.next() => agent.health_troubled(problems),
             sweep = upkeep.next() => agent.swept(&sweep),
         }
     }
@@ -116,11 +150,22 @@ pub async fn run(settings: Settings) -> Result<()> {
         agent.withdraw().await?;
     }
     let _ = stop_serving.send(());
+    if let Some(port) = port {
+        port.abort();
+    }
     if tokio::time::timeout(Duration::from_secs(2), server).await.is_err() {
         warn!("a request on the socket did not end");
     }
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    http::listen(address).with_context(|| {
+        format!(
+            "listening for metrics and probes on {address}: choose another --http-address, or none to do without"
+        )
+    })
 }
 
 /// Waits for a moment; for ever if there is none.

@@ -3,16 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio::time::Instant;
 
-use crate::dataplane::{Attachment, Mode, PinDirectory};
+use super::metrics;
+use crate::dataplane::collect::Sweep;
+use crate::dataplane::{Attachment, Counters, Mode, PinDirectory};
 use crate::http::Inspect;
-use crate::inspect::{PinnedMaps, overlay};
+use crate::inspect::{MapReading, PinnedMaps, overlay};
 use crate::model::{ObjectRef, Problem, ServiceReport};
-use crate::net::next_hops::Resolution;
+use crate::telemetry::metrics::{CONTENT_TYPE, Recorder, Samples, table};
 use crate::view::{
     AgentView, AttachMode, BackendView, DeviceView, DropView, FlowView, ProblemView, ServiceView, StatusView,
 };
@@ -21,22 +25,61 @@ use crate::view::{
 #[derive(Clone, Default)]
 pub struct Published {
     /// Services.
-    pub reports: BTreeMap<ObjectRef, ServiceReport>,
+    pub reports: BTreeMap<ObjectRef, Arc<ServiceReport>>,
     /// What is wrong and belongs to no Service.
     pub problems: Vec<Problem>,
-    /// The ways to backends.
-    pub resolutions: BTreeMap<IpAddr, Resolution>,
+    /// Backends to which no way is known, and why.
+    pub unreachable: BTreeMap<IpAddr, String>,
     /// Devices with the program.
     pub devices: Vec<Attachment>,
-    /// Counts configurations.
+    /// Counts updates of the source.
     pub generation: u64,
     /// When the last one was taken into use.
     pub reloaded: Option<Instant>,
+    /// How much is wrong, by what it was tried for.
+    pub problem_counts: BTreeMap<&'static str, usize>,
+    /// How many addresses are on the link device.
+    pub placed: usize,
+    /// How many addresses each pool can give out.
+    pub pools: BTreeMap<String, f64>,
+    /// The flow tables at the last sweep.
+    pub flows: Option<Flows>,
 }
+
+impl Published {
+    /// Whether packets are forwarded by the current configuration.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.generation > 0 && !self.devices.is_empty()
+    }
+}
+
+/// How full the flow tables are.
+#[derive(Clone, Default)]
+pub struct Flows {
+    /// Flows that are established.
+    pub established: usize,
+    /// Flows that begin or end.
+    pub transient: usize,
+    /// Entries, by the name of the table.
+    pub entries: BTreeMap<&'static str, usize>,
+}
+
+/// After so long without a turn, the agent's loop is stuck. A turn comes every ten seconds at least,
+/// and the longest that one may take is that of the first configuration.
+const STUCK: Duration = Duration::from_secs(90);
 
 /// What the agent shares with those who ask.
 pub struct Shared {
     started: Instant,
+    /// When the loop began its last turn, in milliseconds since the start.
+    turned: AtomicU64,
+    /// What is counted where it happens.
+    pub recorder: Recorder,
+    counters: Counters,
+    metrics_per_backend: bool,
+    /// Held while metrics are read: more than one reader at a time would only be slower.
+    scrape: Mutex<()>,
     maps: PinnedMaps,
     published: RwLock<Published>,
 }
@@ -44,13 +87,71 @@ pub struct Shared {
 impl Shared {
     /// Nothing is decided yet.
     #[must_use]
-    pub fn new(pins: &PinDirectory) -> Self {
-        Self { started: Instant::now(), maps: PinnedMaps::new(pins.clone()), published: RwLock::default() }
+    pub fn new(pins: &PinDirectory, metrics_per_backend: bool) -> Self {
+        Self {
+            started: Instant::now(),
+            turned: AtomicU64::new(0),
+            recorder: Recorder::default(),
+            counters: Counters::new(pins.clone()),
+            metrics_per_backend,
+            scrape: Mutex::default(),
+            maps: PinnedMaps::new(pins.clone()),
+            published: RwLock::default(),
+        }
     }
 
-    /// Replaces what was decided.
-    pub fn publish(&self, published: Published) {
-        *self.published.write().unwrap_or_else(PoisonError::into_inner) = published;
+    /// The agent's loop begins another turn.
+    pub fn turn(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.turned.store(now, Ordering::Relaxed);
+    }
+
+    /// Takes over how full the flow tables are.
+    pub fn swept(&self, sweep: &Sweep) {
+        self.recorder.forgot(sweep.forgotten);
+        let flows = Flows {
+            established: sweep.established,
+            transient: sweep.kept - sweep.established,
+            entries: sweep.entries.clone(),
+        };
+        self.publish(|published| published.flows = Some(flows));
+    }
+
+    /// Changes what was decided.
+    pub fn publish(&self, change: impl FnOnce(&mut Published)) {
+        change(&mut self.published.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What metrics are made of, with the reports apart. The agent waits for this, so it copies
+    /// no report.
+    fn snapshot(&self) -> (Published, Vec<Arc<ServiceReport>>) {
+        let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+        let reports = published.reports.values().cloned().collect();
+        let rest = Published {
+            reports: BTreeMap::new(),
+            problems: Vec::new(),
+            unreachable: BTreeMap::new(),
+            devices: published.devices.clone(),
+            generation: published.generation,
+            reloaded: published.reloaded,
+            problem_counts: published.problem_counts.clone(),
+            placed: published.placed,
+            pools: published.pools.clone(),
+            flows: published.flows.clone(),
+        };
+        (rest, reports)
+    }
+
+    /// Takes over what is to be said about Services; nothing about those that are gone.
+    pub fn tell<'a>(&self, reports: impl Iterator<Item = (&'a ObjectRef, Option<&'a Arc<ServiceReport>>)>) {
+        self.publish(|published| {
+            for (object, report) in reports {
+                match report {
+                    Some(report) => drop(published.reports.insert(object.clone(), Arc::clone(report))),
+                    None => drop(published.reports.remove(object)),
+                }
+            }
+        });
     }
 }
 
@@ -80,9 +181,30 @@ impl Inspect for Shared {
     }
 
     fn ready(&self) -> bool {
-        let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-        published.generation > 0 && !published.devices.is_empty()
+        self.published.read().unwrap_or_else(PoisonError::into_inner).is_ready()
     }
+
+    fn alive(&self) -> bool {
+        let turned = Duration::from_millis(self.turned.load(Ordering::Relaxed));
+        !is_stuck(self.started.elapsed(), turned)
+    }
+
+    fn metrics(&self) -> Result<(&'static str, String)> {
+        let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = Samples::default();
+        let (published, reports) = self.snapshot();
+        let devices: Vec<_> = published.devices.iter().map(device).collect();
+        metrics::collect(&published, &reports, &devices, &mut samples);
+        samples.plain(&table::UPTIME, self.started.elapsed().as_secs_f64());
+        self.recorder.collect(&mut samples);
+        MapReading::new(&self.counters, self.metrics_per_backend)?.collect(&mut samples);
+        Ok((CONTENT_TYPE, samples.text()?))
+    }
+}
+
+/// By the time now, and when the last turn began.
+fn is_stuck(now: Duration, turned: Duration) -> bool {
+    now.saturating_sub(turned) > STUCK
 }
 
 fn device(attachment: &Attachment) -> DeviceView {
@@ -107,7 +229,7 @@ fn problem(problem: &Problem) -> ProblemView {
 
 /// The Services as they were decided, with what the maps know of them.
 fn services(in_maps: Vec<ServiceView>, published: &Published) -> Vec<ServiceView> {
-    let reports: Vec<_> = published.reports.values().cloned().collect();
+    let reports: Vec<_> = published.reports.values().map(|report| report.as_ref().clone()).collect();
     let mut all = overlay(&reports, in_maps);
     for service in &mut all {
         for backend in service.ports.iter_mut().flat_map(|port| &mut port.backends) {
@@ -126,8 +248,32 @@ fn services(in_maps: Vec<ServiceView>, published: &Published) -> Vec<ServiceView
 }
 
 fn explain(backend: &mut BackendView, published: &Published) {
-    if let Some(text) = published.resolutions.get(&backend.address).and_then(|found| found.problem.as_ref()) {
+    if let Some(text) = published.unreachable.get(&backend.address) {
         backend.next_hop_resolved = false;
         backend.next_hop.clone_from(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_does_not_turn_is_stuck() {
+        let second = Duration::from_secs;
+        assert!(!is_stuck(second(100), second(10)));
+        assert!(is_stuck(second(101), second(10)));
+        assert!(!is_stuck(second(10), second(11)), "it turned meanwhile");
+    }
+
+    #[test]
+    fn each_turn_is_a_sign_of_life() {
+        let shared = Shared::new(&PinDirectory::new(std::path::Path::new("/nowhere")), false);
+        shared.turned.store(u64::MAX, Ordering::Relaxed);
+        shared.turn();
+        assert!(shared.turned.load(Ordering::Relaxed) < 60_000, "it is the time since the start");
+        assert!(shared.alive() && !shared.ready());
+        let error = format!("{:#}", shared.metrics().unwrap_err());
+        assert!(error.contains("/nowhere"), "{error}");
     }
 }

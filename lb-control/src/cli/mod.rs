@@ -12,7 +12,7 @@ use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use lb_common::abi::{ABI_VERSION, maps};
 
-pub use run::{OnExit, PortRange, RunArgs, XdpMode};
+pub use run::{HttpAddress, OnExit, PortRange, RunArgs, XdpMode};
 pub use show::{DropsArgs, FlowsArgs, StatusArgs};
 
 use crate::{app, crd, dataplane, http, telemetry};

@@ -1,7 +1,7 @@
 //! Arguments of `pointsman run`.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use lb_common::abi::{Config, maps};
 
 use super::Place;
-use crate::app::Settings;
+use crate::app::{Settings, Source};
 use crate::dataplane::{Mode, Sizes};
 
 /// Settings of the agent.
@@ -30,6 +30,14 @@ pub struct RunArgs {
     /// Credentials for the Kubernetes API; without them those of the Pod
     #[arg(long, env = "KUBECONFIG", value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
+    /// Name of this node, as in EndpointSlices (nodeName)
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Serve Services without a loadBalancerClass too
+    #[arg(long, env = "DEFAULT_CLASS", value_name = "BOOL", default_value = "true", num_args = 0..=1,
+          require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = BoolishValueParser::new())]
+    pub default_class: bool,
     /// Log details
     #[arg(long, env = "DEBUG", value_name = "BOOL", default_value = "false", num_args = 0..=1,
           require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set,
@@ -38,6 +46,15 @@ pub struct RunArgs {
     /// Socket and pins.
     #[command(flatten)]
     pub place: Place,
+    /// TCP address of metrics and probes (/metrics, /healthz, /readyz), or none. Without: [::]:9404,
+    /// which is every address, or none if Services come from files
+    #[arg(long, env = "HTTP_ADDRESS", value_name = "ADDRESS:PORT")]
+    pub http_address: Option<HttpAddress>,
+    /// Metrics of every backend, not only of every Service: there may be many
+    #[arg(long, env = "METRICS_PER_BACKEND", value_name = "BOOL", default_value = "false", num_args = 0..=1,
+          require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = BoolishValueParser::new())]
+    pub metrics_per_backend: bool,
     /// How the program is attached: auto takes native where the driver can, else generic
     #[arg(long, value_enum, value_name = "MODE", default_value_t, help_heading = "Datapath")]
     pub xdp_mode: XdpMode,
@@ -60,6 +77,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_BACKENDS, help_heading = "Datapath",
           value_parser = clap::value_parser!(u32).range(2..=MAXIMUM_SIZE))]
     pub max_backends: u32,
+    /// Source ranges (loadBalancerSourceRanges) of each family that there is room for, over all Service
+    /// entries
+    #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_SOURCE_RANGES, help_heading = "Datapath",
+          value_parser = clap::value_parser!(u32).range(1..=MAXIMUM_SIZE))]
+    pub max_source_ranges: u32,
     /// What SIGTERM leaves behind: withdraw takes VIPs and programs away, keep lets the kernel go on
     /// forwarding until the next agent takes over
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
@@ -101,6 +123,40 @@ pub enum OnExit {
     Withdraw,
     /// All of the datapath: connections go on.
     Keep,
+}
+
+/// Where metrics and probes are served. Read as `ADDRESS:PORT` or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpAddress {
+    /// Nowhere.
+    Nowhere,
+    /// Here.
+    At(SocketAddr),
+}
+
+impl HttpAddress {
+    /// Every address of the node: the kubelet and Prometheus come by the node's own.
+    const IN_CLUSTER: Self = Self::At(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 9404));
+
+    fn socket(self) -> Option<SocketAddr> {
+        match self {
+            Self::Nowhere => None,
+            Self::At(socket) => Some(socket),
+        }
+    }
+}
+
+impl FromStr for HttpAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::Nowhere),
+            _ => text.parse().map(Self::At).map_err(|_| {
+                "write ADDRESS:PORT, for example [::]:9404 or 127.0.0.1:9404, or none".to_owned()
+            }),
+        }
+    }
 }
 
 /// Ports from first to last, at least one, never 0. Shown and read as `1024-32767`.
@@ -149,6 +205,7 @@ impl RunArgs {
     /// # Errors
     /// A sentence with the way out, when arguments do not go together.
     pub fn settings(self) -> Result<Settings, String> {
+        let default_http = if self.kubernetes { HttpAddress::IN_CLUSTER } else { HttpAddress::Nowhere };
         let config = match (self.kubernetes, self.config) {
             (false, Some(config)) => config,
             (false, None) => {
@@ -169,12 +226,21 @@ impl RunArgs {
             }
         };
         Ok(Settings {
-            config,
+            source: Source::Files(config),
+            node: self.node_name.unwrap_or_default(),
+            default_class: self.default_class,
             link_device: self.link_device,
             pin_directory: self.place.pin_dir,
             socket: self.place.socket,
+            http: self.http_address.unwrap_or(default_http).socket(),
+            metrics_per_backend: self.metrics_per_backend,
             mode: self.xdp_mode.forced(),
-            sizes: Sizes { flows: self.max_flows, services: self.max_services, backends: self.max_backends },
+            sizes: Sizes {
+                flows: self.max_flows,
+                services: self.max_services,
+                backends: self.max_backends,
+                source_ranges: self.max_source_ranges,
+            },
             snat_addresses: self.snat_addresses,
             snat_ports: (self.snat_ports.first, self.snat_ports.last),
             keep_on_exit: self.on_exit == OnExit::Keep,

@@ -89,6 +89,21 @@ fn defaults_are_those_of_the_datapath() {
     assert_eq!((settings.sizes.flows, settings.snat_ports), (maps::DEFAULT_FLOWS, (1024, 32_767)));
     assert_eq!((settings.mode, settings.keep_on_exit), (None, false));
     assert_eq!(settings.snat_addresses, [] as [std::net::IpAddr; 0]);
+    assert_eq!((settings.http, settings.metrics_per_backend), (None, false), "files ask for no port");
+}
+
+#[test]
+fn the_port_of_metrics_is_an_address_or_none() {
+    let read = |text: &str| text.parse::<HttpAddress>();
+    assert_eq!(read("none"), Ok(HttpAddress::Nowhere));
+    assert_eq!(read("[::]:9404"), Ok(HttpAddress::At("[::]:9404".parse().unwrap())));
+    for text in ["", "9404", ":9404", "localhost:9404", "::1:x"] {
+        assert!(read(text).unwrap_err().contains("ADDRESS:PORT"), "{text}");
+    }
+    let flags =
+        ["--kubernetes=false", "--config", "x", "--http-address", "127.0.0.1:1", "--metrics-per-backend"];
+    let settings = run_args(&flags).settings().unwrap();
+    assert_eq!((settings.http, settings.metrics_per_backend), (Some("127.0.0.1:1".parse().unwrap()), true));
 }
 
 #[test]
@@ -113,6 +128,8 @@ fn settings_are_taken_from_the_flags() {
         "10",
         "--max-backends",
         "100",
+        "--max-source-ranges",
+        "50",
         "--socket",
         "/s",
         "--pin-dir",
@@ -123,7 +140,7 @@ fn settings_are_taken_from_the_flags() {
     assert_eq!(settings.snat_addresses.len(), 2);
     assert_eq!(settings.snat_ports, (2000, 2999));
     let sizes = settings.sizes;
-    assert_eq!((sizes.flows, sizes.services, sizes.backends), (1000, 10, 100));
+    assert_eq!((sizes.flows, sizes.services, sizes.backends, sizes.source_ranges), (1000, 10, 100, 50));
     assert_eq!((settings.socket.to_str(), settings.pin_directory.to_str()), (Some("/s"), Some("/p")));
 }
 

@@ -12,6 +12,7 @@ use aya::programs::xdp::{Xdp, XdpLink, XdpMode};
 use tracing::{info, warn};
 
 use super::PinDirectory;
+use super::exits::is_exit;
 use super::links::{parse, pin_name};
 
 /// How the program is attached.
@@ -72,6 +73,12 @@ impl Devices {
     /// The devices that the program is attached to.
     pub fn attached(&self) -> impl Iterator<Item = &Attachment> {
         self.attached.values()
+    }
+
+    /// Whether the program is attached to a device.
+    #[must_use]
+    pub fn is_attached(&self, ifindex: u32) -> bool {
+        self.attached.contains_key(&ifindex)
     }
 
     /// Attaches the program to a device, or replaces the one that an earlier agent has left there,
@@ -188,6 +195,9 @@ impl Devices {
         let links = self.pins.links();
         for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
             let path = entry?.path();
+            if path.file_name().is_some_and(|name| is_exit(&name.to_string_lossy())) {
+                continue;
+            }
             let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
             if pin
                 .is_none_or(|(index, mode)| self.attached.get(&index).is_none_or(|found| found.mode != mode))

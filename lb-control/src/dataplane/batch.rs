@@ -33,8 +33,33 @@ struct Attributes {
 /// # Errors
 /// When the kernel refuses.
 pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
-    let mut keys: Vec<K> = Vec::with_capacity(BATCH);
-    let mut values: Vec<V> = Vec::with_capacity(BATCH);
+    for_each_group(map, 1, |key, values: &[V]| values.iter().for_each(|value| each(key, *value)))
+}
+
+/// Calls `each` for every element of a per-CPU array, with its values on each of the `cpus` possible
+/// CPUs. The values' size is a multiple of 8: the kernel rounds up to that.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn for_each_per_cpu<V: Plain>(
+    map: BorrowedFd<'_>,
+    cpus: usize,
+    each: impl FnMut(u32, &[V]),
+) -> io::Result<()> {
+    const { assert!(size_of::<V>().is_multiple_of(8), "values lie closer than the kernel writes them") };
+    for_each_group(map, cpus, each)
+}
+
+/// Calls `each` for every entry of a map that has `group` values for each key.
+fn for_each_group<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    group: usize,
+    mut each: impl FnMut(K, &[V]),
+) -> io::Result<()> {
+    // On a machine with many CPUs, the values of one key are many.
+    let batch = (BATCH / group).max(1);
+    let mut keys: Vec<K> = Vec::with_capacity(batch);
+    let mut values: Vec<V> = Vec::with_capacity(batch * group);
     let (mut from, mut to) = (0u32, 0u32);
     let mut first = true;
     loop {
@@ -43,14 +68,15 @@ pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut each: impl FnMut(K,
             out_batch: &raw mut to as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
-            count: BATCH as u32,
+            count: batch as u32,
             map_fd: map.as_raw_fd().cast_unsigned(),
             ..Attributes::default()
         };
         let size = size_of::<Attributes>();
         #[expect(unsafe_code, reason = "a system call that no library wraps")]
-        // SAFETY: all pointers lead to room for what the kernel writes: BATCH keys and values of the
-        // map's sizes, which the caller vouches for by the types, and a cursor of four bytes.
+        // SAFETY: all pointers lead to room for what the kernel writes: `batch` keys and groups of
+        // values of the map's sizes, which the caller vouches for by the types and the size of
+        // groups, and a cursor of four bytes.
         let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attributes, size) };
         let end = match result {
             0 => false,
@@ -59,16 +85,17 @@ pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut each: impl FnMut(K,
                 error => return Err(error),
             },
         };
-        let count = (attributes.count as usize).min(BATCH);
+        let count = (attributes.count as usize).min(batch);
         #[expect(unsafe_code, reason = "the kernel has written that many")]
         // SAFETY: `count` entries are initialized, and `Plain` types have no invalid values.
         unsafe {
             keys.set_len(count);
-            values.set_len(count);
+            values.set_len(count * group);
         }
-        for (key, value) in keys.drain(..).zip(values.drain(..)) {
-            each(key, value);
+        for (key, values) in keys.drain(..).zip(values.chunks_exact(group)) {
+            each(key, values);
         }
+        values.clear();
         if end {
             return Ok(());
         }

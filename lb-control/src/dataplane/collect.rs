@@ -3,7 +3,7 @@
 //! The kernel makes room for flows that begin by itself (their table is least recently used); the
 //! table of established flows only shrinks here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
@@ -25,6 +25,8 @@ pub struct Sweep {
     pub established: usize,
     /// Flows that were forgotten.
     pub forgotten: usize,
+    /// Entries that are kept, by the name of the table; a flow has two.
+    pub entries: BTreeMap<&'static str, usize>,
     /// Indices of backends that flows refer to.
     pub backends: BTreeSet<u32>,
 }
@@ -99,6 +101,7 @@ where
             sweep.established += usize::from(!flow.is_reply() && table == 0);
         }
     }
+    sweep.entries.insert(F::TABLES[table].name, all.len() - over.len());
     for (key, flow) in &over {
         // The tuple may have been used again since the table was read.
         let now: Option<Flow<F::Address>> = batch::lookup(data.fd().as_fd(), key)

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, ProgramArray};
-use aya::programs::Xdp;
+use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::maps;
 use tracing::{info, warn};
@@ -18,6 +18,8 @@ pub struct Sizes {
     pub services: u32,
     /// Backends over all Service entries.
     pub backends: u32,
+    /// Source ranges of each family over all Service entries.
+    pub source_ranges: u32,
 }
 
 impl Default for Sizes {
@@ -26,6 +28,7 @@ impl Default for Sizes {
             flows: maps::DEFAULT_FLOWS,
             services: maps::DEFAULT_SERVICES,
             backends: maps::DEFAULT_BACKENDS,
+            source_ranges: maps::DEFAULT_SOURCE_RANGES,
         }
     }
 }
@@ -41,7 +44,9 @@ impl Sizes {
             | maps::SERVICES
             | maps::SERVICE_NAMES
             | maps::ROUND_ROBIN
+            | maps::AFFINITY_TICKS
             | maps::SERVICE_STATS => self.services,
+            maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => self.source_ranges,
             maps::BACKENDS | maps::BACKEND_STATS => self.backends,
             maps::SLOTS => self.backends.saturating_mul(4),
             other => other.default_entries,
@@ -82,7 +87,7 @@ impl Kernel {
 
     fn load_programs(&mut self) -> Result<()> {
         for (index, name) in (0..).zip(maps::CALLED_PROGRAMS) {
-            let program = program(&mut self.ebpf, name)?;
+            let program = program::<Xdp>(&mut self.ebpf, name)?;
             let fd = program.fd()?.try_clone()?;
             // An older version of the entry program goes on with these from now on: layouts are the
             // same, or the pins would be others.
@@ -90,7 +95,8 @@ impl Kernel {
                 .set(index, &fd, 0)
                 .with_context(|| format!("putting the program {name} in place"))?;
         }
-        program(&mut self.ebpf, maps::ENTRY_PROGRAM)?;
+        program::<Xdp>(&mut self.ebpf, maps::ENTRY_PROGRAM)?;
+        program::<SchedClassifier>(&mut self.ebpf, maps::EGRESS_PROGRAM)?;
         let origin = if self.adopted { "adopted" } else { "created" };
         info!(maps = origin, "kernel programs are loaded");
         Ok(())
@@ -105,15 +111,45 @@ impl Kernel {
             self.ebpf.program_mut(maps::ENTRY_PROGRAM).context("the object lacks its entry program")?;
         Ok(program.try_into()?)
     }
+
+    /// The program that is attached where replies of backends on this node leave.
+    ///
+    /// # Errors
+    /// When the object lacks it.
+    pub fn egress_program(&mut self) -> Result<&mut SchedClassifier> {
+        let program =
+            self.ebpf.program_mut(maps::EGRESS_PROGRAM).context("the object lacks its egress program")?;
+        Ok(program.try_into()?)
+    }
+}
+
+/// A kind of program.
+trait Load {
+    fn load(&mut self) -> Result<(), ProgramError>;
+}
+
+impl Load for Xdp {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        Self::load(self)
+    }
+}
+
+impl Load for SchedClassifier {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        Self::load(self)
+    }
 }
 
 /// Loads a program.
-fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp> {
-    let program: &mut Xdp =
+fn program<'e, P: Load>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut P>
+where
+    &'e mut P: TryFrom<&'e mut Program, Error = ProgramError>,
+{
+    let program: &mut P =
         ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?.try_into()?;
     match program.load() {
         Ok(()) => Ok(program),
-        Err(aya::programs::ProgramError::LoadError { io_error, verifier_log }) => {
+        Err(ProgramError::LoadError { io_error, verifier_log }) => {
             let log = verifier_log.to_string();
             let tail: Vec<_> = log.lines().rev().take(12).collect();
             let tail: Vec<_> = tail.into_iter().rev().collect();

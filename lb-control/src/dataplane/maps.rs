@@ -3,10 +3,15 @@
 use std::collections::HashMap as StdHashMap;
 
 use anyhow::{Context, Result};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, DevMapHash, HashMap, Map, MapData, PerCpuArray};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::{
-    Backend, BackendStats, Config, DropReason, DropStats, Service, ServiceName, ServiceStats, VipKey, maps,
+    Backend, BackendStats, Config, DropReason, DropStats, Service, ServiceName, ServiceStats, SourceRange,
+    Tick, VipKey, maps,
 };
+
+use tracing::warn;
 
 use super::PinDirectory;
 use crate::ports::{Limits, MapOp, MapStore, Vip};
@@ -16,6 +21,9 @@ pub struct KernelMaps {
     limits: Limits,
     vips_v4: HashMap<MapData, VipKey<[u8; 4]>, u32>,
     vips_v6: HashMap<MapData, VipKey<[u8; 16]>, u32>,
+    source_ranges_v4: LpmTrie<MapData, SourceRange<[u8; 4]>, u32>,
+    source_ranges_v6: LpmTrie<MapData, SourceRange<[u8; 16]>, u32>,
+    affinity_ticks: Array<MapData, Tick>,
     services: Array<MapData, Service>,
     service_names: Array<MapData, ServiceName>,
     round_robin: Array<MapData, u64>,
@@ -48,6 +56,8 @@ impl KernelMaps {
         };
         let vips_v4 = sized(maps::VIPS_V4)?.try_into()?;
         let vips_v6 = sized(maps::VIPS_V6)?.try_into()?;
+        let source_ranges_v4 = sized(maps::SOURCE_RANGES_V4)?.try_into()?;
+        let source_ranges_v6 = sized(maps::SOURCE_RANGES_V6)?.try_into()?;
         let services = sized(maps::SERVICES)?.try_into()?;
         let slots = sized(maps::SLOTS)?.try_into()?;
         let backends = sized(maps::BACKENDS)?.try_into()?;
@@ -61,7 +71,12 @@ impl KernelMaps {
                 slots: size(maps::SLOTS),
                 backends: size(maps::BACKENDS),
                 snat_addresses: size(maps::SNAT_ADDRESSES),
+                source_ranges_v4: size(maps::SOURCE_RANGES_V4),
+                source_ranges_v6: size(maps::SOURCE_RANGES_V6),
             },
+            source_ranges_v4,
+            source_ranges_v6,
+            affinity_ticks: typed!(maps::AFFINITY_TICKS),
             vips_v4,
             vips_v6,
             services,
@@ -97,6 +112,7 @@ impl KernelMaps {
             Map::Array(data)
             | Map::HashMap(data)
             | Map::LruHashMap(data)
+            | Map::LpmTrie(data)
             | Map::PerCpuArray(data)
             | Map::DevMapHash(data)
             | Map::ProgramArray(data) => Ok(data),
@@ -179,6 +195,36 @@ impl KernelMaps {
     }
 }
 
+fn source_key<A: Copy>(service: u32, address: A, length: u8) -> Key<SourceRange<A>>
+where
+    SourceRange<A>: aya::Pod,
+{
+    Key::new(SourceRange::<A>::INDEX_BITS + u32::from(length), SourceRange::new(service, address))
+}
+
+fn read_ranges<A: Copy>(
+    map: &LpmTrie<MapData, SourceRange<A>, u32>,
+    name: &str,
+    all: &mut Vec<(u32, IpNet)>,
+    net: impl Fn(A, u8) -> Option<IpNet>,
+) -> Result<()>
+where
+    SourceRange<A>: aya::Pod,
+{
+    for key in map.keys() {
+        let key = key.with_context(|| format!("reading the map {name}"))?;
+        let (range, bits) = (key.data(), key.prefix_len());
+        let length = bits.checked_sub(SourceRange::<A>::INDEX_BITS).and_then(|bits| u8::try_from(bits).ok());
+        match length.and_then(|length| net(range.address, length)) {
+            Some(net) => all.push((u32::from_be_bytes(range.service), net)),
+            // Only somebody's hand can have written it; it names no Service, so nobody can say what of
+            // it is to stay.
+            None => warn!(map = name, bits, "a prefix that is not of one Service: remove it with bpftool"),
+        }
+    }
+    Ok(())
+}
+
 fn ignore_absent(result: Result<(), aya::maps::MapError>, map: &str) -> Result<()> {
     use aya::maps::MapError;
     match result {
@@ -217,6 +263,25 @@ impl MapStore for KernelMaps {
             }
             MapOp::DeleteVip { vip: Vip::V4(key) } => ignore_absent(self.vips_v4.remove(key), "vips_v4"),
             MapOp::DeleteVip { vip: Vip::V6(key) } => ignore_absent(self.vips_v6.remove(key), "vips_v6"),
+            MapOp::AllowSource { service, range: IpNet::V4(range) } => {
+                let key = source_key(*service, range.addr().octets(), range.prefix_len());
+                self.source_ranges_v4.insert(&key, 1, 0).context("writing the map src_ranges_v4")
+            }
+            MapOp::AllowSource { service, range: IpNet::V6(range) } => {
+                let key = source_key(*service, range.addr().octets(), range.prefix_len());
+                self.source_ranges_v6.insert(&key, 1, 0).context("writing the map src_ranges_v6")
+            }
+            MapOp::ForbidSource { service, range: IpNet::V4(range) } => {
+                let key = source_key(*service, range.addr().octets(), range.prefix_len());
+                ignore_absent(self.source_ranges_v4.remove(&key), "src_ranges_v4")
+            }
+            MapOp::ForbidSource { service, range: IpNet::V6(range) } => {
+                let key = source_key(*service, range.addr().octets(), range.prefix_len());
+                ignore_absent(self.source_ranges_v6.remove(&key), "src_ranges_v6")
+            }
+            MapOp::SetAffinityTimeout { service, ticks } => {
+                self.affinity_ticks.set(*service, ticks, 0).context("writing the map affinity_ticks")
+            }
             MapOp::SetService { index, value } => {
                 self.services.set(*index, value, 0).context("writing the map services")
             }
@@ -277,6 +342,21 @@ impl MapStore for KernelMaps {
         (first..first + count)
             .map(|index| self.slots.get(&index, 0).context("reading the map slots"))
             .collect()
+    }
+
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>> {
+        let mut all = Vec::new();
+        read_ranges(&self.source_ranges_v4, "src_ranges_v4", &mut all, |address, length| {
+            Some(Ipv4Net::new(address.into(), length).ok()?.into())
+        })?;
+        read_ranges(&self.source_ranges_v6, "src_ranges_v6", &mut all, |address, length| {
+            Some(Ipv6Net::new(address.into(), length).ok()?.into())
+        })?;
+        Ok(all)
+    }
+
+    fn affinity_timeouts(&self) -> Result<Vec<(u32, Tick)>> {
+        nonzero(&self.affinity_ticks, "affinity_ticks", self.limits.services, &0)
     }
 
     fn snat_addresses(&self) -> Result<Vec<[u8; 16]>> {

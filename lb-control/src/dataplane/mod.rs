@@ -5,6 +5,8 @@ mod attach;
 mod batch;
 pub mod clock;
 pub mod collect;
+mod counters;
+mod exits;
 pub mod flows;
 mod links;
 mod loader;
@@ -13,6 +15,8 @@ pub mod object;
 mod pins;
 
 pub use attach::{Attachment, Devices, Mode};
+pub use counters::Counters;
+pub use exits::Exits;
 pub use links::{LinkedDevice, device_name, linked_devices};
 pub use loader::{Kernel, Sizes};
 pub use maps::KernelMaps;

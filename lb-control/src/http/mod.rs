@@ -5,8 +5,10 @@
 //! | `GET /v1/status` | a [`StatusView`] |
 //! | `GET /v1/flows?service=&backend=&client=&state=&limit=` | a [`FlowsView`]; see [`FlowFilter`] |
 //! | `GET /v1/drops` | a [`DropsView`] |
-//! | `GET /healthz` | 200 for as long as the agent answers |
+//! | `GET /healthz` | 200 for as long as the agent does its work, else 503 |
 //! | `GET /readyz` | 200 once the datapath is in place, else 503 |
+//!
+//! A TCP port has `/metrics`, `/healthz` and `/readyz`: see [`serve_port`].
 //!
 //! An error is a status of 400 or more and a sentence as text.
 //!
@@ -15,17 +17,21 @@
 //! [`DropsView`]: crate::view::DropsView
 
 pub mod client;
+mod health_ports;
 mod server;
 mod socket;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::view::{DropView, FlowView, StatusView};
 
-pub use server::serve;
+pub use health_ports::{Check, HealthPorts, HealthProblems};
+pub use server::{serve, serve_port};
 pub use socket::bind;
+pub use tcp::listen;
 
 /// Where the agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/pointsman/pointsman.sock";
@@ -43,4 +49,12 @@ pub trait Inspect: Send + Sync {
     fn drops(&self) -> Result<Vec<DropView>>;
     /// Whether packets are forwarded by the current configuration.
     fn ready(&self) -> bool;
+    /// Whether the agent still does its work, however well; false asks for a restart.
+    fn alive(&self) -> bool {
+        true
+    }
+    /// The media type of metrics, and their text; only an agent has any.
+    fn metrics(&self) -> Result<(&'static str, String)> {
+        bail!("no agent runs: there are no metrics")
+    }
 }

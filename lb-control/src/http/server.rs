@@ -6,16 +6,16 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tracing::error;
 
-use super::Inspect;
+use super::{Inspect, tcp};
 use crate::view::{DropsView, FlowFilter};
 
 type Source = Arc<dyn Inspect>;
@@ -54,9 +54,19 @@ fn router(inspect: Source) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
         .route("/v1/drops", get(drops))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .with_state(inspect)
+}
+
+/// Serves metrics and probes on a TCP port for as long as this is polled.
+pub async fn serve_port(listener: TcpListener, inspect: Source) {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
+        .with_state(inspect);
+    tcp::serve(listener, router).await;
 }
 
 /// What is answered in place of a view.
@@ -102,6 +112,18 @@ async fn flows(
 
 async fn drops(State(inspect): State<Source>) -> Answer<DropsView> {
     ask(inspect, |inspect| Ok(DropsView { drops: inspect.drops()? })).await.map(Json)
+}
+
+async fn metrics(State(inspect): State<Source>) -> Result<impl IntoResponse, Failure> {
+    let (content_type, text) = ask(inspect, |inspect| inspect.metrics()).await?;
+    Ok(([(header::CONTENT_TYPE, content_type)], text))
+}
+
+async fn alive(State(inspect): State<Source>) -> Result<&'static str, Failure> {
+    match inspect.alive() {
+        true => Ok("ok\n"),
+        false => Err(Failure(StatusCode::SERVICE_UNAVAILABLE, "the agent is stuck\n".into())),
+    }
 }
 
 async fn ready(State(inspect): State<Source>) -> Result<&'static str, Failure> {

@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use lb_common::abi::{DropReason, DropStats};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::client::Client;
-use super::{Inspect, bind, serve};
+use super::{Inspect, bind, listen, serve, serve_port};
 use crate::view::{DropView, FlowFilter, FlowView, ProblemView, StatusView, flow_for_tests as flow};
 
 /// An agent with three flows.
@@ -21,6 +21,7 @@ use crate::view::{DropView, FlowFilter, FlowView, ProblemView, StatusView, flow_
 struct Agent {
     ready: AtomicBool,
     broken: bool,
+    stuck: bool,
 }
 
 impl Inspect for Agent {
@@ -48,6 +49,51 @@ impl Inspect for Agent {
     fn ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed)
     }
+
+    fn alive(&self) -> bool {
+        !self.stuck
+    }
+
+    fn metrics(&self) -> Result<(&'static str, String)> {
+        if self.broken {
+            bail!("the map drops cannot be read");
+        }
+        Ok(("text/example", "pointsman_ready 1\n".to_owned()))
+    }
+}
+
+/// What the TCP port answers.
+async fn at_port(agent: &Arc<Agent>, path: &str) -> String {
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(serve_port(listener, Arc::clone(agent) as Arc<dyn Inspect>));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    server.abort();
+    text
+}
+
+#[tokio::test]
+async fn the_tcp_port_has_metrics_and_probes_and_nothing_else() {
+    let agent = Arc::new(Agent::default());
+    let text = at_port(&agent, "/metrics").await;
+    assert!(text.starts_with("HTTP/1.0 200") && text.ends_with("\r\n\r\npointsman_ready 1\n"), "{text}");
+    assert!(text.contains("content-type: text/example\r\n"), "{text}");
+    assert!(at_port(&agent, "/healthz").await.starts_with("HTTP/1.0 200"));
+    assert!(at_port(&agent, "/readyz").await.starts_with("HTTP/1.0 503"));
+    agent.ready.store(true, Ordering::Relaxed);
+    assert!(at_port(&agent, "/readyz").await.starts_with("HTTP/1.0 200"));
+    // Whom clients talk to is not for everybody who reaches the port.
+    for path in ["/v1/status", "/v1/flows", "/v1/drops"] {
+        assert!(at_port(&agent, path).await.starts_with("HTTP/1.0 404"), "{path}");
+    }
+    let broken = Arc::new(Agent { broken: true, ..Agent::default() });
+    let stuck = Arc::new(Agent { stuck: true, ..Agent::default() });
+    assert!(at_port(&stuck, "/healthz").await.starts_with("HTTP/1.0 503"));
+    let text = at_port(&broken, "/metrics").await;
+    assert!(text.starts_with("HTTP/1.0 500") && text.contains("the map drops"), "{text}");
 }
 
 /// A server until it is dropped.

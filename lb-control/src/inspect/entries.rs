@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
-use lb_common::abi::{Backend, BackendState, Service};
+use lb_common::abi::{Backend, BackendState, Service, ServiceFlags, TICK_SHIFT, Tick};
 
 use super::Traffic;
 use crate::model::{ObjectRef, ServiceKey};
@@ -26,21 +26,25 @@ pub fn service_views(
 ) -> Result<Vec<ServiceView>> {
     let vips: HashMap<Vip, u32> = store.vips()?.into_iter().collect();
     let services: HashMap<u32, Service> = store.services()?.into_iter().collect();
+    let mut clients = Clients::read(store, &services)?;
     let mut backends = backends_by_service(store, traffic, device_name)?;
     let mut ports: BTreeMap<ObjectRef, Vec<(ServiceKey, Entry)>> = BTreeMap::new();
     for (index, stored) in store.service_names()? {
         // A damaged name is the agent's to repair; nobody can be told whose it is.
         let Some(key) = name::parse(&stored) else { continue };
         let vip = Vip::new(key.vip, key.port, key.protocol.number());
+        let service = services.get(&index).copied().unwrap_or_default();
         let entry = Entry {
             led_to: vips.get(&vip) == Some(&index),
-            slots: services.get(&index).map_or(0, |service| service.slot_count),
+            slots: service.slot_count(),
             view: PortView {
                 name: name::port_name(&stored),
                 protocol: key.protocol.to_string(),
                 vip: key.vip,
                 port: key.port,
                 service_index: Some(index),
+                source_ranges: clients.sources(index, service),
+                affinity_seconds: clients.affinity(index, service),
                 backends: backends.remove(&index).unwrap_or_default(),
                 counters: traffic.services.get(&index).copied().unwrap_or_default(),
             },
@@ -48,6 +52,42 @@ pub fn service_views(
         ports.entry(key.service.clone()).or_default().push((key, entry));
     }
     Ok(ports.into_iter().map(|(service, entries)| service_view(service, entries)).collect())
+}
+
+/// What Service entries ask of their clients.
+#[derive(Default)]
+struct Clients {
+    sources: HashMap<u32, Vec<String>>,
+    timeouts: HashMap<u32, Tick>,
+}
+
+impl Clients {
+    /// Reads only what some Service uses: there may be tens of thousands of ranges.
+    fn read(store: &dyn MapStore, services: &HashMap<u32, Service>) -> Result<Self> {
+        let is_used = |flag| services.values().any(|service| service.has(flag));
+        let mut clients = Self::default();
+        if is_used(ServiceFlags::SOURCE_RANGES) {
+            let mut all = store.source_ranges()?;
+            all.sort_unstable();
+            for (service, range) in all {
+                clients.sources.entry(service).or_default().push(range.to_string());
+            }
+        }
+        if is_used(ServiceFlags::AFFINITY) {
+            clients.timeouts = store.affinity_timeouts()?.into_iter().collect();
+        }
+        Ok(clients)
+    }
+
+    fn sources(&mut self, index: u32, service: Service) -> Option<Vec<String>> {
+        let is_on = service.has(ServiceFlags::SOURCE_RANGES);
+        is_on.then(|| self.sources.remove(&index).unwrap_or_default())
+    }
+
+    fn affinity(&self, index: u32, service: Service) -> Option<u64> {
+        let ticks = u64::from(self.timeouts.get(&index).copied().unwrap_or_default());
+        service.has(ServiceFlags::AFFINITY).then_some((ticks << TICK_SHIFT) / 1_000_000_000)
+    }
 }
 
 /// One port of one VIP.
@@ -111,6 +151,9 @@ fn backends_by_service(
 
 /// Whether packets can be sent to a backend; and the way, or why not as far as the maps tell.
 fn next_hop(backend: &Backend, device_name: NextHops<'_>) -> (bool, String) {
+    if backend.is_local() {
+        return (true, "on this node".to_owned());
+    }
     let hop = &backend.next_hop;
     if hop.ifindex == 0 {
         return (false, String::new());
@@ -180,6 +223,28 @@ mod tests {
     }
 
     #[test]
+    fn who_may_connect_and_who_stays() {
+        let mut ops = service(1, "default/web", "192.0.2.10:80", Some(1));
+        for (index, flags) in [(2, ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY), (3, 1)] {
+            ops.extend(service(index, "default/web", &format!("192.0.2.10:8{index}"), Some(1)));
+            ops.push(MapOp::SetService { index, value: Service::new(0, 1, flags) });
+        }
+        ops.extend(
+            ["10.0.0.0/8", "192.0.2.0/24"]
+                .map(|range| MapOp::AllowSource { service: 2, range: range.parse().unwrap() }),
+        );
+        // Of no entry that counts them.
+        ops.push(MapOp::AllowSource { service: 1, range: "10.0.0.0/8".parse().unwrap() });
+        let ticks = lb_common::abi::ticks_from_seconds(10_800);
+        ops.push(MapOp::SetAffinityTimeout { service: 2, ticks });
+        let views = views(&ops, &Traffic::default());
+        let told: Vec<_> =
+            views[0].ports.iter().map(|port| (port.source_ranges.clone(), port.affinity_seconds)).collect();
+        let ranges = vec!["10.0.0.0/8".to_owned(), "192.0.2.0/24".to_owned()];
+        assert_eq!(told, [(None, None), (Some(ranges), Some(10_800)), (Some(vec![]), None)]);
+    }
+
+    #[test]
     fn an_entry_without_vip_drains() {
         let views = views(&service(1, "default/web", "192.0.2.10:80", None), &Traffic::default());
         assert_eq!(views[0].state, ServiceState::Draining);
@@ -198,6 +263,7 @@ mod tests {
         assert_eq!(told(|b| b.next_hop.ifindex = 9), (true, "02:00:00:00:00:0a on device 9".into()));
         assert_eq!(told(|b| b.next_hop.vlan = [0x20, 7, 0, 9]).1, "02:00:00:00:00:0a on eth1 vlan 7 vlan 9");
         assert_eq!(told(|b| b.next_hop = NextHop::default()), (false, String::new()));
+        assert_eq!(told(|b| b.flags = lb_common::abi::BackendFlags::LOCAL), (true, "on this node".into()));
         assert_eq!(told(|b| b.snat_count = 0), (false, "no source address towards it".into()));
     }
 }

@@ -2,6 +2,7 @@
 
 mod entries;
 mod flows;
+mod metrics;
 mod overlay;
 mod pinned;
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod traffic;
 
 pub use entries::{NextHops, service_views};
 pub use flows::{flow_views, service_refs};
+pub use metrics::MapReading;
 pub use overlay::overlay;
 pub use pinned::{PinnedMaps, device_views, drop_views};
 pub use traffic::{Traffic, traffic};

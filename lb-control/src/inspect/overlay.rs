@@ -74,6 +74,8 @@ fn port(report: &PortReport, vip: IpAddr, entries: &mut Vec<PortView>) -> PortVi
         vip,
         port: report.port,
         service_index: None,
+        source_ranges: None,
+        affinity_seconds: None,
         backends: Vec::new(),
         counters: TrafficView::default(),
     });

@@ -25,7 +25,7 @@ pub(crate) fn service(index: u32, object: &str, vip: &str, slots: Option<u32>) -
     let key = ServiceKey { service, protocol: Protocol::Tcp, vip: vip.ip(), port: vip.port() };
     let mut ops = vec![MapOp::SetServiceName { index, value: Box::new(name::service_name(&key, "http")) }];
     if let Some(slot_count) = slots {
-        ops.push(MapOp::SetService { index, value: Service { first_slot: 8 * index, slot_count } });
+        ops.push(MapOp::SetService { index, value: Service::new(8 * index, slot_count, 0) });
         ops.push(MapOp::SetVip { vip: Vip::new(vip.ip(), vip.port(), 6), service: index });
     }
     ops
@@ -50,7 +50,8 @@ pub(crate) fn backend(index: u32, service: u32, socket: &str, edit: fn(&mut Back
             vlan: [0; 4],
         },
         weight: 1,
-        reserved: [0; 8],
+        flags: 0,
+        reserved: [0; 7],
     };
     edit(&mut value);
     vec![MapOp::SetBackend { index, value }]

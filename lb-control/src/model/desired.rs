@@ -4,8 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{ObjectRef, Protocol};
@@ -48,6 +50,8 @@ pub struct DesiredBackend {
     pub weight: u32,
     /// How it takes part.
     pub role: Role,
+    /// Whether it runs on this node: packets are handed to the node's own network stack.
+    pub local: bool,
 }
 
 /// Backends by their address and port.
@@ -60,6 +64,12 @@ pub struct DesiredEntry {
     pub port_name: String,
     /// Its backends; none means that connections are refused.
     pub backends: Backends,
+    /// Who may open connections: empty for everybody. If it is not empty, a client that no range
+    /// covers is dropped, also when all ranges are of the other family. Host bits count for nothing.
+    pub source_ranges: Arc<[IpNet]>,
+    /// For how many seconds after its last new connection a client gets the same backend; `None` for
+    /// connections in turn.
+    pub affinity: Option<u32>,
 }
 
 /// Everything that the data plane has to do.
@@ -85,6 +95,13 @@ impl Desired {
             port: 0,
         };
         self.entries.range(first..).take_while(move |(key, _)| key.service == *service)
+    }
+
+    /// The addresses of backends that are known to be on this node.
+    #[must_use]
+    pub fn local_addresses(&self) -> BTreeSet<IpAddr> {
+        let all = self.entries.values().flat_map(|entry| &entry.backends);
+        all.filter(|(_, backend)| backend.local).map(|(address, _)| address.ip()).collect()
     }
 
     /// Every address that packets have to reach behind the data plane.

@@ -67,6 +67,21 @@ impl AddressRange {
             && number(other.first) <= number(self.last)
     }
 
+    /// How many addresses it has; `but` leaves out IPv4 addresses that end in one of these.
+    fn count(&self, but: &[u8]) -> f64 {
+        let (first, last) = (number(self.first), number(self.last));
+        let left_out = |end: u8| {
+            // Numbers up to `n` that end so.
+            let up_to = |n: i128| (n - i128::from(end)).div_euclid(256) + 1;
+            (up_to(last as i128) - up_to(first as i128 - 1)) as f64
+        };
+        let left_out = match self.family() {
+            Family::V4 => but.iter().map(|end| left_out(*end)).sum(),
+            Family::V6 => 0.0,
+        };
+        (last - first) as f64 + 1.0 - left_out
+    }
+
     /// The address after this one, if it is still in the range.
     #[must_use]
     pub fn after(&self, address: IpAddr) -> Option<IpAddr> {
@@ -99,6 +114,10 @@ impl FromStr for AddressRange {
             return Ok(Self { first, last });
         }
         let net: IpNet = text.trim().parse().map_err(|_| bad(form))?;
+        // ipnet lets 192.0.2.010 pass, which others read as octal; Kubernetes refuses it too.
+        if text.split('/').next().is_none_or(|address| address.trim().parse::<IpAddr>().is_err()) {
+            return Err(bad(form));
+        }
         if net.addr() != net.network() {
             return Err(bad(&format!("has host bits set; did you mean {}?", net.trunc())));
         }
@@ -196,6 +215,13 @@ impl Pool {
         self.ranges.iter().any(|range| range.contains(address))
     }
 
+    /// How many addresses it can give out by itself. Not exact above 2^53.
+    #[must_use]
+    pub fn size(&self) -> f64 {
+        let but: &[u8] = if self.avoid_buggy_ips { &[0, 255] } else { &[] };
+        self.ranges.iter().map(|range| range.count(but)).sum()
+    }
+
     /// Whether the address may be chosen automatically.
     #[must_use]
     pub fn may_choose(&self, address: IpAddr) -> bool {
@@ -233,6 +259,7 @@ mod tests {
             ("192.0.2.9-192.0.2.1", "ends before"),
             ("192.0.2.9-::1", "mixes"),
             ("192.0.2.0/33", "is no CIDR"),
+            ("192.0.2.010/32", "is no CIDR"),
             ("", "is no CIDR"),
         ] {
             let error = text.parse::<AddressRange>().unwrap_err().to_string();

@@ -1,6 +1,6 @@
 //! Services and their endpoints.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -177,7 +177,7 @@ pub struct Service {
     /// `sessionAffinity: ClientIP`: for how many seconds a client stays with its backend.
     pub affinity_seconds: Option<u32>,
     /// Clients that may connect; empty means everybody.
-    pub source_ranges: Vec<IpNet>,
+    pub source_ranges: Arc<[IpNet]>,
     /// `healthCheckNodePort`, if any.
     pub health_check_node_port: Option<u16>,
     /// Shares of backends, by annotation.

@@ -118,6 +118,19 @@ pub async fn reconcile(handle: &Handle, ifindex: u32, wanted: &BTreeSet<IpAddr>)
     }
 }
 
+/// Renews all addresses of ours, wherever they are: for as long as it is not known which of them
+/// are wanted, none may lapse.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn renew(handle: &Handle) -> Result<()> {
+    let due = |found: &&Found| found.ours && found.valid_seconds < RENEW_BELOW_SECONDS;
+    for found in list(handle).await?.iter().filter(due) {
+        put(handle, found.ifindex, found.address, Presence::Ours, LIFETIME_SECONDS).await?;
+    }
+    Ok(())
+}
+
 /// Makes those of the addresses that are ours stay without renewal.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{
-    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, VlanProtocol,
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, VlanProtocol,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -17,7 +17,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection};
 
-use super::next_hops::{Link, Neighbour, Route, Vlan};
+use super::next_hops::{Link, LinkKind, Neighbour, Route, Vlan};
 use super::{neighbour_address, route_address};
 
 /// Devices by index.
@@ -181,7 +181,11 @@ fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::Link(parent) => link.parent = Some(*parent),
             LinkAttribute::Xdp(xdp) => link.xdp_program = xdp.iter().find_map(read_xdp),
             LinkAttribute::LinkNetNsId(_) => is_parent_elsewhere = true,
-            LinkAttribute::LinkInfo(infos) => link.vlan = infos.iter().find_map(read_vlan),
+            LinkAttribute::LinkInfo(infos) => {
+                link.vlan = infos.iter().find_map(read_vlan);
+                link.kind = infos.iter().find_map(read_kind).unwrap_or_default();
+            }
+            LinkAttribute::Controller(master) => link.master = Some(*master),
             _ => {}
         }
     }
@@ -197,6 +201,14 @@ fn ethernet(bytes: &[u8]) -> Option<[u8; 6]> {
 fn read_xdp(item: &LinkXdp) -> Option<u32> {
     match item {
         LinkXdp::ProgId(id) => Some(*id),
+        _ => None,
+    }
+}
+
+fn read_kind(info: &LinkInfo) -> Option<LinkKind> {
+    match info {
+        LinkInfo::Kind(InfoKind::Bridge) => Some(LinkKind::Bridge),
+        LinkInfo::Kind(InfoKind::Veth) => Some(LinkKind::Veth),
         _ => None,
     }
 }

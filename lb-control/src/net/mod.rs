@@ -3,6 +3,8 @@
 
 pub mod addresses;
 mod announce;
+pub mod forwarding;
+mod here;
 mod kernel;
 pub mod next_hops;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use lb_common::abi::{NextHop, VlanTags};
 use netlink_packet_route::route::RouteType;
 use tracing::{info, warn};
 
+use super::here::{leads_to_container, on_this_node};
 use super::kernel::{Kernel, Links, Neighbours};
 
 /// Neighbours that the kernel forgot and that are remembered at most.
@@ -32,6 +33,22 @@ pub struct Link {
     pub parent: Option<u32>,
     /// The tag, of a VLAN device.
     pub vlan: Option<Vlan>,
+    /// Of which of the kinds that matter here it is.
+    pub kind: LinkKind,
+    /// The device that it is a port of.
+    pub master: Option<u32>,
+}
+
+/// Kinds of devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A bridge.
+    Bridge,
+    /// One end of a pair: the other end may be in a pod.
+    Veth,
+    /// Any other.
+    #[default]
+    Other,
 }
 
 /// The tag that a VLAN device adds.
@@ -84,6 +101,10 @@ pub struct Resolution {
     pub mtu: u32,
     /// What is missing, and the way out.
     pub problem: Option<String>,
+    /// Whether the backend is on this node: then nothing is missing.
+    pub is_local: bool,
+    /// The device that it is behind on this node; none if it is the node itself.
+    pub device_behind: Option<u32>,
 }
 
 /// Puts the way to a backend together.
@@ -96,9 +117,7 @@ pub fn resolve(backend: IpAddr, route: Option<&Route>, links: &Links, neighbours
     match route.kind {
         RouteType::Unicast => {}
         RouteType::Local | RouteType::Anycast => {
-            return problem(format!(
-                "the backend {backend} is on this node: it is not served, since full NAT in XDP sends every packet out by a device"
-            ));
+            return Resolution { is_local: true, source: route.source, ..Resolution::default() };
         }
         kind => {
             let text = format!("no route to the backend {backend}: the one that matches is of type {kind:?}");
@@ -169,30 +188,56 @@ fn below_vlans(ifindex: u32, link: &Link, links: &Links) -> Result<(u32, VlanTag
 /// Keeps the ways to a set of backends.
 pub struct NextHops {
     kernel: Kernel,
+    /// The device towards clients.
+    uplink: String,
+    /// Backends that are known to be on this node, whatever the routes show.
+    here: BTreeSet<IpAddr>,
     managed: BTreeSet<(u32, IpAddr)>,
     resolutions: BTreeMap<IpAddr, Resolution>,
+    /// Backends to which no way is known, and why.
+    troubled: BTreeMap<IpAddr, String>,
+    /// What the kernel answered last for each backend.
+    routes: HashMap<IpAddr, Answer>,
     links: Links,
+    neighbours: Neighbours,
     macs: HashMap<(u32, IpAddr), [u8; 6]>,
 }
 
+/// A route, or why the kernel did not say.
+type Answer = Result<Option<Route>, String>;
+
+/// What a refresh asks the kernel for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Routes too: for when they may be others than before. Costs a question for each backend.
+    Routes,
+    /// Devices and neighbours only.
+    Neighbours,
+}
+
 /// What a refresh has found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refreshed {
-    /// The way to some backend is another than before.
-    pub backends: bool,
+    /// Backends to which the way is another than before.
+    pub backends: BTreeSet<IpAddr>,
     /// Some neighbour, of a backend or of a client, has another address than it had last.
     pub neighbours: bool,
 }
 
 impl NextHops {
-    /// Knows no backend yet.
+    /// Knows no backend yet. `uplink` is the device towards clients.
     #[must_use]
-    pub fn new(kernel: Kernel) -> Self {
+    pub fn new(kernel: Kernel, uplink: &str) -> Self {
         Self {
             kernel,
+            uplink: uplink.to_owned(),
+            here: BTreeSet::new(),
             managed: BTreeSet::new(),
             resolutions: BTreeMap::new(),
+            troubled: BTreeMap::new(),
+            routes: HashMap::new(),
             links: Links::new(),
+            neighbours: Neighbours::new(),
             macs: HashMap::new(),
         }
     }
@@ -203,34 +248,126 @@ impl NextHops {
         &self.resolutions
     }
 
+    /// Backends to which no way is known, and why.
+    #[must_use]
+    pub fn troubled(&self) -> &BTreeMap<IpAddr, String> {
+        &self.troubled
+    }
+
+    /// Whether some backend is on this node.
+    #[must_use]
+    pub fn has_local(&self) -> bool {
+        self.resolutions.values().any(|found| found.is_local)
+    }
+
+    /// For which families the node forwards packets to backends of its own: IPv4 as false, IPv6 as
+    /// true.
+    #[must_use]
+    pub fn families_behind_devices(&self) -> BTreeSet<bool> {
+        let behind = self.resolutions.iter().filter(|(_, found)| found.device_behind.is_some());
+        behind.map(|(address, _)| address.is_ipv6()).collect()
+    }
+
     /// The node's devices, as of the last refresh.
     #[must_use]
     pub fn links(&self) -> &Links {
         &self.links
     }
 
-    /// Reads the kernel's tables anew for these backends.
+    /// Reads the kernel's tables anew for these backends, which are all; with each goes whether it is
+    /// known to be on this node.
     ///
     /// # Errors
-    /// When netlink fails.
-    pub async fn refresh(&mut self, backends: &BTreeSet<IpAddr>) -> Result<Refreshed> {
-        self.links = self.kernel.links().await?;
+    /// When netlink fails; everything is as before then.
+    pub async fn refresh(
+        &mut self,
+        backends: impl IntoIterator<Item = (IpAddr, bool)>,
+        ask: Ask,
+    ) -> Result<Refreshed> {
+        let links = self.kernel.links().await?;
         let neighbours = self.kernel.neighbours().await?;
+        let as_before = links == self.links && neighbours == self.neighbours;
+        (self.links, self.neighbours) = (links, neighbours);
         let mut resolutions = BTreeMap::new();
-        for backend in backends {
-            let resolution = match self.kernel.route(*backend).await {
-                Ok(route) => resolve(*backend, route.as_ref(), &self.links, &neighbours),
-                // Of this backend alone: the others go on.
-                Err(error) => Resolution { problem: Some(format!("{error:#}")), ..Resolution::default() },
-            };
-            resolutions.insert(*backend, resolution);
+        for (backend, is_here) in backends {
+            let as_before = self.put(backend, is_here) && as_before;
+            let known = self.resolutions.get(&backend);
+            if let Some(known) = known.filter(|_| as_before && ask == Ask::Neighbours) {
+                resolutions.insert(backend, known.clone());
+                continue;
+            }
+            if ask == Ask::Routes || known.is_none() {
+                self.ask(backend).await;
+            }
+            resolutions.insert(backend, self.resolve(backend));
         }
-        self.manage(&resolutions, &neighbours).await;
-        let refreshed =
-            Refreshed { backends: self.resolutions != resolutions, neighbours: self.take_macs(&neighbours) };
-        self.report(&resolutions);
+        self.manage(&resolutions).await;
+        let old = &self.resolutions;
+        let gone = old.keys().filter(|backend| !resolutions.contains_key(backend));
+        let other = resolutions.iter().filter(|(backend, found)| old.get(backend) != Some(found));
+        let changed: BTreeSet<_> = gone.chain(other.map(|(backend, _)| backend)).copied().collect();
+        for backend in &changed {
+            let now = resolutions.get(backend);
+            report(*backend, old.get(backend), now);
+            note(&mut self.troubled, *backend, now);
+        }
+        self.routes.retain(|backend, _| resolutions.contains_key(backend));
+        self.here.retain(|backend| resolutions.contains_key(backend));
         self.resolutions = resolutions;
-        Ok(refreshed)
+        Ok(Refreshed { backends: changed, neighbours: self.take_macs() })
+    }
+
+    /// Finds the ways to backends that are new, by what is known of devices and neighbours, and
+    /// forgets others: of each, `place` says whether it is known to be on this node, or nothing if it is
+    /// no backend. A neighbour that is not known is asked for, and a later refresh finds it.
+    pub async fn follow(&mut self, changed: &BTreeSet<IpAddr>, place: impl Fn(&IpAddr) -> Option<bool>) {
+        for backend in changed {
+            let Some(is_here) = place(backend) else {
+                self.here.remove(backend);
+                self.resolutions.remove(backend);
+                note(&mut self.troubled, *backend, None);
+                self.routes.remove(backend);
+                continue;
+            };
+            self.put(*backend, is_here);
+            self.ask(*backend).await;
+            let found = self.resolve(*backend);
+            if let Some(neighbour) = found.neighbour.filter(|key| !self.is_fixed(key))
+                && self.managed.insert(neighbour)
+            {
+                self.manage_one(&neighbour).await;
+            }
+            report(*backend, None, Some(&found));
+            note(&mut self.troubled, *backend, Some(&found));
+            self.resolutions.insert(*backend, found);
+        }
+    }
+
+    /// Takes note of whether a backend is known to be on this node; says whether that is as before.
+    fn put(&mut self, backend: IpAddr, is_here: bool) -> bool {
+        !(if is_here { self.here.insert(backend) } else { self.here.remove(&backend) })
+    }
+
+    async fn ask(&mut self, backend: IpAddr) {
+        // An error is of this backend alone: the others go on.
+        let answer = self.kernel.route(backend).await.map_err(|error| format!("{error:#}"));
+        self.routes.insert(backend, answer);
+    }
+
+    fn resolve(&self, backend: IpAddr) -> Resolution {
+        match self.routes.get(&backend) {
+            Some(Ok(route)) if self.is_container(backend, route.as_ref()) => {
+                on_this_node(route.as_ref(), &self.links)
+            }
+            Some(Ok(route)) => resolve(backend, route.as_ref(), &self.links, &self.neighbours),
+            Some(Err(error)) => Resolution { problem: Some(error.clone()), ..Resolution::default() },
+            None => resolve(backend, None, &self.links, &self.neighbours),
+        }
+    }
+
+    fn is_container(&self, backend: IpAddr, route: Option<&Route>) -> bool {
+        let Some(route) = route.filter(|route| route.kind == RouteType::Unicast) else { return false };
+        self.here.contains(&backend) || leads_to_container(route, &self.links, &self.uplink)
     }
 
     /// Takes note of all neighbours' addresses; says whether one differs from the last that was
@@ -239,14 +376,14 @@ impl NextHops {
     /// Neighbours that the kernel forgot are remembered: it forgets those that it does not talk to
     /// itself, and packets that pass by XDP it does not see. What points to them is still right.
     /// One that is new harms nobody: nothing points to it yet.
-    fn take_macs(&mut self, neighbours: &Neighbours) -> bool {
+    fn take_macs(&mut self) -> bool {
         let mut differs = false;
-        for (key, found) in neighbours {
+        for (key, found) in &self.neighbours {
             let Some(mac) = found.mac else { continue };
             differs |= self.macs.insert(*key, mac).is_some_and(|before| before != mac);
         }
-        if self.macs.len() > neighbours.len() + MAX_FORGOTTEN {
-            self.macs.retain(|key, _| neighbours.contains_key(key));
+        if self.macs.len() > self.neighbours.len() + MAX_FORGOTTEN {
+            self.macs.retain(|key, _| self.neighbours.contains_key(key));
             // A later difference from one of them would go unnoticed.
             differs = true;
         }
@@ -254,36 +391,32 @@ impl NextHops {
     }
 
     /// Has the kernel keep the neighbours of backends resolved, and no others.
-    async fn manage(&mut self, resolutions: &BTreeMap<IpAddr, Resolution>, neighbours: &Neighbours) {
-        let is_fixed = |key: &(u32, IpAddr)| neighbours.get(key).is_some_and(|found| found.is_fixed);
+    async fn manage(&mut self, resolutions: &BTreeMap<IpAddr, Resolution>) {
         let wanted = resolutions.values().filter_map(|found| found.neighbour);
-        let wanted: BTreeSet<_> = wanted.filter(|key| !is_fixed(key)).collect();
-        for (ifindex, address) in self.managed.difference(&wanted) {
-            self.kernel.forget_neighbour(*ifindex, *address, neighbours.get(&(*ifindex, *address))).await;
+        let wanted: BTreeSet<_> = wanted.filter(|key| !self.is_fixed(key)).collect();
+        for key in self.managed.difference(&wanted) {
+            self.kernel.forget_neighbour(key.0, key.1, self.neighbours.get(key)).await;
         }
         for key in &wanted {
-            let found = neighbours.get(key);
-            if !self.links.get(&key.0).is_some_and(|link| link.is_up) {
-                continue;
-            }
+            let found = self.neighbours.get(key);
             let known = found.is_some_and(|found| found.managed || found.mac.is_some());
-            if (!self.managed.contains(key) || !known)
-                && let Err(error) = self.kernel.manage_neighbour(key.0, key.1).await
-            {
-                warn!("{error:#}");
+            if !self.managed.contains(key) || !known {
+                self.manage_one(key).await;
             }
         }
         self.managed = wanted;
     }
 
-    fn report(&self, resolutions: &BTreeMap<IpAddr, Resolution>) {
-        for (backend, found) in resolutions {
-            let before = self.resolutions.get(backend);
-            match (&found.problem, before.map(|before| &before.problem)) {
-                (Some(problem), before) if before != Some(&found.problem) => warn!("{problem}"),
-                (None, Some(Some(_)) | None) => info!(%backend, "the way to the backend is known"),
-                _ => {}
-            }
+    fn is_fixed(&self, key: &(u32, IpAddr)) -> bool {
+        self.neighbours.get(key).is_some_and(|found| found.is_fixed)
+    }
+
+    async fn manage_one(&self, key: &(u32, IpAddr)) {
+        if !self.links.get(&key.0).is_some_and(|link| link.is_up) {
+            return;
+        }
+        if let Err(error) = self.kernel.manage_neighbour(key.0, key.1).await {
+            warn!("{error:#}");
         }
     }
 
@@ -299,6 +432,22 @@ impl NextHops {
         for key in std::mem::take(&mut self.managed) {
             self.kernel.forget_neighbour(key.0, key.1, neighbours.get(&key)).await;
         }
+    }
+}
+
+fn note(troubled: &mut BTreeMap<IpAddr, String>, backend: IpAddr, now: Option<&Resolution>) {
+    match now.and_then(|now| now.problem.clone()) {
+        Some(problem) => drop(troubled.insert(backend, problem)),
+        None => drop(troubled.remove(&backend)),
+    }
+}
+
+fn report(backend: IpAddr, before: Option<&Resolution>, now: Option<&Resolution>) {
+    let Some(now) = now else { return };
+    match (&now.problem, before.map(|before| &before.problem)) {
+        (Some(problem), before) if before != Some(&now.problem) => warn!("{problem}"),
+        (None, Some(Some(_)) | None) => info!(%backend, "the way to the backend is known"),
+        _ => {}
     }
 }
 
@@ -393,6 +542,17 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_the_node_is_local_and_needs_nothing() {
+        let route = Route { kind: RouteType::Local, ..Route::default() };
+        let found = resolve(backend(), Some(&route), &links(), &Neighbours::new());
+        assert!(found.is_local);
+        assert_eq!(
+            (found.problem, found.next_hop, found.device, found.device_behind),
+            (None, None, None, None)
+        );
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         let nobody = Neighbours::new();
         let problem = |route: Option<&Route>| {
@@ -401,8 +561,6 @@ mod tests {
             found.problem.expect("a problem")
         };
         assert!(problem(None).contains("no route"));
-        let local = Route { kind: RouteType::Local, ..Route::default() };
-        assert!(problem(Some(&local)).contains("on this node"));
         assert!(problem(Some(&route(UPLINK, None))).contains("does not answer"));
         assert!(problem(Some(&route(4, None))).contains("no Ethernet device"));
     }

@@ -1,12 +1,13 @@
 //! Decisions. Pure: no clock, no I/O; time is an argument.
 //!
-//! [`decide`] turns objects into what the data plane has to do and what people are told;
+//! [`Planner`] turns objects into what the data plane has to do and what people are told;
 //! [`Compiler`] turns that into map operations.
 
 mod compile;
 pub mod controller;
-mod decide;
+mod health;
 pub mod ipam;
+pub mod ownership;
 mod planner;
 mod resolve;
 mod slots;
@@ -15,7 +16,7 @@ pub(crate) mod testing;
 
 pub use compile::name;
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Scope, Settings, apply};
-pub use decide::{Plan, decide};
-pub use planner::Planner;
-pub use resolve::resolve;
+pub use health::HealthCheck;
+pub use planner::{Addressing, Effects, Plan, Planner};
+pub use resolve::{Here, resolve};
 pub use slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order};

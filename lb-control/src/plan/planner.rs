@@ -1,30 +1,130 @@
-//! Decides again when objects change, at the cost of what changed.
+//! Objects to desired state, at the cost of what changed.
+
+mod index;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
-use super::{
-    decide::{Plan, decide, unclaimed},
-    ipam::{Holdings, Options},
-    resolve::resolve,
-};
-use crate::model::{EndpointSlice, ObjectRef, Objects};
+use index::Index;
 
-/// Keeps the last decision, and renews it.
+use super::{
+    HealthCheck,
+    ipam::{Assigned, Holdings, Ipam},
+    resolve::{Here, resolve},
+};
+use crate::model::{
+    Desired, DesiredEntry, EndpointSlice, Family, ObjectChange, ObjectRef, Objects, Problem, Service,
+    ServiceKey, ServiceReport, VirtualIp,
+};
+
+/// Where the addresses of Services come from.
+pub enum Addressing {
+    /// Decided here: there is nobody else.
+    Decides(Box<Ipam>),
+    /// Decided by the cluster's elected writer, in VirtualIPs.
+    Follows,
+}
+
+/// What is to be done, and what people are told.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// For the data plane.
+    pub desired: Desired,
+    /// For people: every Service that is ours.
+    pub reports: BTreeMap<ObjectRef, Arc<ServiceReport>>,
+    /// What is wrong with objects that no Service answers for.
+    pub problems: Vec<Problem>,
+    /// For other load balancers: every Service that they may ask about.
+    pub health_checks: BTreeMap<ObjectRef, HealthCheck>,
+}
+
+/// What is other than before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Services that the data plane has to do something else for.
+    pub services: BTreeSet<ObjectRef>,
+    /// Services of which people are told something else.
+    pub reports: BTreeSet<ObjectRef>,
+    /// Addresses that come onto the link device or go from it.
+    pub vips: BTreeSet<IpAddr>,
+    /// Addresses on the link device that are there for other Services than before.
+    pub holders: BTreeSet<IpAddr>,
+    /// Addresses of backends that come or go, or turn out to be on this node, or not.
+    pub backends: BTreeSet<IpAddr>,
+    /// Services about which health checks are told something else.
+    pub health_checks: BTreeSet<ObjectRef>,
+}
+
+impl Effects {
+    /// Whether all is as before.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Whether addresses were there before a batch of changes: one may pass from a Service to another
+/// within it.
+#[derive(Default)]
+struct Before {
+    backends: HashMap<IpAddr, Place>,
+    vips: HashMap<IpAddr, bool>,
+}
+
+/// All that is decided about a Service; nothing if it is not ours.
+#[derive(Default)]
+struct Decided {
+    entries: Vec<(ServiceKey, DesiredEntry)>,
+    report: Option<ServiceReport>,
+    health_check: Option<HealthCheck>,
+}
+
+/// What is known of an address of backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// How many entries have a backend there.
+    count: usize,
+    /// How many of them say that it is on this node.
+    local: usize,
+}
+
+impl Place {
+    /// Whether there is a backend, and on this node.
+    fn state(self) -> (bool, bool) {
+        (self.count > 0, self.local > 0)
+    }
+}
+
+/// Keeps the objects and the last decision, and renews it.
 pub struct Planner {
-    options: Options,
+    default_class: bool,
+    /// The name of this node; empty if it is not part of a cluster.
+    node: String,
+    addressing: Addressing,
     objects: Objects,
+    index: Index,
     plan: Plan,
-    holdings: Holdings,
+    backends: HashMap<IpAddr, Place>,
+    resolved: u64,
 }
 
 impl Planner {
-    /// `holdings` is who has which address now: see [`Compiler::holdings`](super::Compiler::holdings).
+    /// Knows no objects yet. `default_class`: Services without a class are ours too.
     #[must_use]
-    pub fn new(options: Options, holdings: Holdings) -> Self {
-        Self { options, objects: Objects::default(), plan: Plan::default(), holdings }
+    pub fn new(default_class: bool, node: impl Into<String>, addressing: Addressing) -> Self {
+        Self {
+            default_class,
+            node: node.into(),
+            addressing,
+            objects: Objects::default(),
+            index: Index::default(),
+            plan: Plan::default(),
+            backends: HashMap::new(),
+            resolved: 0,
+        }
     }
 
     /// The last decision.
@@ -33,151 +133,269 @@ impl Planner {
         &self.plan
     }
 
-    /// Decides anew; the Services that the data plane has to do something else for than before.
-    /// Objects that are the same `Arc` as before are taken to be unchanged.
-    pub fn update(&mut self, objects: Objects) -> BTreeSet<ObjectRef> {
-        let old = std::mem::replace(&mut self.objects, objects);
-        let allocation_stands =
-            same(&old.services, &self.objects.services) && same(&old.pools, &self.objects.pools);
-        if allocation_stands { self.endpoints_changed(&old) } else { self.anything_changed() }
+    /// The objects as they are now.
+    #[must_use]
+    pub fn objects(&self) -> &Objects {
+        &self.objects
     }
 
-    fn anything_changed(&mut self) -> BTreeSet<ObjectRef> {
-        let plan = decide(&self.objects, &self.holdings, self.options);
-        self.holdings = plan.allocation.holdings();
-        let old = std::mem::replace(&mut self.plan, plan).desired.entries;
-        let new = &self.plan.desired.entries;
-        let gone = old.keys().filter(|key| !new.contains_key(key));
-        let differ = new.iter().filter(|(key, entry)| old.get(key) != Some(entry)).map(|(key, _)| key);
-        gone.chain(differ).map(|key| key.service.clone()).collect()
+    /// Addresses of all backends.
+    pub fn backends(&self) -> impl Iterator<Item = IpAddr> {
+        self.backends.keys().copied()
     }
 
-    fn endpoints_changed(&mut self, old: &Objects) -> BTreeSet<ObjectRef> {
-        let changed = touched(old, &self.objects);
-        for object in &changed {
-            let Some(assigned) = self.plan.allocation.services.get(object) else { continue };
-            let slices = self.objects.slices.values().map(Arc::as_ref);
-            let slices: Vec<_> = slices.filter(|slice| belongs(slice, object)).collect();
-            let (entries, report) = resolve(&self.objects.services[object], &slices, assigned);
-            // Addresses and ports are the same: only backends differ.
-            self.plan.desired.entries.extend(entries);
-            self.plan.reports.insert(object.clone(), report);
+    /// Whether the backends at an address are known to be on this node; `None` if there are none.
+    #[must_use]
+    pub fn is_local(&self, address: &IpAddr) -> Option<bool> {
+        self.backends.get(address).map(|place| place.local > 0)
+    }
+
+    /// Services that have a backend at one of these addresses. Looks at all entries.
+    #[must_use]
+    pub fn services_behind(&self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<ObjectRef> {
+        if addresses.is_empty() {
+            return BTreeSet::new();
         }
-        if !changed.is_empty() {
-            self.plan.problems.clone_from(&self.plan.allocation.problems);
-            self.plan.problems.extend(unclaimed(&self.objects));
+        let entries = self.plan.desired.entries.iter();
+        let behind = entries
+            .filter(|(_, entry)| entry.backends.keys().any(|backend| addresses.contains(&backend.ip())));
+        behind.map(|(key, _)| key.service.clone()).collect()
+    }
+
+    /// Who has which address.
+    #[must_use]
+    pub fn holdings(&self) -> Holdings {
+        match &self.addressing {
+            Addressing::Decides(ipam) => ipam.holdings(),
+            Addressing::Follows => {
+                let vips = self.plan.reports.iter().filter(|(_, report)| !report.vips.is_empty());
+                let addresses = |report: &ServiceReport| report.vips.iter().map(|vip| vip.address).collect();
+                vips.map(|(object, report)| (object.clone(), addresses(report))).collect()
+            }
         }
-        changed.into_iter().filter(|object| self.plan.reports.contains_key(object)).collect()
+    }
+
+    /// How many Services were looked at, ever: a measure of what an event costs.
+    #[must_use]
+    pub fn resolved(&self) -> u64 {
+        self.resolved
+    }
+
+    /// Takes changes over and decides what they touch.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = ObjectChange>) -> Effects {
+        let mut dirty = BTreeSet::new();
+        let zone = self.zone();
+        for change in changes {
+            self.touch(&change, &mut dirty);
+            if let Addressing::Decides(ipam) = &mut self.addressing {
+                ipam.change(&change);
+            }
+            self.index.change(&change, &self.objects);
+            self.objects.apply(change);
+        }
+        if let Addressing::Decides(ipam) = &mut self.addressing {
+            dirty.extend(ipam.settle());
+        }
+        if self.zone() != zone {
+            dirty.extend(self.plan.reports.keys().cloned());
+        }
+        let mut effects = Effects::default();
+        let mut before = Before::default();
+        for service in &dirty {
+            self.renew(service, &mut effects, &mut before);
+        }
+        for (address, was) in before.backends {
+            let is = self.backends.get(&address).copied().unwrap_or_default();
+            if is.count == 0 {
+                self.backends.remove(&address);
+            }
+            if was.state() != is.state() {
+                effects.backends.insert(address);
+            }
+        }
+        let vips = &self.plan.desired.vips;
+        let other =
+            before.vips.into_iter().filter(|(address, was_there)| *was_there != vips.contains_key(address));
+        effects.vips.extend(other.map(|(address, _)| address));
+        self.plan.problems = self.problems();
+        effects
+    }
+
+    fn zone(&self) -> Option<String> {
+        self.objects.nodes.get(&self.node)?.zone().map(str::to_owned)
+    }
+
+    /// Notes the Services that a change is about: by how things are before it.
+    fn touch(&self, change: &ObjectChange, dirty: &mut BTreeSet<ObjectRef>) {
+        match change {
+            ObjectChange::Service(object, _) => {
+                dirty.insert(object.clone());
+            }
+            ObjectChange::Slice(object, new) => {
+                let slices = self.objects.slices.get(object).into_iter().chain(new);
+                dirty.extend(slices.filter_map(|slice| service_of(slice)));
+            }
+            ObjectChange::VirtualIp(address, new) => {
+                let old = self.objects.virtual_ips.get(address);
+                // Its status is what we say ourselves.
+                let decided =
+                    |vip: &Arc<VirtualIp>| (vip.pool.clone(), vip.services.clone(), vip.node.clone());
+                if old.map(decided) != new.as_ref().map(decided) {
+                    let both = old.into_iter().chain(new);
+                    dirty.extend(both.flat_map(|vip| vip.services.iter().cloned()));
+                }
+            }
+            ObjectChange::Pool(..)
+            | ObjectChange::Advertisement(..)
+            | ObjectChange::Namespace(..)
+            | ObjectChange::Node(..)
+            | ObjectChange::Agent(..) => {}
+        }
+    }
+
+    /// Decides about one Service.
+    fn renew(&mut self, object: &ObjectRef, effects: &mut Effects, before: &mut Before) {
+        self.resolved += 1;
+        let decided = self.decide(object).unwrap_or_default();
+        let report = decided.report.map(Arc::new);
+        let entries: BTreeMap<_, _> = decided.entries.into_iter().collect();
+        let old: BTreeMap<_, _> =
+            self.plan.desired.entries_of(object).map(|(key, entry)| (key.clone(), entry.clone())).collect();
+        if old != entries {
+            effects.services.insert(object.clone());
+            for (address, backend) in old.values().flat_map(|entry| &entry.backends) {
+                self.count(address.ip(), backend.local, false, before);
+            }
+            for (address, backend) in entries.values().flat_map(|entry| &entry.backends) {
+                self.count(address.ip(), backend.local, true, before);
+            }
+        }
+        self.place(object, &old, &entries, effects, before);
+        for key in old.keys().filter(|key| !entries.contains_key(key)) {
+            self.plan.desired.entries.remove(key);
+        }
+        self.plan.desired.entries.extend(entries);
+        let differs = match report {
+            Some(report) => {
+                let old = self.plan.reports.insert(object.clone(), Arc::clone(&report));
+                old.as_ref() != Some(&report)
+            }
+            None => self.plan.reports.remove(object).is_some(),
+        };
+        if differs {
+            effects.reports.insert(object.clone());
+        }
+        let before = match decided.health_check {
+            Some(check) => self.plan.health_checks.insert(object.clone(), check),
+            None => self.plan.health_checks.remove(object),
+        };
+        if before != decided.health_check {
+            effects.health_checks.insert(object.clone());
+        }
+    }
+
+    fn count(&mut self, address: IpAddr, local: bool, comes: bool, before: &mut Before) {
+        let place = self.backends.entry(address).or_default();
+        before.backends.entry(address).or_insert(*place);
+        let step = |count: usize| if comes { count + 1 } else { count.saturating_sub(1) };
+        place.count = step(place.count);
+        if local {
+            place.local = step(place.local);
+        }
+    }
+
+    /// Which addresses have to be on the link device for a Service.
+    fn place(
+        &mut self,
+        object: &ObjectRef,
+        old: &BTreeMap<ServiceKey, DesiredEntry>,
+        new: &BTreeMap<ServiceKey, DesiredEntry>,
+        effects: &mut Effects,
+        before: &mut Before,
+    ) {
+        let wanted: BTreeSet<IpAddr> =
+            new.keys().map(|key| key.vip).filter(|address| self.announces(address)).collect();
+        let all: BTreeSet<IpAddr> = old.keys().chain(new.keys()).map(|key| key.vip).collect();
+        for address in all {
+            let vips = &mut self.plan.desired.vips;
+            before.vips.entry(address).or_insert(vips.contains_key(&address));
+            let mut other = false;
+            if wanted.contains(&address) {
+                other = vips.entry(address).or_default().insert(object.clone());
+            } else if let Some(holders) = vips.get_mut(&address) {
+                other = holders.remove(object);
+                if holders.is_empty() {
+                    vips.remove(&address);
+                }
+            }
+            if other {
+                effects.holders.insert(address);
+            }
+        }
+    }
+
+    /// Whether this node has an address on its link device.
+    fn announces(&self, address: &IpAddr) -> bool {
+        match &self.addressing {
+            Addressing::Decides(_) => true,
+            Addressing::Follows => {
+                let vip = self.objects.virtual_ips.get(address);
+                vip.is_some_and(|vip| vip.node.as_ref() == Some(&self.node))
+            }
+        }
+    }
+
+    fn decide(&self, object: &ObjectRef) -> Option<Decided> {
+        let service = self.objects.services.get(object)?;
+        let followed;
+        let assigned = match &self.addressing {
+            Addressing::Decides(ipam) => ipam.assigned(object)?,
+            Addressing::Follows => {
+                followed = self.follow(service)?;
+                &followed
+            }
+        };
+        let slices: Vec<&EndpointSlice> = self.index.slices(object, &self.objects).collect();
+        let zone = self.zone();
+        let here =
+            Here { node: Some(self.node.as_str()).filter(|node| !node.is_empty()), zone: zone.as_deref() };
+        let (entries, report) = resolve(service, &slices, assigned, &here);
+        let health_check = HealthCheck::of(service, &slices, &here);
+        Some(Decided { entries, report: Some(report), health_check })
+    }
+
+    /// The addresses that VirtualIPs give to a Service. One that is being deleted is served no more.
+    fn follow(&self, service: &Service) -> Option<Assigned> {
+        if !service.is_ours(self.default_class) || service.api.deleting {
+            return None;
+        }
+        let mut addresses: Vec<_> = self.index.virtual_ips(&service.object).collect();
+        let first = service.ip_families.first().copied().unwrap_or(Family::V4);
+        addresses.sort_by_key(|address| (Family::of(*address) != first, *address));
+        let pool = |address: &IpAddr| self.objects.virtual_ips.get(address).and_then(|vip| vip.pool.clone());
+        let addresses = addresses.into_iter().map(|address| (address, pool(&address))).collect();
+        Some(Assigned { addresses, can_wait: true, ..Assigned::default() })
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let Addressing::Decides(ipam) = &self.addressing else { return Vec::new() };
+        let unclaimed = self.index.unclaimed().filter_map(|object| self.objects.slices.get(object));
+        ipam.problems().iter().cloned().chain(unclaimed.map(|slice| unclaimed_problem(slice))).collect()
     }
 }
 
+/// The Service that a slice says it belongs to.
 fn service_of(slice: &EndpointSlice) -> Option<ObjectRef> {
     Some(ObjectRef::new(slice.object.namespace.clone(), slice.service.clone()?))
 }
 
-fn belongs(slice: &EndpointSlice, service: &ObjectRef) -> bool {
-    slice.service.as_ref() == Some(&service.name) && slice.object.namespace == service.namespace
-}
-
-/// Services some of whose slices are others than before. A slice that belongs to none is told
-/// apart by an empty name.
-fn touched(old: &Objects, new: &Objects) -> BTreeSet<ObjectRef> {
-    let mut touched = BTreeSet::new();
-    let mut touch = |slice: &EndpointSlice| {
-        touched.insert(service_of(slice).unwrap_or_default());
-    };
-    // Mostly the same slices in the same order. The same `Arc` has the same name: nothing to compare.
-    let lockstep = old.slices.len() == new.slices.len()
-        && old.slices.iter().zip(&new.slices).all(|((key, a), (other, b))| {
-            let same = Arc::ptr_eq(a, b);
-            if !same && key == other {
-                touch(a);
-                touch(b);
-            }
-            same || key == other
-        });
-    if lockstep {
-        return touched;
-    }
-    for (key, slice) in &old.slices {
-        match new.slices.get(key) {
-            Some(other) if Arc::ptr_eq(slice, other) => {}
-            other => {
-                touch(slice);
-                if let Some(other) = other {
-                    touch(other);
-                }
-            }
-        }
-    }
-    for (key, slice) in &new.slices {
-        if !old.slices.contains_key(key) {
-            touch(slice);
-        }
-    }
-    touched
-}
-
-/// Whether all objects are the same. The same `Arc` has the same name.
-fn same<K, V>(old: &BTreeMap<K, Arc<V>>, new: &BTreeMap<K, Arc<V>>) -> bool {
-    old.len() == new.len() && old.values().zip(new.values()).all(|(a, b)| Arc::ptr_eq(a, b))
+/// Slices of files that say of no Service that they are its.
+fn unclaimed_problem(slice: &EndpointSlice) -> Problem {
+    let text = "has no label kubernetes.io/service-name, and so belongs to no Service";
+    let mut problem = Problem::warning(text).about("EndpointSlice", &slice.object).field("metadata.labels");
+    problem.place.clone_from(&slice.place);
+    problem
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::{collection::vec, prelude::*};
-
-    use super::*;
-    use crate::{
-        model::{Endpoint, EndpointPort, Family, Protocol},
-        plan::testing::{pool, service},
-    };
-
-    fn slice(name: u8, service: Option<u8>, endpoints: &[u8]) -> EndpointSlice {
-        let endpoint = |last: &u8| Endpoint {
-            ready: *last < 5,
-            terminating: *last > 6,
-            ..Endpoint::ready([10, 0, 0, *last].into())
-        };
-        EndpointSlice {
-            object: ObjectRef::new("default", format!("slice{name}")),
-            place: None,
-            service: service.map(|number| format!("s{number}")),
-            family: Some(Family::V4),
-            ports: vec![EndpointPort { name: "80-TCP".into(), protocol: Protocol::Tcp, port: 8080 }],
-            endpoints: endpoints.iter().map(endpoint).collect(),
-            weight: None,
-        }
-    }
-
-    proptest! {
-        /// Step by step comes to the same as all at once, and names every Service that differs.
-        #[test]
-        fn as_if_decided_from_scratch(
-            steps in vec((0..4u8, 0..4u8, proptest::option::of(0..4u8), vec(0..9u8, 0..4)), 1..12)
-        ) {
-            let options = Options { default_class: true, outside_pools: true };
-            let mut planner = Planner::new(options, Holdings::new());
-            let mut objects = Objects::default();
-            objects.pools.insert("p".into(), Arc::new(pool("p 192.0.2.0/24")));
-            for (what, number, other, endpoints) in steps {
-                let service = service(&format!("s{number}"));
-                let slice = slice(number, other, &endpoints);
-                match what {
-                    0 => drop(objects.services.insert(service.object.clone(), service.into())),
-                    1 => drop(objects.services.remove(&service.object)),
-                    2 => drop(objects.slices.insert(slice.object.clone(), slice.into())),
-                    _ => drop(objects.slices.remove(&slice.object)),
-                }
-                let before = planner.plan().clone();
-                let changed = planner.update(objects.clone());
-                let whole = decide(&objects, &before.allocation.holdings(), options);
-                prop_assert_eq!(planner.plan(), &whole);
-                for key in before.desired.entries.keys().chain(whole.desired.entries.keys()) {
-                    let differs = before.desired.entries.get(key) != whole.desired.entries.get(key);
-                    prop_assert!(!differs || changed.contains(&key.service), "{key}");
-                }
-            }
-        }
-    }
-}
+mod tests;

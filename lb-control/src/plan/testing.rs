@@ -1,16 +1,18 @@
 //! Services and pools in a line, for tests.
 
 use crate::model::{
-    ApiState, Family, FamilyPolicy, Labels, ObjectRef, Pool, PoolOrigin, Protocol, Service, ServicePort,
-    TargetPort, Weights,
+    ApiState, Family, FamilyPolicy, Ingress, Labels, ObjectRef, Pool, PoolOrigin, Protocol, Selector,
+    Service, ServicePort, TargetPort, Weights,
 };
 
-/// `name [ip=A,B] [pool=P] [share=K] [ports=80/TCP,…] [families=IPv4|IPv6|prefer|dual] [class=C]
-/// [type=T]`
+/// `[namespace/]name [ip=A,B] [pool=P] [share=K] [ports=80/TCP,…]
+/// [families=IPv4|IPv6|prefer|dual] [order=IPv6,IPv4] [class=C] [type=T] [local=app:web]
+/// [labels=a:b,…] [published=A,B] [deleting=1]`: `local` is a selector under
+/// `externalTrafficPolicy: Local`, `order` is `ipFamilies`.
 pub fn service(text: &str) -> Service {
     let mut words = text.split_whitespace();
     let mut service = Service {
-        object: ObjectRef::new("default", words.next().unwrap()),
+        object: object(words.next().unwrap()),
         place: None,
         is_load_balancer: true,
         load_balancer_class: None,
@@ -23,7 +25,7 @@ pub fn service(text: &str) -> Service {
         sharing_key: None,
         local_traffic_only: false,
         affinity_seconds: None,
-        source_ranges: Vec::new(),
+        source_ranges: [].into(),
         publish_not_ready_addresses: false,
         health_check_node_port: None,
         weights: Weights::default(),
@@ -43,12 +45,38 @@ pub fn service(text: &str) -> Service {
             ("families", "IPv6") => service.ip_families = vec![Family::V6],
             ("families", "prefer") => service.ip_family_policy = FamilyPolicy::PreferDualStack,
             ("families", "dual") => service.ip_family_policy = FamilyPolicy::RequireDualStack,
+            ("order", _) => {
+                let family = |text| if text == "IPv6" { Family::V6 } else { Family::V4 };
+                service.ip_families = value.split(',').map(family).collect();
+            }
+            ("local", _) => {
+                service.local_traffic_only = true;
+                service.selector = labels(value);
+            }
+            ("labels", _) => service.labels = labels(value),
+            ("published", _) => {
+                let ip = |text: &str| Ingress { ip: Some(text.parse().unwrap()), ..Ingress::default() };
+                service.api.ingress = value.split(',').map(ip).collect();
+            }
+            ("deleting", _) => service.api.deleting = true,
             ("class", _) => service.load_balancer_class = Some(value.into()),
             ("type", _) => service.is_load_balancer = value == "LoadBalancer",
             _ => panic!("{key}={value}"),
         }
     }
     service
+}
+
+/// `[namespace/]name`
+pub fn object(text: &str) -> ObjectRef {
+    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+    ObjectRef::new(namespace, name)
+}
+
+/// `a:b,c:d`; without a colon there are none.
+pub fn labels(text: &str) -> Labels {
+    let pairs = text.split(',').filter_map(|pair| pair.split_once(':'));
+    pairs.map(|(key, value)| (key.into(), value.into())).collect()
 }
 
 fn ports(text: &str) -> Vec<ServicePort> {
@@ -65,7 +93,8 @@ fn ports(text: &str) -> Vec<ServicePort> {
     text.split(',').map(port).collect()
 }
 
-/// `name range… [buggy] [manual] [priority=N]`
+/// `name range… [buggy] [manual] [disabled] [priority=N] [metallb=NAMESPACE] [namespaces=A,B]
+/// [in=a:b] [for=a:b]`: `in` selects namespaces and `for` Services by their labels.
 pub fn pool(text: &str) -> Pool {
     let mut words = text.split_whitespace();
     let name = words.next().unwrap().into();
@@ -87,9 +116,18 @@ pub fn pool(text: &str) -> Pool {
         match (word, word.split_once('=')) {
             ("buggy", _) => pool.avoid_buggy_ips = true,
             ("manual", _) => pool.auto_assign = false,
+            ("disabled", _) => pool.disabled = true,
+            (_, Some(("metallb", namespace))) => pool.origin = PoolOrigin::MetalLb(namespace.into()),
+            (_, Some(("namespaces", names))) => pool.namespaces = names.split(',').map(Into::into).collect(),
+            (_, Some(("in", text))) => pool.namespace_selectors.push(selector(text)),
+            (_, Some(("for", text))) => pool.service_selectors.push(selector(text)),
             (_, Some(("priority", number))) => pool.priority = number.parse().unwrap(),
             (range, _) => pool.ranges.push(range.parse().unwrap()),
         }
     }
     pool
+}
+
+fn selector(text: &str) -> Selector {
+    Selector { labels: labels(text), ..Selector::default() }
 }

@@ -1,9 +1,13 @@
 //! Maps without a kernel, for tests and dry runs; and maps that fail.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use anyhow::{Result, bail, ensure};
-use lb_common::abi::{Backend, Config, Service, ServiceName};
+use ipnet::IpNet;
+use lb_common::abi::{Backend, Config, Service, ServiceFlags, ServiceName, Tick};
 
 use super::{Limits, MapOp, MapStore, Vip};
 
@@ -17,6 +21,8 @@ pub struct FakeMaps {
     backends: HashMap<u32, Backend>,
     slots: HashMap<u32, u32>,
     snat_addresses: HashMap<u32, [u8; 16]>,
+    source_ranges: BTreeMap<u32, BTreeSet<IpNet>>,
+    affinity_timeouts: HashMap<u32, Tick>,
     config: Option<Config>,
     /// Backends whose counters were zeroed, in order.
     pub cleared_backends: Vec<u32>,
@@ -41,6 +47,38 @@ impl FakeMaps {
     #[must_use]
     pub fn service(&self, index: u32) -> Service {
         self.services.get(&index).copied().unwrap_or_default()
+    }
+
+    /// Whether a client may open connections to a Service entry.
+    #[must_use]
+    pub fn is_allowed(&self, service: u32, client: IpAddr) -> bool {
+        !self.service(service).has(ServiceFlags::SOURCE_RANGES)
+            || self
+                .source_ranges
+                .get(&service)
+                .is_some_and(|all| all.iter().any(|range| range.contains(&client)))
+    }
+
+    fn allow(&mut self, service: u32, range: IpNet) -> Result<()> {
+        let is_v4 = matches!(range, IpNet::V4(_));
+        let (map, limit) = if is_v4 {
+            ("src_ranges_v4", self.limits.source_ranges_v4)
+        } else {
+            ("src_ranges_v6", self.limits.source_ranges_v6)
+        };
+        ensure!(range == range.trunc(), "map {map}: {range} has host bits");
+        let is_there = self.source_ranges.get(&service).is_some_and(|ranges| ranges.contains(&range));
+        let used: usize = match limit {
+            0..1_000 => {
+                let all = self.source_ranges.values().flatten();
+                all.filter(|range| matches!(range, IpNet::V4(_)) == is_v4).count()
+            }
+            // Counting is dear; tests of limits have small ones.
+            _ => 0,
+        };
+        ensure!(is_there || used < limit as usize, "map {map}: full (ENOSPC)");
+        self.source_ranges.entry(service).or_default().insert(range);
+        Ok(())
     }
 
     fn check(map: &str, index: u32, limit: u32) -> Result<()> {
@@ -82,6 +120,16 @@ impl MapStore for FakeMaps {
             MapOp::SetServiceName { index, value } => {
                 Self::check("service_names", *index, self.limits.services)?;
                 self.names.insert(*index, **value);
+            }
+            MapOp::AllowSource { service, range } => self.allow(*service, *range)?,
+            MapOp::ForbidSource { service, range } => {
+                if let Some(ranges) = self.source_ranges.get_mut(service) {
+                    ranges.remove(range);
+                }
+            }
+            MapOp::SetAffinityTimeout { service, ticks } => {
+                Self::check("affinity_ticks", *service, self.limits.services)?;
+                self.affinity_timeouts.insert(*service, *ticks);
             }
             MapOp::SetSlots { first, backends } => {
                 for (index, backend) in (*first..).zip(backends) {
@@ -133,6 +181,15 @@ impl MapStore for FakeMaps {
     fn slots(&self, first: u32, count: u32) -> Result<Vec<u32>> {
         ensure!(first + count <= self.limits.slots, "map slots: {first}+{count} is beyond its end");
         Ok((first..first + count).map(|index| self.slots.get(&index).copied().unwrap_or_default()).collect())
+    }
+
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>> {
+        let all = self.source_ranges.iter();
+        Ok(all.flat_map(|(service, ranges)| ranges.iter().map(|range| (*service, *range))).collect())
+    }
+
+    fn affinity_timeouts(&self) -> Result<Vec<(u32, Tick)>> {
+        Ok(sorted(&self.affinity_timeouts, &0))
     }
 
     fn snat_addresses(&self) -> Result<Vec<[u8; 16]>> {
@@ -199,6 +256,14 @@ impl<M: MapStore> MapStore for FaultyMaps<M> {
 
     fn slots(&self, first: u32, count: u32) -> Result<Vec<u32>> {
         self.inner.slots(first, count)
+    }
+
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>> {
+        self.inner.source_ranges()
+    }
+
+    fn affinity_timeouts(&self) -> Result<Vec<(u32, Tick)>> {
+        self.inner.affinity_timeouts()
     }
 
     fn snat_addresses(&self) -> Result<Vec<[u8; 16]>> {

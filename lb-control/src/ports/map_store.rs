@@ -6,7 +6,8 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_common::abi::{Backend, Config, Service, ServiceName, VipKey, maps};
+use ipnet::IpNet;
+use lb_common::abi::{Backend, Config, Service, ServiceName, Tick, VipKey, maps};
 
 /// Key of one of the two VIP maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,7 +60,7 @@ pub struct Limits {
     pub vips_v4: u32,
     /// `vips_v6`.
     pub vips_v6: u32,
-    /// `services`, `service_names`, `round_robin`, `service_stats`.
+    /// `services`, `service_names`, `round_robin`, `service_stats`, `affinity_ticks`.
     pub services: u32,
     /// `slots`.
     pub slots: u32,
@@ -67,6 +68,10 @@ pub struct Limits {
     pub backends: u32,
     /// `snat_addresses`.
     pub snat_addresses: u32,
+    /// `src_ranges_v4`.
+    pub source_ranges_v4: u32,
+    /// `src_ranges_v6`.
+    pub source_ranges_v6: u32,
 }
 
 impl Default for Limits {
@@ -78,6 +83,8 @@ impl Default for Limits {
             slots: maps::SLOTS.default_entries,
             backends: maps::BACKENDS.default_entries,
             snat_addresses: maps::SNAT_ADDRESSES.default_entries,
+            source_ranges_v4: maps::SOURCE_RANGES_V4.default_entries,
+            source_ranges_v6: maps::SOURCE_RANGES_V6.default_entries,
         }
     }
 }
@@ -97,7 +104,28 @@ pub enum MapOp {
         /// Key.
         vip: Vip,
     },
-    /// Flips a Service entry to its slots.
+    /// Adds a source range to a Service entry.
+    AllowSource {
+        /// Index of the Service entry.
+        service: u32,
+        /// The range, without host bits.
+        range: IpNet,
+    },
+    /// Removes a source range from a Service entry; it is no error if it is not there.
+    ForbidSource {
+        /// Index of the Service entry.
+        service: u32,
+        /// The range, without host bits.
+        range: IpNet,
+    },
+    /// Says how long the clients of a Service entry keep their backend.
+    SetAffinityTimeout {
+        /// Index of the Service entry.
+        service: u32,
+        /// The time; 0 while the entry has no affinity.
+        ticks: Tick,
+    },
+    /// Flips a Service entry to its slots and flags.
     SetService {
         /// Index.
         index: u32,
@@ -171,6 +199,10 @@ pub trait MapStore {
     fn backends(&self) -> Result<Vec<(u32, Backend)>>;
     /// `count` slots from `first` on; both within the map's size.
     fn slots(&self, first: u32, count: u32) -> Result<Vec<u32>>;
+    /// All source ranges, with the index of their Service entry.
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>>;
+    /// Entries of `affinity_ticks` that are not zero.
+    fn affinity_timeouts(&self) -> Result<Vec<(u32, Tick)>>;
     /// All of `snat_addresses`.
     fn snat_addresses(&self) -> Result<Vec<[u8; 16]>>;
     /// The settings; `None` while they were never written (`route_generation` 0).

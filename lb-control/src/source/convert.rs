@@ -1,7 +1,7 @@
 //! From the Kubernetes API's types to ours, with the API server's defaults and its checks as far
 //! as what follows relies on them: files have not been through an API server.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -267,7 +267,7 @@ fn affinity(spec: &core::ServiceSpec, errors: &mut Errors) -> Option<u32> {
 /// Kubernetes' older way to say `spec.loadBalancerSourceRanges` (core/v1 annotation_key_constants).
 const ANNOTATION_SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
-fn source_ranges(spec: &core::ServiceSpec, annotation: Option<String>, errors: &mut Errors) -> Vec<IpNet> {
+fn source_ranges(spec: &core::ServiceSpec, annotation: Option<String>, errors: &mut Errors) -> Arc<[IpNet]> {
     let listed = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
     let by_field = listed.iter().enumerate();
     let mut texts: Vec<(String, String)> = by_field
@@ -287,7 +287,7 @@ fn source_ranges(spec: &core::ServiceSpec, annotation: Option<String>, errors: &
     }
     ranges.sort_unstable();
     ranges.dedup();
-    ranges
+    ranges.into()
 }
 
 fn weights(annotation: Option<String>, errors: &mut Errors) -> Weights {

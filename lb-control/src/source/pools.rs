@@ -1,6 +1,6 @@
 //! Pools, advertisements and VirtualIPs, from the API's types to ours.
 
-use std::{collections::BTreeSet, str::FromStr};
+use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
@@ -83,9 +83,10 @@ fn metallb_priority(priority: Option<i64>) -> i32 {
 
 /// A range as MetalLB's `ParseCIDR` takes it, which drops host bits.
 fn metallb_range(text: &str) -> Result<AddressRange, crate::model::BadRange> {
+    let is_strict = text.split('/').next().is_some_and(|address| address.trim().parse::<IpAddr>().is_ok());
     match text.trim().parse::<IpNet>() {
-        Ok(net) => net.trunc().to_string().parse(),
-        Err(_) => text.parse(),
+        Ok(net) if is_strict => net.trunc().to_string().parse(),
+        _ => text.parse(),
     }
 }
 

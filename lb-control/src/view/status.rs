@@ -119,6 +119,13 @@ pub struct PortView {
     /// while it is not in the datapath.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_index: Option<u32>,
+    /// Who may open connections, as CIDRs; absent for everybody, empty for nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_ranges: Option<Vec<String>>,
+    /// For how long after its last new connection a client keeps its backend; absent without
+    /// session affinity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity_seconds: Option<u64>,
     /// Its backends.
     pub backends: Vec<BackendView>,
     /// What was forwarded.

@@ -27,6 +27,8 @@ pub fn fill(store: &mut Store) {
         },
     });
     add(store, "", "services", "default", service);
+    // How the cluster came about is nothing that can be watched.
+    store.compact();
 }
 
 fn add(store: &mut Store, group: &str, plural: &str, namespace: &str, object: Value) {

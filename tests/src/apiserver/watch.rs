@@ -45,6 +45,8 @@ pub struct Watch {
     closes: u64,
     /// Sent first.
     first: Vec<Bytes>,
+    /// Over after that: it told of an error.
+    failed: bool,
 }
 
 fn event(kind: &Kind, word: &str, object: &Value) -> Bytes {
@@ -99,6 +101,7 @@ pub fn begin(store: &Store, kind: &Arc<Kind>, call: &Call, user: &str, closes: u
         epoch: store.epoch(),
         closes,
         first: Vec::new(),
+        failed: false,
     };
     if asked > store.revision() && (initial.is_some() || asked > store.revision() + 1_000_000_000) {
         return Err(Failure::too_large_version(asked, store.revision()));
@@ -116,7 +119,7 @@ pub fn begin(store: &Store, kind: &Arc<Kind>, call: &Call, user: &str, closes: u
         if asked < store.compacted() {
             let message = format!("too old resource version: {asked} ({})", store.compacted());
             watch.first.push(error(&Failure::expired(message)));
-            watch.deadline = Instant::now();
+            watch.failed = true;
         }
     }
     Ok(watch)
@@ -205,6 +208,9 @@ impl Watch {
             if sink.send(line).await.is_err() {
                 return false;
             }
+        }
+        if self.failed {
+            return false;
         }
         loop {
             let (found, upto) = {

@@ -107,12 +107,13 @@ impl Product {
                 snat_count: snat_count as u16,
                 next_hop: endpoint.next_hop,
                 weight: 1,
-                reserved: [0; 8],
+                flags: 0,
+                reserved: [0; 7],
             };
             Array::<_, Backend>::try_from(self.map(maps::BACKENDS)?)?.set(index, backend, 0)?;
             Array::<_, u32>::try_from(self.map(maps::SLOTS)?)?.set(first + place, index, 0)?;
         }
-        let entry = Service { first_slot: first, slot_count: endpoints.len() as u32 };
+        let entry = Service::new(first, endpoints.len() as u32, 0);
         Array::<_, Service>::try_from(self.map(maps::SERVICES)?)?.set(service, entry, 0)?;
         let port = PORT.to_be_bytes();
         if kind.is_ipv6 {

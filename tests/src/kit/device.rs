@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use lb_common::abi::{Backend, Config, Flow, FlowKey, Fragment, IPPROTO_UDP, Service, Tick, VipKey};
+use lb_common::abi::{
+    Affinity, Backend, Config, Flow, FlowKey, Fragment, IPPROTO_UDP, Service, Tick, VipKey,
+};
 use lb_common::forward::Verdict;
 
 use super::host::{Host, Stats};
@@ -24,7 +26,8 @@ pub enum Action {
 impl From<Verdict> for Action {
     fn from(verdict: Verdict) -> Self {
         match verdict {
-            Verdict::Pass => Self::Pass,
+            // What the kernel does with either is the same.
+            Verdict::Pass | Verdict::Deliver => Self::Pass,
             Verdict::Drop(_) => Self::Drop,
             Verdict::Transmit => Self::Transmit,
             Verdict::Redirect(_) => Self::Redirect,
@@ -74,12 +77,18 @@ impl AnyKey {
 pub trait Device {
     /// Runs a packet through; gives what became of it, and its bytes.
     fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>);
+    /// Runs a packet on its way out of the node through; gives what became of it, and its bytes.
+    fn leave(&mut self, packet: &[u8]) -> (Action, Vec<u8>);
     /// Lets time pass.
     fn wait(&mut self, ticks: Tick);
     /// Adds a VIP.
     fn set_vip(&mut self, address: IpAddr, port: u16, protocol: u8, service: u32);
     /// Sets a Service entry.
     fn set_service(&mut self, index: u32, service: Service);
+    /// Adds a source range to a Service entry, or removes it: an address and the length of the prefix.
+    fn set_source_range(&mut self, service: u32, range: (IpAddr, u32), allowed: bool);
+    /// Sets how long a Service entry's affinities last.
+    fn set_affinity_ticks(&mut self, service: u32, ticks: Tick);
     /// Sets a slot.
     fn set_slot(&mut self, index: u32, backend: u32);
     /// Sets a backend.
@@ -125,17 +134,35 @@ pub fn age_fragment<A>(fragment: &mut Fragment<A>, ticks: Tick) {
     fragment.created = fragment.created.wrapping_sub(ticks);
 }
 
+/// Makes what is remembered of a client older.
+pub fn age_affinity(affinity: &mut Affinity, ticks: Tick) {
+    affinity.last_used = affinity.last_used.wrapping_sub(ticks);
+}
+
 impl Host {
     /// Makes everything older, which is what time does as seen from a clock that stands still.
     pub fn age(&mut self, ticks: Tick) {
-        self.v4.edit(|key, flow| age_flow(key, flow, ticks), |fragment| age_fragment(fragment, ticks));
-        self.v6.edit(|key, flow| age_flow(key, flow, ticks), |fragment| age_fragment(fragment, ticks));
+        self.v4.edit(
+            |key, flow| age_flow(key, flow, ticks),
+            |fragment| age_fragment(fragment, ticks),
+            |affinity| age_affinity(affinity, ticks),
+        );
+        self.v6.edit(
+            |key, flow| age_flow(key, flow, ticks),
+            |fragment| age_fragment(fragment, ticks),
+            |affinity| age_affinity(affinity, ticks),
+        );
     }
 }
 
 impl Device for Host {
     fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
         let (verdict, bytes) = self.run(packet);
+        (verdict.into(), bytes)
+    }
+
+    fn leave(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
+        let (verdict, bytes) = self.run_egress(packet);
         (verdict.into(), bytes)
     }
 
@@ -153,6 +180,20 @@ impl Device for Host {
 
     fn set_service(&mut self, index: u32, service: Service) {
         self.services[index as usize] = service;
+    }
+
+    fn set_source_range(&mut self, service: u32, (address, length): (IpAddr, u32), allowed: bool) {
+        let wide = wide(address);
+        match (address, allowed) {
+            (IpAddr::V4(_), true) => self.v4.sources.insert(service, &wide, length),
+            (IpAddr::V4(_), false) => self.v4.sources.remove(service, &wide, length),
+            (IpAddr::V6(_), true) => self.v6.sources.insert(service, &wide, length),
+            (IpAddr::V6(_), false) => self.v6.sources.remove(service, &wide, length),
+        }
+    }
+
+    fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
+        self.affinity_ticks[service as usize] = ticks;
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

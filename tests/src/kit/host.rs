@@ -8,15 +8,16 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use lb_common::abi::{
-    Backend, BackendStats, Config, DropReason, DropStats, Flow, FlowKey, FlowState, FlowStatus, Fragment,
-    FragmentKey, NextHop, Service, ServiceStats, Tick, V4, V6, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, Config, DropReason, DropStats, Flow, FlowKey, FlowState,
+    FlowStatus, Fragment, FragmentKey, NextHop, Service, ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey,
 };
 use lb_common::forward::ip::IpFamily;
 use lb_common::forward::parse::Parse;
-use lb_common::forward::platform::{Datapath, InsertFailed, ResizeFailed, Tables};
+use lb_common::forward::platform::{Datapath, EditFailed, InsertFailed, Outgoing, ResizeFailed, Tables};
 use lb_common::forward::scratch::Scratch;
 use lb_common::forward::{self, Fast, Slow, Verdict};
 
+use super::ranges::Ranges;
 use super::tables::Snapshot;
 use super::view::{Buffer, View};
 
@@ -29,7 +30,7 @@ pub const BACKENDS: u32 = 256;
 /// Elements of `snat_addresses`.
 pub const SNAT_ADDRESSES: u32 = 64;
 
-type FlowTable<A> = RefCell<HashMap<FlowKey<A>, FlowRef<A>>>;
+type FlowTable<A> = RefCell<HashMap<FlowKey<A>, Shared<Flow<A>>>>;
 
 /// The maps of one family.
 pub struct Family<A> {
@@ -40,6 +41,9 @@ pub struct Family<A> {
     /// VIPs.
     pub vips: HashMap<VipKey<A>, u32>,
     fragments: RefCell<HashMap<FragmentKey<A>, Rc<Fragment<A>>>>,
+    /// Who may connect.
+    pub sources: Ranges<A>,
+    affinity: RefCell<HashMap<AffinityKey<A>, Shared<Affinity>>>,
     /// Next hops by destination: what `bpf_fib_lookup` would say.
     pub routes: BTreeMap<A, NextHop>,
     scratch: Box<UnsafeCell<Scratch<A>>>,
@@ -53,6 +57,8 @@ impl<A: Copy + Ord + Hash> Family<A> {
             capacity: usize::MAX,
             vips: HashMap::new(),
             fragments: RefCell::default(),
+            sources: Ranges::default(),
+            affinity: RefCell::default(),
             routes: BTreeMap::new(),
             scratch: Box::new(UnsafeCell::new(Scratch::new(address))),
         }
@@ -70,14 +76,16 @@ impl<A: Copy + Ord + Hash> Family<A> {
                 .iter()
                 .map(|(key, note)| ((key.source, key.destination, key.identification, key.protocol), **note))
                 .collect(),
+            affinities: self.affinity.borrow().iter().map(|(key, entry)| (*key, **entry)).collect(),
         }
     }
 
-    /// Changes all flows and fragments in place.
+    /// Changes all flows, fragments and affinities in place.
     pub fn edit(
         &mut self,
         mut flow: impl FnMut(&FlowKey<A>, &mut Flow<A>),
         mut note: impl FnMut(&mut Fragment<A>),
+        mut affinity: impl FnMut(&mut Affinity),
     ) {
         for table in [&mut self.established, &mut self.transient] {
             for (key, entry) in table.get_mut() {
@@ -89,6 +97,7 @@ impl<A: Copy + Ord + Hash> Family<A> {
             note(&mut changed);
             *fragment = Rc::new(changed);
         }
+        self.affinity.get_mut().values_mut().for_each(|entry| affinity(entry));
     }
 
     /// What the kernel's LRU does when it needs room; says whether there was such an entry.
@@ -97,34 +106,34 @@ impl<A: Copy + Ord + Hash> Family<A> {
     }
 }
 
-/// A flow entry in place. Like a map value in the kernel it stays valid, but unreachable, when its
-/// entry is removed.
-pub struct FlowRef<A>(Rc<UnsafeCell<Flow<A>>>);
+/// A map's value in place. As in the kernel it stays valid, but unreachable, when its entry is
+/// removed.
+pub struct Shared<T>(Rc<UnsafeCell<T>>);
 
-impl<A> FlowRef<A> {
-    fn new(flow: Flow<A>) -> Self {
-        Self(Rc::new(UnsafeCell::new(flow)))
+impl<T> Shared<T> {
+    fn new(value: T) -> Self {
+        Self(Rc::new(UnsafeCell::new(value)))
     }
 }
 
-impl<A> Clone for FlowRef<A> {
+impl<T> Clone for Shared<T> {
     fn clone(&self) -> Self {
         Self(Rc::clone(&self.0))
     }
 }
 
 #[expect(unsafe_code, reason = "map values are shared, as in the kernel")]
-impl<A> Deref for FlowRef<A> {
-    type Target = Flow<A>;
-    fn deref(&self) -> &Flow<A> {
+impl<T> Deref for Shared<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
         // SAFETY: one thread; the core writes through one handle at a time.
         unsafe { &*self.0.get() }
     }
 }
 
 #[expect(unsafe_code, reason = "map values are shared, as in the kernel")]
-impl<A> DerefMut for FlowRef<A> {
-    fn deref_mut(&mut self) -> &mut Flow<A> {
+impl<T> DerefMut for Shared<T> {
+    fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as above.
         unsafe { &mut *self.0.get() }
     }
@@ -169,6 +178,8 @@ pub struct Host {
     pub snat_addresses: Vec<[u8; 16]>,
     /// Counters.
     pub stats: RefCell<Stats>,
+    /// How long affinities last, by Service entry.
+    pub affinity_ticks: Vec<Tick>,
     round_robin: Vec<Cell<u64>>,
     /// IPv4.
     pub v4: Family<[u8; 4]>,
@@ -200,6 +211,7 @@ impl Default for Host {
             backends: vec![Backend::default(); BACKENDS as usize],
             snat_addresses: vec![[0; 16]; SNAT_ADDRESSES as usize],
             stats: RefCell::default(),
+            affinity_ticks: vec![0; SERVICES as usize],
             round_robin: vec![Cell::new(0); SERVICES as usize],
             v4: Family::new([0; 4]),
             v6: Family::new([0; 16]),
@@ -223,6 +235,17 @@ impl Host {
                 Verdict::Drop(DropReason::NoDevice)
             }
             other => other,
+        };
+        (verdict, self.buffer.content().to_vec())
+    }
+
+    /// Runs a packet that leaves the node through what the kernel program does.
+    pub fn run_egress(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        self.buffer.fill(packet);
+        let verdict = match forward::parse::link(self.buffer.view()).map(|link| link.ether_type) {
+            Some([8, 0]) => forward::egress::<_, V4>(self),
+            Some([0x86, 0xdd]) => forward::egress::<_, V6>(self),
+            _ => Verdict::Pass,
         };
         (verdict, self.buffer.content().to_vec())
     }
@@ -299,6 +322,10 @@ impl Datapath for Host {
         self.round_robin.get(service as usize).map_or(0, |turn| turn.replace(turn.get() + 1))
     }
 
+    fn affinity_timeout(&self, service: u32) -> Tick {
+        self.affinity_ticks.get(service as usize).copied().unwrap_or(0)
+    }
+
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64) {
         let Stats { services, backends, .. } = &mut *self.stats.borrow_mut();
         if service < SERVICES {
@@ -355,11 +382,33 @@ impl Datapath for Host {
     }
 }
 
+impl Outgoing for Host {
+    fn pull(&self, _bytes: u32) {}
+
+    fn add_to_checksum(
+        &self,
+        offset: usize,
+        is_udp: bool,
+        pseudo: u32,
+        covered: u32,
+    ) -> Result<(), EditFailed> {
+        use lb_common::forward::checksum::{apply, apply_udp, fold};
+        use lb_common::forward::platform::Packet;
+        let field = self.buffer.view().at::<[u8; 2]>(offset).ok_or(EditFailed)?;
+        // One after the other, as the kernel does it: the two ways may differ in the sign of zero.
+        for change in [pseudo, covered] {
+            if is_udp { apply_udp(field, fold(change)) } else { apply(field, fold(change)) }
+        }
+        Ok(())
+    }
+}
+
 impl<F: Side> Tables<F> for Host
 where
     F::Address: Hash + Ord,
 {
-    type FlowRef = FlowRef<F::Address>;
+    type FlowRef = Shared<Flow<F::Address>>;
+    type AffinityRef = Shared<Affinity>;
     type FragmentRef<'m> = Rc<Fragment<F::Address>>;
 
     #[expect(unsafe_code, reason = "the trait hands the scratch out once for each run of a step")]
@@ -386,7 +435,7 @@ where
         if table.len() >= family.capacity && !table.contains_key(key) {
             return Err(InsertFailed::Full);
         }
-        table.insert(*key, FlowRef::new(*flow));
+        table.insert(*key, Shared::new(*flow));
         Ok(())
     }
 
@@ -399,7 +448,7 @@ where
         if table.contains_key(key) {
             return Err(InsertFailed::Exists);
         }
-        table.insert(*key, FlowRef::new(*flow));
+        table.insert(*key, Shared::new(*flow));
         Ok(())
     }
 
@@ -408,7 +457,7 @@ where
         key: &FlowKey<F::Address>,
         flow: &Flow<F::Address>,
     ) -> Result<(), InsertFailed> {
-        F::of(self).transient.borrow_mut().insert(*key, FlowRef::new(*flow));
+        F::of(self).transient.borrow_mut().insert(*key, Shared::new(*flow));
         Ok(())
     }
 
@@ -422,6 +471,18 @@ where
 
     fn vip(&self, key: &VipKey<F::Address>) -> Option<u32> {
         F::of(self).vips.get(key).copied()
+    }
+
+    fn is_in_source_range(&self, client: &SourceRangeKey<F::Address>) -> bool {
+        F::of(self).sources.cover(&F::to_wide(&client.range.address), client)
+    }
+
+    fn affinity(&self, key: &AffinityKey<F::Address>) -> Option<Shared<Affinity>> {
+        F::of(self).affinity.borrow().get(key).cloned()
+    }
+
+    fn insert_affinity(&self, key: &AffinityKey<F::Address>, affinity: &Affinity) {
+        F::of(self).affinity.borrow_mut().insert(*key, Shared::new(*affinity));
     }
 
     fn fragment(&self, key: &FragmentKey<F::Address>) -> Option<Rc<Fragment<F::Address>>> {

@@ -5,17 +5,18 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow};
+use aya::maps::lpm_trie::Key;
 use aya::maps::xdp::DevMapHash;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
-use lb_common::abi::maps::{self, CALLED_PROGRAMS, ENTRY_PROGRAM};
+use lb_common::abi::maps::{self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM};
 use lb_common::abi::{
-    Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey, Plain, Service,
-    ServiceStats, TICK_SHIFT, Tick, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
+    Plain, Service, ServiceStats, SourceRange, TICK_SHIFT, Tick, VipKey,
 };
 
-use super::device::{Action, AnyKey, Device, age_flow, age_fragment, wide};
+use super::device::{Action, AnyKey, Device, age_affinity, age_flow, age_fragment, wide};
 use super::host::{BACKENDS, SERVICES, SLOTS, SNAT_ADDRESSES, Stats};
 use super::tables::{Snapshot, Snapshots};
 
@@ -35,6 +36,8 @@ struct Family<A> {
     transient: Hashed<FlowKey<A>, Flow<A>>,
     fragments: Hashed<FragmentKey<A>, Fragment<A>>,
     vips: Hashed<VipKey<A>, u32>,
+    sources: LpmTrie<MapData, Raw<SourceRange<A>>, u32>,
+    affinities: Hashed<AffinityKey<A>, Affinity>,
 }
 
 /// The loaded programs and their maps.
@@ -43,6 +46,7 @@ pub struct Kernel {
     v4: Family<[u8; 4]>,
     v6: Family<[u8; 16]>,
     services: Array<MapData, Raw<Service>>,
+    affinity_ticks: Array<MapData, u32>,
     slots: Array<MapData, u32>,
     backends: Array<MapData, Raw<Backend>>,
     snat_addresses: Array<MapData, [u8; 16]>,
@@ -108,6 +112,9 @@ impl Kernel {
             programs.set(index as u32, program.fd()?, 0)?;
         }
         load_program(&mut ebpf, ENTRY_PROGRAM)?;
+        let egress: &mut SchedClassifier =
+            ebpf.program_mut(EGRESS_PROGRAM).context("no such program")?.try_into()?;
+        egress.load().with_context(|| format!("cannot load {EGRESS_PROGRAM}"))?;
         let mut map = |name: &'static str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
         Ok(Self {
             v4: Family {
@@ -115,14 +122,19 @@ impl Kernel {
                 transient: map("transient_v4")?.try_into()?,
                 fragments: map("fragments_v4")?.try_into()?,
                 vips: map("vips_v4")?.try_into()?,
+                sources: map("src_ranges_v4")?.try_into()?,
+                affinities: map("affinity_v4")?.try_into()?,
             },
             v6: Family {
                 established: map("flows_v6")?.try_into()?,
                 transient: map("transient_v6")?.try_into()?,
                 fragments: map("fragments_v6")?.try_into()?,
                 vips: map("vips_v6")?.try_into()?,
+                sources: map("src_ranges_v6")?.try_into()?,
+                affinities: map("affinity_v6")?.try_into()?,
             },
             services: map("services")?.try_into()?,
+            affinity_ticks: map("affinity_ticks")?.try_into()?,
             slots: map("slots")?.try_into()?,
             backends: map("backends")?.try_into()?,
             snat_addresses: map("snat_addresses")?.try_into()?,
@@ -135,6 +147,42 @@ impl Kernel {
             ebpf,
             output: vec![0; 8192],
         })
+    }
+
+    /// Runs a packet that leaves the node through, as a super-packet of segments of this size if one
+    /// is given.
+    ///
+    /// # Panics
+    /// When the program cannot be run.
+    pub fn leave_as(&mut self, packet: &[u8], segment: Option<u32>) -> (Action, Vec<u8>) {
+        // Offsets of `gso_segs` and `gso_size` in struct __sk_buff, include/uapi/linux/bpf.h.
+        const SEGMENTS: usize = 164;
+        const SEGMENT_SIZE: usize = 176;
+        let mut context = [0; 192];
+        if let Some(size) = segment {
+            let count = (packet.len() as u32).div_ceil(size);
+            context[SEGMENTS..SEGMENTS + 4].copy_from_slice(&count.to_ne_bytes());
+            context[SEGMENT_SIZE..SEGMENT_SIZE + 4].copy_from_slice(&size.to_ne_bytes());
+        }
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(EGRESS_PROGRAM)
+            .expect("the egress program is there")
+            .try_into()
+            .expect("it is a classifier");
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut self.output),
+            ctx_in: segment.is_some().then_some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = program.test_run(options).expect("the program can be run");
+        let action = match result.return_value as i32 {
+            -1 => Action::Pass,
+            2 => Action::Drop,
+            other => panic!("TC action {other}"),
+        };
+        (action, self.output[..result.data_size_out as usize].to_vec())
     }
 
     /// The time as the programs see it.
@@ -160,6 +208,7 @@ pub fn loader() -> EbpfLoader<'static> {
     loader
         .map_max_entries("services", SERVICES)
         .map_max_entries("service_stats", SERVICES)
+        .map_max_entries("affinity_ticks", SERVICES)
         .map_max_entries("round_robin", SERVICES)
         .map_max_entries("slots", SLOTS)
         .map_max_entries("backends", BACKENDS)
@@ -193,6 +242,8 @@ where
     Flow<A>: Plain,
     FragmentKey<A>: Plain,
     Fragment<A>: Plain,
+    SourceRange<A>: Plain,
+    AffinityKey<A>: Plain + Ord,
 {
     fn snapshot(&self) -> Snapshot<A> {
         Snapshot {
@@ -201,6 +252,7 @@ where
             fragments: entries(&self.fragments)
                 .map(|(key, note)| ((key.source, key.destination, key.identification, key.protocol), note))
                 .collect(),
+            affinities: entries(&self.affinities).collect(),
         }
     }
 
@@ -216,6 +268,21 @@ where
         for (key, mut fragment) in all {
             age_fragment(&mut fragment, ticks);
             self.fragments.insert(Raw(key), Raw(fragment), 0).expect("an entry can be replaced");
+        }
+        let all: Vec<_> = entries(&self.affinities).collect();
+        for (key, mut affinity) in all {
+            age_affinity(&mut affinity, ticks);
+            self.affinities.insert(Raw(key), Raw(affinity), 0).expect("an entry can be replaced");
+        }
+    }
+
+    fn set_source_range(&mut self, range: SourceRange<A>, length: u32, allowed: bool) {
+        let key = Key::new(SourceRange::<A>::INDEX_BITS + length, Raw(range));
+        if allowed {
+            self.sources.insert(&key, 1, 0).expect("the range can be added");
+        } else {
+            // It need not be there.
+            let _ = self.sources.remove(&key);
         }
     }
 }
@@ -265,6 +332,10 @@ impl Device for Kernel {
         (action, self.output[..result.data_size_out as usize].to_vec())
     }
 
+    fn leave(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
+        self.leave_as(packet, None)
+    }
+
     fn wait(&mut self, ticks: Tick) {
         self.v4.age(ticks);
         self.v6.age(ticks);
@@ -285,6 +356,21 @@ impl Device for Kernel {
 
     fn set_service(&mut self, index: u32, service: Service) {
         self.services.set(index, Raw(service), 0).expect("the Service can be set");
+    }
+
+    fn set_source_range(&mut self, service: u32, (address, length): (IpAddr, u32), allowed: bool) {
+        match address {
+            IpAddr::V4(address) => {
+                self.v4.set_source_range(SourceRange::new(service, address.octets()), length, allowed);
+            }
+            IpAddr::V6(address) => {
+                self.v6.set_source_range(SourceRange::new(service, address.octets()), length, allowed);
+            }
+        }
+    }
+
+    fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
+        self.affinity_ticks.set(service, ticks, 0).expect("the timeout can be set");
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod packet;
 pub mod pair;
 pub mod random;
+pub mod ranges;
 pub mod seen;
 pub mod tables;
 pub mod view;

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 
 use lb_common::abi::{Backend, Config, Flow, Service, Tick};
+use lb_common::forward::Verdict;
 
 use super::device::{Action, AnyKey, Device};
 use super::host::{Host, Stats};
@@ -77,6 +78,12 @@ impl Pair {
             theirs.fragments,
             self.past()
         );
+        // The moment apart, as with flows.
+        let backends = |snapshot: &Snapshot<A>| -> Vec<_> {
+            let affinities = snapshot.affinities.iter();
+            affinities.map(|(key, entry)| (*key, entry.backend, entry.generation)).collect()
+        };
+        assert_eq!(backends(ours), backends(theirs), "{family} affinities; {}", self.past());
     }
 
     fn past(&self) -> String {
@@ -102,16 +109,22 @@ fn comparable<A: Copy + Ord>(
         .collect()
 }
 
-impl Device for Pair {
-    fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
+impl Pair {
+    fn note(&mut self, packet: &[u8]) {
         if self.history.len() == HISTORY {
             self.history.pop_front();
         }
         self.history.push_back(packet.to_vec());
         self.sent += 1;
         self.host.now = Kernel::now();
-        let theirs = self.kernel.send(packet);
-        let (verdict, bytes) = self.host.run(packet);
+    }
+
+    /// Both must have done the same.
+    fn judge(
+        &mut self,
+        (verdict, bytes): (Verdict, Vec<u8>),
+        theirs: (Action, Vec<u8>),
+    ) -> (Action, Vec<u8>) {
         let ours = (Action::from(verdict), bytes);
         assert_eq!(ours.0, theirs.0, "host ({verdict:?}), kernel; {}", self.past());
         // What is dropped is nobody's to see.
@@ -122,6 +135,22 @@ impl Device for Pair {
             self.compare();
         }
         ours
+    }
+}
+
+impl Device for Pair {
+    fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
+        self.note(packet);
+        let theirs = self.kernel.send(packet);
+        let (verdict, bytes) = self.host.run(packet);
+        self.judge((verdict, bytes), theirs)
+    }
+
+    fn leave(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
+        self.note(packet);
+        let theirs = self.kernel.leave(packet);
+        let ours = self.host.run_egress(packet);
+        self.judge(ours, theirs)
     }
 
     fn wait(&mut self, ticks: Tick) {
@@ -137,6 +166,16 @@ impl Device for Pair {
     fn set_service(&mut self, index: u32, service: Service) {
         self.host.set_service(index, service);
         self.kernel.set_service(index, service);
+    }
+
+    fn set_source_range(&mut self, service: u32, range: (IpAddr, u32), allowed: bool) {
+        self.host.set_source_range(service, range, allowed);
+        self.kernel.set_source_range(service, range, allowed);
+    }
+
+    fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
+        self.host.set_affinity_ticks(service, ticks);
+        self.kernel.set_affinity_ticks(service, ticks);
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

@@ -1,12 +1,14 @@
 //! Traffic without a plan: from a seed, or from the bytes that a fuzzer comes up with.
 
-use lb_common::abi::{Backend, BackendState, Config, IPPROTO_TCP, IPPROTO_UDP, ticks_from_seconds};
+use lb_common::abi::{
+    Backend, BackendFlags, BackendState, Config, IPPROTO_TCP, IPPROTO_UDP, ServiceFlags, ticks_from_seconds,
+};
 
 use super::device::{Action, AnyKey, Device};
 use super::packet::flags::{ACK, FIN, PSH, RST, SYN};
 use super::packet::{Body, Spec, Tcp, tcp_options};
 use super::seen::{self, SeenBody};
-use super::world::{DNS, HTTP, Ip, answer, backend, set_slots, set_up, to_vip, udp};
+use super::world::{DNS, HTTP, Ip, answer, backend, set_flags, set_up, to_vip, udp};
 
 /// Where choices come from.
 pub enum Source {
@@ -67,6 +69,17 @@ pub struct Traffic {
 
 /// Frames that are remembered.
 const MEMORY: usize = 64;
+
+/// A test run in the kernel wants an IP header.
+const SHORTEST_TO_LEAVE: usize = 14 + 40;
+
+/// A packet that was in order before it was edited still is.
+fn still_right(frame: &[u8], edited: &[u8]) {
+    if let Ok(before) = seen::read(frame) {
+        let after = seen::read(edited);
+        assert!(after.is_ok(), "{after:?}\n{frame:02x?}\n{edited:02x?}\n{before:?}");
+    }
+}
 
 impl Traffic {
     /// Traffic in a world with few ports, so that flows meet.
@@ -162,19 +175,30 @@ impl Traffic {
         let (action, bytes) = device.send(&frame);
         let mut sent = None;
         match action {
-            Action::Pass => assert_eq!(bytes, frame, "a packet that is passed is untouched"),
+            Action::Pass if bytes == frame => sent = self.leave(device, &frame),
             Action::Drop => {}
-            Action::Transmit | Action::Redirect => {
-                if let Ok(before) = seen::read(&frame) {
-                    let after = seen::read(&bytes);
-                    assert!(after.is_ok(), "{after:?}\n{frame:02x?}\n{bytes:02x?}\n{before:?}");
-                }
+            Action::Pass | Action::Transmit | Action::Redirect => {
+                still_right(&frame, &bytes);
                 sent = Some(bytes.clone());
                 remember(&mut self.forwarded, bytes);
             }
         }
         remember(&mut self.sent, frame);
         sent
+    }
+
+    /// What the node passes may be routed out of it.
+    fn leave(&mut self, device: &mut dyn Device, frame: &[u8]) -> Option<Vec<u8>> {
+        if frame.len() < SHORTEST_TO_LEAVE {
+            return None;
+        }
+        let (action, bytes) = device.leave(frame);
+        if action == Action::Drop || bytes == frame {
+            return None;
+        }
+        still_right(frame, &bytes);
+        remember(&mut self.forwarded, bytes.clone());
+        Some(bytes)
     }
 
     fn configure(&mut self, device: &mut dyn Device) {
@@ -189,7 +213,7 @@ impl Traffic {
     fn change(&mut self, device: &mut dyn Device) {
         let ip = self.source.of(&Ip::BOTH);
         let protocol = self.source.of(&[IPPROTO_TCP, IPPROTO_UDP]);
-        match self.source.below(6) {
+        match self.source.below(8) {
             0 | 1 => {
                 // Far from every timeout, so that a clock that ticks between two runs decides nothing.
                 let seconds = self.source.of(&[1, 3, 7, 20, 45, 90, 200, 4_000]);
@@ -198,24 +222,45 @@ impl Traffic {
             2 => self.evict(device),
             3 => {
                 let count = self.source.below(4);
-                set_slots(device, ip, protocol, count);
+                // Most Services let everybody in, or little else would be tried.
+                let flags = self.source.of(&[
+                    0,
+                    0,
+                    ServiceFlags::AFFINITY,
+                    ServiceFlags::AFFINITY,
+                    ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY,
+                    ServiceFlags::SOURCE_RANGES,
+                ]);
+                set_flags(device, ip, protocol, count, flags);
             }
             4 => {
                 let number = self.source.below(3);
                 let mut entry = backend(ip, protocol, number);
-                match self.source.below(6) {
+                match self.source.below(8) {
                     0 => entry = Backend::default(),
                     1 => entry.state = BackendState::Terminating as u8,
                     2 => entry.generation = 1 + self.source.below(3),
                     3 => entry.next_hop.vlan = self.source.of(&[[0, 9, 0, 0], [0, 9, 0, 8], [0; 4]]),
+                    6 | 7 => entry.flags = BackendFlags::LOCAL,
                     4 => entry.next_hop.ifindex = self.source.of(&[0, 1, 99]),
                     _ => entry.snat_count = self.source.of(&[1, 2, 0]),
                 }
                 device.set_backend(ip.backend_index(protocol, number), entry);
             }
-            _ => {
+            5 => {
                 self.route_generation += 1;
                 self.configure(device);
+            }
+            6 => {
+                let all = if ip == Ip::V4 { 32 } else { 128 };
+                let length = self.source.of(&[0, all - 12, all - 2, all - 1, all]);
+                let client = ip.client(self.source.below(6));
+                let allowed = !self.source.once_in(3);
+                device.set_source_range(ip.service(protocol), (client, length), allowed);
+            }
+            _ => {
+                let seconds = self.source.of(&[150, 2_000, 86_400]);
+                device.set_affinity_ticks(ip.service(protocol), ticks_from_seconds(seconds));
             }
         }
     }

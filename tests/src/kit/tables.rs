@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::abi::{Flow, FlowKey, Fragment};
+use lb_common::abi::{Affinity, AffinityKey, Flow, FlowKey, Fragment};
 
 /// Tables of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Snapshot<A: Ord> {
     pub transient: BTreeMap<FlowKey<A>, Flow<A>>,
     /// Fragments under way, by source, destination, identification and protocol.
     pub fragments: BTreeMap<(A, A, [u8; 4], u32), Fragment<A>>,
+    /// Which backends clients had.
+    pub affinities: BTreeMap<AffinityKey<A>, Affinity>,
 }
 
 impl<A: Ord + Copy> Snapshot<A> {

@@ -131,7 +131,8 @@ pub fn backend(ip: Ip, protocol: u8, number: u32) -> Backend {
             vlan: [0; 4],
         },
         weight: 1,
-        reserved: [0; 8],
+        flags: 0,
+        reserved: [0; 7],
     }
 }
 
@@ -153,13 +154,18 @@ pub fn set_up(device: &mut dyn Device, backends: u32) {
     }
 }
 
-/// Gives a Service its slots.
+/// Gives a Service its slots, and takes all its flags.
 pub fn set_slots(device: &mut dyn Device, ip: Ip, protocol: u8, backends: u32) {
+    set_flags(device, ip, protocol, backends, 0);
+}
+
+/// Gives a Service its slots and flags.
+pub fn set_flags(device: &mut dyn Device, ip: Ip, protocol: u8, backends: u32, flags: u8) {
     let first_slot = ip.first_slot(protocol);
     for number in 0..backends {
         device.set_slot(first_slot + number, ip.backend_index(protocol, number));
     }
-    device.set_service(ip.service(protocol), Service { first_slot, slot_count: backends });
+    device.set_service(ip.service(protocol), Service::new(first_slot, backends, flags));
 }
 
 /// A client's packet to the VIP.

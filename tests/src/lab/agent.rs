@@ -28,6 +28,7 @@ const MAX_FLOWS: &str = "65536";
 pub struct Agent<'lab> {
     lab: &'lab Lab,
     binary: PathBuf,
+    flags: Vec<String>,
     process: Option<Process>,
 }
 
@@ -37,12 +38,21 @@ impl<'lab> Agent<'lab> {
     /// # Errors
     /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
     pub fn start(lab: &'lab Lab, yaml: &str) -> Result<Self> {
+        Self::start_with(lab, yaml, &[])
+    }
+
+    /// As [`Self::start`], with more flags, which restarts keep.
+    ///
+    /// # Errors
+    /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
+    pub fn start_with(lab: &'lab Lab, yaml: &str, flags: &[&str]) -> Result<Self> {
         let binary = std::env::var_os("POINTSMAN_BIN").ok_or_else(|| {
             anyhow!(
                 "POINTSMAN_BIN is not set: `cargo xtask build` prints the path, `cargo xtask test` sets it"
             )
         })?;
-        let mut agent = Self { lab, binary: binary.into(), process: None };
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut agent = Self { lab, binary: binary.into(), flags, process: None };
         agent.write_config(yaml)?;
         agent.run()?;
         Ok(agent)
@@ -103,7 +113,11 @@ impl<'lab> Agent<'lab> {
             .arg(self.lab.pin_directory())
             .arg("--socket")
             .arg(self.socket())
+            .args(&self.flags)
             .env("KUBERNETES", "false")
+            .env_remove("HTTP_ADDRESS")
+            .env_remove("METRICS_PER_BACKEND")
+            .env_remove("NODE_NAME")
             .env_remove("KUBECONFIG")
             .env_remove("LINKDEVICE")
             .stdin(Stdio::null())

@@ -20,6 +20,12 @@ pub const VIPS_V4: &str = "203.0.113.0/28";
 /// Where VIPs are taken from.
 pub const VIPS_V6: &str = "2001:db8:f::/120";
 
+/// Number of the backend that is the first pod of the edge.
+pub const POD: u8 = 101;
+/// Number of the backend that is the edge itself, by its address towards the client: a server that
+/// does not choose answers datagrams from there.
+pub const HOST: u8 = 200;
+
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// What a lab has.
@@ -33,11 +39,13 @@ pub struct Options {
     /// Client, VIPs and backends are on one LAN, and the edge has one device, `uplink`: what comes in
     /// leaves by the same device, and VIPs are found by ARP and neighbour discovery.
     pub one_armed: bool,
+    /// Number of pods on the edge itself, behind its bridge `cni0`, with all offloads on.
+    pub pods: u8,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { backends: 3, client_mtu: None, one_armed: false }
+        Self { backends: 3, client_mtu: None, one_armed: false, pods: 0 }
     }
 }
 
@@ -54,6 +62,8 @@ pub struct Lab {
     pub switch: Namespace,
     /// Backends, with roles `b1`, `b2`, …
     pub backends: Vec<Namespace>,
+    /// Pods of the edge, with roles `p1`, `p2`, …: the backends from [`POD`] on.
+    pub pods: Vec<Namespace>,
     id: String,
     directory: PathBuf,
     far_ends: Vec<XdpPass>,
@@ -85,6 +95,7 @@ impl Lab {
             edge: namespace("edge")?,
             switch: namespace("switch")?,
             backends: (1..=options.backends).map(|n| namespace(&format!("b{n}"))).collect::<Result<_>>()?,
+            pods: (1..=options.pods).map(|n| namespace(&format!("p{n}"))).collect::<Result<_>>()?,
             id: id.clone(),
             directory,
             far_ends: Vec::new(),
@@ -95,6 +106,7 @@ impl Lab {
             lab.join_uplink(options)?;
         }
         lab.join_lan(options)?;
+        lab.join_pods()?;
         let far_uplink =
             lab.router.as_ref().map_or((lab.client.as_ref(), "eth0"), |router| (router, "north"));
         let far_uplink = (!options.one_armed).then_some(far_uplink);
@@ -107,7 +119,11 @@ impl Lab {
 
     /// Every namespace.
     pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
-        [self.client.as_ref(), &self.edge, &self.switch].into_iter().chain(&self.router).chain(&self.backends)
+        [self.client.as_ref(), &self.edge, &self.switch]
+            .into_iter()
+            .chain(&self.router)
+            .chain(&self.backends)
+            .chain(&self.pods)
     }
 
     /// `pm-<pid>-<n>`: its own name, and the start of the names of its namespaces.
@@ -128,9 +144,23 @@ impl Lab {
         Path::new(registry::BPF_DIR).join(&self.id)
     }
 
-    /// Addresses of backend `n`, from 1.
+    /// Addresses of backend `n`, from 1; of a pod of the edge, from [`POD`]; of the edge, [`HOST`].
     #[must_use]
     pub fn backend_address(n: u8, v6: bool) -> IpAddr {
+        if n == HOST {
+            return if v6 {
+                IpAddr::V6(Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 1))
+            } else {
+                IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1))
+            };
+        }
+        if let Some(pod) = n.checked_sub(POD) {
+            return if v6 {
+                IpAddr::V6(Ipv6Addr::new(0xfd04, 0, 0, 0, 0, 0, 0, 0x11 + u16::from(pod)))
+            } else {
+                IpAddr::V4(Ipv4Addr::new(10, 4, 0, 11 + pod))
+            };
+        }
         if v6 {
             // fd02::11 is written in hexadecimal, 10.2.0.11 is not: they look alike.
             let last = u16::from(n - 1) / 10 * 0x10 + u16::from(n - 1) % 10 + 0x11;
@@ -187,6 +217,29 @@ impl Lab {
             "addr add 10.1.0.2/24 dev eth0\n addr add fd01::2/64 dev eth0 nodad\n link set eth0 up
              route add default via {gateway4} advmss 1460\n route add ::/0 via {gateway6} advmss 1440"
         ))
+    }
+
+    /// As a CNI plug-in with a bridge does it.
+    fn join_pods(&self) -> Result<()> {
+        if self.pods.is_empty() {
+            return Ok(());
+        }
+        let edge = &self.edge;
+        edge.ip_batch(
+            "link add cni0 type bridge stp_state 0 mcast_snooping 0\n addr add 10.4.0.1/24 dev cni0
+             addr add fd04::1/64 dev cni0 nodad\n link set cni0 up",
+        )?;
+        for (n, pod) in (POD..).zip(&self.pods) {
+            let role = pod.role();
+            let (v4, v6) = (Self::backend_address(n, false), Self::backend_address(n, true));
+            edge.ip_batch(&format!("link add {role} type veth peer name eth0 netns {}", pod.name()))?;
+            edge.ip_batch(&format!("link set {role} master cni0 up"))?;
+            pod.ip_batch(&format!(
+                "addr add {v4}/24 dev eth0\n addr add {v6}/64 dev eth0 nodad\n link set eth0 up
+                 route add default via 10.4.0.1\n route add ::/0 via fd04::1"
+            ))?;
+        }
+        Ok(())
     }
 
     fn join_lan(&self, options: Options) -> Result<()> {

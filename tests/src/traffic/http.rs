@@ -1,6 +1,6 @@
 //! As much of HTTP/1.1 as `curl` and the tests need.
 
-use std::{io, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -19,7 +19,12 @@ pub async fn serve(stream: TcpStream, name: Arc<str>) -> io::Result<()> {
         let Some((path, close)) = request(&mut stream).await? else { return Ok(()) };
         let connection = if close { "close" } else { "keep-alive" };
         let bytes = path.strip_prefix("/bytes/").and_then(|count| count.parse::<usize>().ok());
-        let body = format!("{name}\n");
+        let body = if path == "/peer" {
+            let peer = stream.get_ref().peer_addr()?;
+            format!("{}\n", SocketAddr::new(peer.ip().to_canonical(), peer.port()))
+        } else {
+            format!("{name}\n")
+        };
         let length = bytes.unwrap_or(body.len());
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n");
         if let Some(mut left) = bytes {

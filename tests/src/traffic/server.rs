@@ -21,7 +21,7 @@ use tokio::{
 use super::http;
 use crate::lab::Namespace;
 
-/// HTTP: `/` answers the backend's name, `/bytes/N` that many bytes of a [`super::Pattern`].
+/// HTTP: `/` answers the backend's name, `/peer` the client's address and port as the backend sees them, `/bytes/N` that many bytes of a [`super::Pattern`].
 pub const HTTP_PORT: u16 = 8080;
 /// TCP: every byte comes back; after the client's FIN also `bye <name> <bytes>`, then a FIN.
 pub const ECHO_PORT: u16 = 7000;

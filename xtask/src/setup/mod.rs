@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: installs what is missing and says why. It mounts nothing and changes no
 //! setting of the machine.
 
+pub mod kubernetes;
 pub mod packages;
 
 use std::process::Command;
@@ -17,6 +18,7 @@ pub fn all() -> Result<()> {
         ensure(&packages::for_purpose(purpose))?;
     }
     rust_components()?;
+    kubernetes::ensure()?;
     eprintln!("Everything that the project needs is installed.");
     Ok(())
 }

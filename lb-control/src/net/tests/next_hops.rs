@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use tokio::time::timeout;
 
-use crate::net::next_hops::{NextHops, Resolution};
+use crate::net::next_hops::{Ask, NextHops, Resolution};
 use crate::net::testing::{Lab, PATIENCE, ip, run};
 use crate::net::{Kernel, Monitor, announce};
 
@@ -22,7 +22,7 @@ impl Agent {
     async fn new(backends: &[&str]) -> Self {
         let mut agent = Self {
             monitor: Monitor::start().unwrap(),
-            next_hops: NextHops::new(Kernel::connect().unwrap()),
+            next_hops: NextHops::new(Kernel::connect().unwrap(), "uplink"),
             backends: backends.iter().map(|backend| ip(backend)).collect(),
             neighbours_changed: false,
         };
@@ -31,7 +31,12 @@ impl Agent {
     }
 
     async fn refresh(&mut self) {
-        self.neighbours_changed |= self.next_hops.refresh(&self.backends).await.unwrap().neighbours;
+        self.neighbours_changed |= self
+            .next_hops
+            .refresh(self.backends.iter().map(|backend| (*backend, false)), Ask::Routes)
+            .await
+            .unwrap()
+            .neighbours;
     }
 
     /// Waits until the way to a backend is as wanted.
@@ -210,15 +215,14 @@ fn a_neighbour_that_somebody_deletes_is_managed_again() {
 }
 
 #[test]
-fn local_and_silent_backends_are_explained() {
+fn local_backends_need_nothing_and_silent_ones_are_explained() {
     run(async |lab| {
         pair(lab).await;
         let mut agent = Agent::new(&["10.0.0.1", "2001:db8:1::1", "10.0.0.99"]).await;
         for own in ["10.0.0.1", "2001:db8:1::1"] {
             // IPv6 has a local route only a moment after the address (`addrconf_dad_work`).
-            let says_so = |way: &Resolution| way.problem.as_ref().is_some_and(|p| p.contains("on this node"));
-            let way = agent.until(own, "own", says_so).await;
-            assert_eq!(way.next_hop, None);
+            let way = agent.until(own, "own", |way| way.is_local).await;
+            assert_eq!((way.next_hop, way.problem, way.device_behind), (None, None, None));
         }
         agent.until("10.0.0.99", "silent", |way| way.problem.is_some()).await;
         // It comes up later.

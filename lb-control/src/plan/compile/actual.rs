@@ -1,9 +1,10 @@
 //! What the maps contain, as far as the agent knows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result};
-use lb_common::abi::{Backend, BackendState, Config, Service, ServiceName};
+use ipnet::IpNet;
+use lb_common::abi::{Backend, BackendState, Config, Service, ServiceName, Tick};
 
 use crate::ports::{Limits, MapOp, MapStore, Vip};
 
@@ -18,6 +19,58 @@ pub(super) struct Actual {
     slots: Vec<u32>,
     pub snat_addresses: Vec<[u8; 16]>,
     pub config: Option<Config>,
+    pub sources: Sources,
+    pub affinity_timeouts: BTreeMap<u32, Tick>,
+}
+
+/// Source ranges by the index of their Service entry, so that a change of one looks at no other.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sources {
+    by_service: BTreeMap<u32, BTreeSet<IpNet>>,
+    v4: usize,
+    v6: usize,
+}
+
+impl Sources {
+    /// The ranges of a Service entry.
+    pub fn of(&self, service: u32) -> impl Iterator<Item = &IpNet> {
+        self.by_service.get(&service).into_iter().flatten()
+    }
+
+    pub fn contains(&self, service: u32, range: &IpNet) -> bool {
+        self.by_service.get(&service).is_some_and(|ranges| ranges.contains(range))
+    }
+
+    /// Service entries that have ranges.
+    pub fn services(&self) -> impl Iterator<Item = u32> {
+        self.by_service.keys().copied()
+    }
+
+    /// How many there are in the map of a range's family.
+    pub fn used(&self, range: &IpNet) -> usize {
+        if matches!(range, IpNet::V4(_)) { self.v4 } else { self.v6 }
+    }
+
+    fn used_mut(&mut self, range: &IpNet) -> &mut usize {
+        if matches!(range, IpNet::V4(_)) { &mut self.v4 } else { &mut self.v6 }
+    }
+
+    fn insert(&mut self, service: u32, range: IpNet) {
+        if self.by_service.entry(service).or_default().insert(range) {
+            *self.used_mut(&range) += 1;
+        }
+    }
+
+    fn remove(&mut self, service: u32, range: &IpNet) {
+        let Some(ranges) = self.by_service.get_mut(&service) else { return };
+        let was_there = ranges.remove(range);
+        if ranges.is_empty() {
+            self.by_service.remove(&service);
+        }
+        if was_there {
+            *self.used_mut(range) -= 1;
+        }
+    }
 }
 
 impl Actual {
@@ -33,8 +86,17 @@ impl Actual {
             slots: Vec::new(),
             snat_addresses: store.snat_addresses().context("reading the map snat_addresses")?,
             config: store.config().context("reading the map config")?,
+            sources: Sources::default(),
+            affinity_timeouts: store
+                .affinity_timeouts()
+                .context("reading the map affinity_ticks")?
+                .into_iter()
+                .collect(),
         };
-        let named = actual.services.values().map(|service| (service.first_slot, service.slot_count));
+        for (service, range) in store.source_ranges().context("reading the source range maps")? {
+            actual.sources.insert(service, range);
+        }
+        let named = actual.services.values().map(|service| (service.first_slot, service.slot_count()));
         let all: Vec<_> = named.chain(regions.iter().copied()).collect();
         for (first, count) in all {
             if first.checked_add(count).is_some_and(|end| end <= limits.slots) {
@@ -69,6 +131,10 @@ impl Actual {
         self.snat_addresses.get(index as usize).copied().unwrap_or_default()
     }
 
+    pub fn affinity_timeout(&self, service: u32) -> Tick {
+        self.affinity_timeouts.get(&service).copied().unwrap_or_default()
+    }
+
     fn write_slots(&mut self, first: u32, backends: &[u32]) {
         let (first, end) = (first as usize, first as usize + backends.len());
         if self.slots.len() < end {
@@ -89,6 +155,14 @@ impl Actual {
                 if self.vips.remove(vip).is_some() && matches!(vip, Vip::V4(_)) {
                     self.vips_v4 -= 1;
                 }
+            }
+            MapOp::AllowSource { service, range } => self.sources.insert(*service, *range),
+            MapOp::ForbidSource { service, range } => self.sources.remove(*service, range),
+            MapOp::SetAffinityTimeout { service, ticks: 0 } => {
+                let _ = self.affinity_timeouts.remove(service);
+            }
+            MapOp::SetAffinityTimeout { service, ticks } => {
+                let _ = self.affinity_timeouts.insert(*service, *ticks);
             }
             MapOp::SetService { index, value } => drop(self.services.insert(*index, *value)),
             MapOp::SetServiceName { index, value } => drop(self.names.insert(*index, **value)),

@@ -36,6 +36,7 @@ impl Compiler {
         let regions = self.entries.values().filter_map(|entry| entry.region);
         let regions: Vec<_> = regions.map(|region| (region.first, region.count)).collect();
         self.actual = Actual::read(store, self.limits, &regions)?;
+        self.entries.values_mut().for_each(|entry| entry.settled_ranges = None);
         self.reserve_strays();
         Ok(())
     }
@@ -97,14 +98,15 @@ impl Compiler {
 
     fn backends_in_slots(&self) -> BTreeSet<u32> {
         let services = self.actual.services.values();
-        let slots = services.filter_map(|service| self.actual.slots(service.first_slot, service.slot_count));
+        let slots =
+            services.filter_map(|service| self.actual.slots(service.first_slot, service.slot_count()));
         slots.flatten().copied().collect()
     }
 
     fn adopt_slots(&mut self) {
         for entry in self.entries.values_mut() {
             let service = self.actual.service(entry.index);
-            let region = Region { first: service.first_slot, count: service.slot_count };
+            let region = Region { first: service.first_slot, count: service.slot_count() };
             let Some(slots) = self.actual.slots(region.first, region.count) else { continue };
             if region.count > 0 && self.slot_regions.reserve(region) {
                 entry.region = Some(region);

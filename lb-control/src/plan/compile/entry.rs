@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use lb_common::abi::{Backend, BackendState, Service};
+use lb_common::abi::{Backend, BackendFlags, BackendState, Service};
 
 use super::{
-    Batch, Compiler, Entry, REFUSING, Region, Round, Seat,
+    Batch, Compiler, Entry, Region, Round, Seat, clients,
     name::{service_name, version, wide},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 
 impl Round<'_> {
     /// Says that a Service does not get all it needs.
-    fn short_of(&mut self, key: &ServiceKey, message: String) {
+    pub(super) fn short_of(&mut self, key: &ServiceKey, message: String) {
         self.short = true;
         self.delta.problems.push(Problem::error(message).about("Service", &key.service));
     }
@@ -54,13 +54,13 @@ impl Compiler {
             if stops { afterwards.push(op) } else { batch.ops.push(op) }
         }
         self.plan_slots(key, desired, &mut entry, &mut batch, round);
+        afterwards.append(&mut self.plan_clients(key, desired, &mut entry, &mut batch, round));
         let name = service_name(key, &desired.port_name);
         if self.actual.name(entry.index) != name {
             batch.ops.push(MapOp::SetServiceName { index: entry.index, value: Box::new(name) });
         }
-        let flipped = entry
-            .region
-            .map_or(REFUSING, |region| Service { first_slot: region.first, slot_count: region.count });
+        let Region { first, count } = entry.region.unwrap_or(Region { first: 0, count: 0 });
+        let flipped = Service::new(first, count, clients::flags(desired));
         if self.actual.service(entry.index) != flipped {
             batch.ops.push(MapOp::SetService { index: entry.index, value: flipped });
         }
@@ -135,6 +135,9 @@ impl Compiler {
     ) -> Backend {
         let paths = round.paths;
         let path = paths.get(&address.ip());
+        let is_local = desired.local || path.is_some_and(|path| path.is_local);
+        // The stack finds the way, and the client keeps its address.
+        let path = path.filter(|_| !is_local);
         let snat: Vec<_> =
             path.map(|path| path.snat.iter().map(|address| wide(*address)).collect()).unwrap_or_default();
         let snat = self.place_snat(key, &snat, batch, round);
@@ -152,7 +155,8 @@ impl Compiler {
             snat_count: u16::try_from(snat.count).unwrap_or_default(),
             next_hop: path.and_then(|path| path.next_hop).unwrap_or_default(),
             weight: desired.weight,
-            reserved: [0; 8],
+            flags: if is_local { BackendFlags::LOCAL } else { 0 },
+            reserved: [0; 7],
         }
     }
 

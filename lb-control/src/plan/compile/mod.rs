@@ -6,13 +6,15 @@
 //! an agent that died, and repairs what somebody wrote by hand.
 //!
 //! A packet never sees half of an update. For an entry: source addresses, backends, slots in a
-//! fresh region, name, the flip of the Service entry, the VIP, and last the backends that leave.
-//! For an entry that goes: VIP, Service, backends, name. Regions and indices rest before they are
+//! fresh region, source ranges that are new, the affinity timeout, name, the flip of the Service
+//! entry, the VIP, and last the source ranges and backends that leave. For an entry that goes: VIP,
+//! Service, source ranges, backends, name. Regions and indices rest before they are
 //! used again, since packets on their way may still hold them.
 
 mod actual;
 mod adopt;
 mod alloc;
+mod clients;
 mod entry;
 pub mod name;
 mod removal;
@@ -21,11 +23,13 @@ mod snat;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use actual::Actual;
 use alloc::{Indices, Region, Regions, Rest};
+use ipnet::IpNet;
 use lb_common::abi::{BackendState, Config, NextHop, Service};
 use snat::Snat;
 
@@ -42,6 +46,8 @@ pub struct Path {
     pub next_hop: Option<NextHop>,
     /// Source addresses towards it, of its family.
     pub snat: Vec<IpAddr>,
+    /// Whether the backend is on this node: then it needs neither.
+    pub is_local: bool,
 }
 
 /// Paths by the address of the backend. One that is missing is not known yet.
@@ -119,6 +125,9 @@ struct Entry {
     slots: Vec<u32>,
     /// Regions that it leaves with the next flip.
     retiring: Vec<Region>,
+    /// Source ranges that the maps are known to contain, and nothing else: a list of thousands is
+    /// compared with them once, and not with every change of a backend.
+    settled_ranges: Option<Arc<[IpNet]>>,
     /// It is to go.
     removed: bool,
 }
@@ -156,6 +165,8 @@ struct Round<'a> {
     snat_batch: HashMap<u32, usize>,
     /// Batch that leads a VIP elsewhere.
     vip_batch: HashMap<Vip, usize>,
+    /// Source ranges that this round adds: IPv4, IPv6.
+    planned_ranges: [usize; 2],
     /// Something is short.
     short: bool,
 }
@@ -196,6 +207,7 @@ impl Compiler {
             delta: Delta::default(),
             snat_batch: HashMap::new(),
             vip_batch: HashMap::new(),
+            planned_ranges: [0; 2],
             short: false,
         };
         if self.actual.config.as_ref() != Some(config) {
@@ -257,7 +269,7 @@ impl Compiler {
             MapOp::SetService { index, value } => {
                 let entry = self.owners.get(index).and_then(|key| self.entries.get_mut(key));
                 if let Some(entry) = entry {
-                    let current = Region { first: value.first_slot, count: value.slot_count };
+                    let current = Region { first: value.first_slot, count: value.slot_count() };
                     for region in entry.retiring.extract_if(.., |region| *region != current) {
                         self.slot_regions.retire(region, until);
                     }
@@ -361,7 +373,7 @@ pub fn apply(
 }
 
 /// An empty Service entry: refuses.
-const REFUSING: Service = Service { first_slot: 0, slot_count: 0 };
+const REFUSING: Service = Service::new(0, 0, 0);
 
 #[cfg(test)]
 mod properties;

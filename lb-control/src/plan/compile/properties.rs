@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 
-use lb_common::abi::{Backend, ServiceName};
+use ipnet::IpNet;
+use lb_common::abi::{Backend, ServiceName, Tick};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
@@ -12,12 +13,18 @@ use crate::{
 /// Lines as [`desired`] reads them. Few Services, VIPs and backends, so that VIPs change hands.
 fn world() -> impl Strategy<Value = String> {
     let backend = (1..7u8, select(vec!["", "", "*2", "*3", "*0", "~"]));
-    let entry = proptest::option::weighted(0.8, (0..4u8, vec(backend, 0..6)));
+    let ranges = vec(select(&RANGES[..]), 0..4);
+    let affinity = select(vec!["", "", "@60", "@7200"]);
+    let clients = proptest::option::of((ranges, affinity)).prop_map(Option::unwrap_or_default);
+    let entry = proptest::option::weighted(0.8, (0..4u8, vec(backend, 0..6), clients));
     vec(entry, 4).prop_map(|entries| {
         let mut text = String::new();
         for (vip, entry) in entries.into_iter().enumerate() {
-            let Some((name, backends)) = entry else { continue };
-            let mut line = format!("s{name} {vip} 80:");
+            let Some((name, backends, (ranges, affinity))) = entry else { continue };
+            let mut line = format!("s{name} {vip} 80: {affinity}");
+            for range in ranges {
+                line += &format!(" <{range}");
+            }
             for (last, how) in backends.into_iter().collect::<BTreeMap<_, _>>() {
                 line += &format!(" .{last}{how}");
             }
@@ -25,6 +32,19 @@ fn world() -> impl Strategy<Value = String> {
         }
         text
     })
+}
+
+/// Nested, distinct, of another family, with host bits.
+const RANGES: [&str; 6] =
+    ["10.1.0.0/16", "10.1.1.0/24", "10.2.0.0/16", "10.2.0.7/16", "0.0.0.0/0", "2001:db8::/32"];
+/// Clients that differ in which of these let them in.
+const CLIENTS: [[u8; 4]; 4] = [[10, 1, 0, 1], [10, 1, 1, 1], [10, 2, 0, 1], [198, 51, 100, 1]];
+
+/// Whether each of [`CLIENTS`] may connect to each VIP.
+fn allowed(maps: &FakeMaps) -> BTreeMap<SocketAddr, Vec<bool>> {
+    let vips = maps.vips().unwrap();
+    let of = |service| CLIENTS.iter().map(|client| maps.is_allowed(service, IpAddr::from(*client))).collect();
+    vips.into_iter().map(|(vip, service)| (vip.socket(), of(service))).collect()
 }
 
 /// Maps that look at what packets would meet after every write, and fail at times.
@@ -35,6 +55,36 @@ struct Watched {
     now: Duration,
     /// Regions that packets on their way may still read, until when, and what they must find.
     read: RefCell<Vec<(Duration, Region, Vec<u32>)>>,
+    /// Who may connect, before the step and after it.
+    verdicts: [BTreeMap<SocketAddr, Vec<bool>>; 2],
+}
+
+impl Watched {
+    fn new(limits: Limits) -> Self {
+        Self {
+            maps: FakeMaps::new(limits),
+            failing: vec![],
+            writes: 0,
+            now: Duration::ZERO,
+            read: RefCell::default(),
+            verdicts: Default::default(),
+        }
+    }
+
+    /// No client meets anything but what it met before or will meet afterwards.
+    fn check_clients(&self) {
+        let [before, after] = &self.verdicts;
+        for (vip, now) in allowed(&self.maps) {
+            for (number, now) in now.into_iter().enumerate() {
+                let known = [before, after].map(|verdicts| verdicts.get(&vip).map(|all| all[number]));
+                assert!(
+                    known.contains(&Some(now)),
+                    "{:?} to {vip}: {now}, before and after {known:?}",
+                    CLIENTS[number]
+                );
+            }
+        }
+    }
 }
 
 impl Watched {
@@ -58,12 +108,15 @@ impl MapStore for Watched {
         }
         if let MapOp::SetService { index, .. } = op {
             let old = self.maps.service(*index);
-            let slots = self.maps.slots(old.first_slot, old.slot_count)?;
-            let region = Region { first: old.first_slot, count: old.slot_count };
+            let slots = self.maps.slots(old.first_slot, old.slot_count())?;
+            let region = Region { first: old.first_slot, count: old.slot_count() };
             self.read.get_mut().push((self.now + Settings::default().grace, region, slots));
         }
         self.maps.apply(op)?;
         self.check();
+        if !self.verdicts[1].is_empty() {
+            self.check_clients();
+        }
         Ok(())
     }
     fn limits(&self) -> Limits {
@@ -84,6 +137,12 @@ impl MapStore for Watched {
     fn slots(&self, first: u32, count: u32) -> anyhow::Result<Vec<u32>> {
         self.maps.slots(first, count)
     }
+    fn source_ranges(&self) -> anyhow::Result<Vec<(u32, IpNet)>> {
+        self.maps.source_ranges()
+    }
+    fn affinity_timeouts(&self) -> anyhow::Result<Vec<(u32, Tick)>> {
+        self.maps.affinity_timeouts()
+    }
     fn snat_addresses(&self) -> anyhow::Result<Vec<[u8; 16]>> {
         self.maps.snat_addresses()
     }
@@ -92,12 +151,22 @@ impl MapStore for Watched {
     }
 }
 
-/// What [`look`] has to show for a desired state.
-fn expected(desired: &Desired) -> String {
+/// Maps of a desired state.
+fn expected_maps(desired: &Desired) -> FakeMaps {
     let mut maps = FakeMaps::new(Limits::default());
     let mut compiler = Compiler::new(Limits::default(), Settings::default());
     go(&mut compiler, &mut maps, desired, 1, Duration::ZERO);
-    look(&maps)
+    maps
+}
+
+/// What [`look`] has to show for a desired state.
+fn expected(desired: &Desired) -> String {
+    look(&expected_maps(desired))
+}
+
+/// How many ranges and timeouts there are: none is left over.
+fn remains(maps: &FakeMaps) -> (usize, usize) {
+    (maps.source_ranges().unwrap().len(), maps.affinity_timeouts().unwrap().len())
 }
 
 fn go(
@@ -136,13 +205,20 @@ fn damage() -> impl Strategy<Value = MapOp> {
         Box::new(super::name::service_name(&key, "http"))
     });
     let name = prop_oneof![name, Just(Box::default())];
-    let count = prop_oneof![0..9u32, Just(u32::MAX)];
+    let count = prop_oneof![0..9u32, (0..9u32).prop_map(|count| count | 3 << 24), Just(u32::MAX)];
     prop_oneof![
+        (index.clone(), select(&RANGES[..4])).prop_map(|(service, range)| {
+            let range = range.parse::<IpNet>().unwrap().trunc();
+            MapOp::AllowSource { service, range }
+        }),
+        (index.clone(), select(&RANGES[..]))
+            .prop_map(|(service, range)| { MapOp::ForbidSource { service, range: range.parse().unwrap() } }),
+        (index.clone(), 0..3u32).prop_map(|(service, ticks)| MapOp::SetAffinityTimeout { service, ticks }),
         (index.clone(), backend).prop_map(|(index, value)| MapOp::SetBackend { index, value }),
         (index.clone(), name).prop_map(|(index, value)| MapOp::SetServiceName { index, value }),
-        (index.clone(), 0..30u32, count).prop_map(|(index, first_slot, slot_count)| MapOp::SetService {
+        (index.clone(), 0..30u32, count).prop_map(|(index, first_slot, count_and_flags)| MapOp::SetService {
             index,
-            value: Service { first_slot, slot_count }
+            value: Service { first_slot, count_and_flags }
         }),
         (index.clone(), vec(0..20u32, 1..9))
             .prop_map(|(first, backends)| MapOp::SetSlots { first, backends }),
@@ -162,8 +238,7 @@ proptest! {
     /// Service's backends, and in the end to all of them; survivors keep their places.
     #[test]
     fn every_prefix_is_whole_and_retries_converge(steps in vec(step(), 1..8)) {
-        let maps = FakeMaps::new(Limits::default());
-        let mut maps = Watched { maps, failing: vec![], writes: 0, now: Duration::ZERO, read: RefCell::default() };
+        let mut maps = Watched::new(Limits::default());
         let mut compiler = Compiler::adopt(&maps, Settings::default()).unwrap();
         let mut seats: BTreeMap<(ServiceKey, SocketAddr), u32> = BTreeMap::new();
         for (text, device, seconds, failing, dies) in steps {
@@ -171,6 +246,8 @@ proptest! {
             (maps.failing, maps.writes) = (failing, 0);
             let now = maps.now;
             let desired = desired(&text);
+            let wanted = expected_maps(&desired);
+            maps.verdicts = [allowed(&maps.maps), allowed(&wanted)];
             let mut rounds = 0;
             loop {
                 let (_, failures) = go(&mut compiler, &mut maps, &desired, device, now);
@@ -184,7 +261,8 @@ proptest! {
                     compiler = Compiler::adopt(&maps, Settings::default()).unwrap();
                 }
             }
-            prop_assert_eq!(look(&maps.maps), expected(&desired));
+            prop_assert_eq!(look(&maps.maps), look(&wanted));
+            prop_assert_eq!(remains(&maps.maps), remains(&wanted));
             if dies {
                 // A packet on its way does not outlast the time that a restart takes.
                 maps.read.get_mut().clear();
@@ -224,6 +302,7 @@ proptest! {
         let (_, failures) = go(&mut compiler, &mut maps, &desired, 1, Duration::ZERO);
         prop_assert!(failures.is_empty());
         prop_assert_eq!(look(&maps), expected(&desired));
+        prop_assert_eq!(remains(&maps), remains(&expected_maps(&desired)));
         compiler.reload(&maps).unwrap();
         let (ops, _) = go(&mut compiler, &mut maps, &desired, 1, Duration::ZERO);
         prop_assert_eq!(ops, 0);
@@ -241,10 +320,10 @@ proptest! {
     fn short_maps_stay_whole(
         worlds in vec((world(), 0..3u64, any::<bool>()), 1..8),
         services in 1..5u32, backends in 2..12u32, slots in 1..16u32, vips_v4 in 1..5u32,
+        source_ranges_v4 in 1..5u32,
     ) {
-        let limits = Limits { services, backends, slots, vips_v4, ..Limits::default() };
-        let maps = FakeMaps::new(limits);
-        let mut maps = Watched { maps, failing: vec![], writes: 0, now: Duration::ZERO, read: RefCell::default() };
+        let limits = Limits { services, backends, slots, vips_v4, source_ranges_v4, ..Limits::default() };
+        let mut maps = Watched::new(limits);
         let mut compiler = Compiler::adopt(&maps, Settings::default()).unwrap();
         for (text, seconds, purge) in worlds {
             // Slots of a Service that is short are changed in place: what packets on their way

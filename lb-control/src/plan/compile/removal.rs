@@ -20,6 +20,7 @@ impl Compiler {
         entry.leaving.extend(seats.into_values().map(|seat| seat.index));
         entry.retiring.extend(entry.region.take());
         entry.slots.clear();
+        entry.settled_ranges = None;
         let index = entry.index;
         let vip = Vip::new(key.vip, key.port, key.protocol.number());
         let mut batch = Batch { owner: Some(key.clone()), ..Batch::default() };
@@ -36,6 +37,7 @@ impl Compiler {
         if self.actual.service(index) != REFUSING || !entry.retiring.is_empty() {
             batch.ops.push(MapOp::SetService { index, value: REFUSING });
         }
+        self.forget_clients(index, &mut batch.ops);
         self.plan_leaving(&mut entry, &mut batch);
         batch.ops.push(MapOp::ClearServiceCounters { index });
         batch.ops.push(MapOp::SetServiceName { index, value: Box::new(ServiceName::default()) });
@@ -58,6 +60,7 @@ impl Compiler {
                 batch.ops.push(MapOp::SetService { index: *index, value: REFUSING });
             }
         }
+        self.forget_stray_clients(is_stray, &mut batch.ops);
         let seated: HashSet<u32> = self
             .entries
             .values()

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::abi::{BackendState, NextHop};
+use lb_common::abi::{BackendState, NextHop, ServiceFlags};
 
 use super::{
     Path, Paths,
@@ -32,19 +32,26 @@ pub fn key(text: &str) -> ServiceKey {
     }
 }
 
-/// Lines of `KEY: .BACKEND[*WEIGHT][~]…`; a backend is 10.0.0.BACKEND:8080, `~` terminates.
+/// Lines of `KEY: [@SECONDS] [<RANGE]… .BACKEND[*WEIGHT][~]…`: affinity, source ranges, backends. A
+/// backend is 10.0.0.BACKEND:8080, `~` terminates.
 pub fn desired(text: &str) -> Desired {
     let mut desired = Desired::default();
     for line in text.lines() {
-        let (name, backends) = line.split_once(':').unwrap();
-        let backends = backends.split_whitespace().map(|word| {
+        let (name, rest) = line.split_once(": ").unwrap_or((line.trim_end_matches(':'), ""));
+        let words = |sign: char| rest.split_whitespace().filter_map(move |word| word.strip_prefix(sign));
+        let backends = words('.').map(|word| {
             let role = if word.ends_with('~') { Role::Terminating } else { Role::Active };
-            let word = word.trim_end_matches('~').trim_start_matches('.');
+            let word = word.trim_end_matches('~');
             let (last, weight) = word.split_once('*').unwrap_or((word, "1"));
             let address = SocketAddr::new(IpAddr::from([10, 0, 0, last.parse().unwrap()]), 8080);
-            (address, DesiredBackend { weight: weight.parse().unwrap(), role })
+            (address, DesiredBackend { weight: weight.parse().unwrap(), role, local: false })
         });
-        let entry = DesiredEntry { port_name: "http".into(), backends: backends.collect() };
+        let entry = DesiredEntry {
+            port_name: "http".into(),
+            backends: backends.collect(),
+            source_ranges: words('<').map(|range| range.parse().unwrap()).collect(),
+            affinity: words('@').next().map(|seconds| seconds.parse().unwrap()),
+        };
         desired.entries.insert(key(name), entry);
     }
     desired
@@ -53,11 +60,12 @@ pub fn desired(text: &str) -> Desired {
 /// All backends behind one device, with one source address.
 pub fn paths(desired: &Desired, device: u8) -> Paths {
     let next_hop = Some(NextHop { ifindex: device.into(), ..NextHop::default() });
-    let path = Path { next_hop, snat: vec![IpAddr::from([10, 0, 255, device])] };
+    let path = Path { next_hop, snat: vec![IpAddr::from([10, 0, 255, device])], is_local: false };
     desired.backend_addresses().into_iter().map(|address| (address, path.clone())).collect()
 }
 
-/// What packets meet: per VIP its slots in order, and in brackets the backends without one.
+/// What packets meet: per VIP its affinity, its source ranges and its slots in order, and in brackets
+/// the backends without one.
 ///
 /// # Panics
 /// When something is wrong that a packet could meet.
@@ -74,8 +82,19 @@ pub fn look(maps: &FakeMaps) -> String {
             (vip.socket(), vip.protocol())
         );
         let service = maps.service(index);
-        let slots = maps.slots(service.first_slot, service.slot_count).unwrap();
+        let slots = maps.slots(service.first_slot, service.slot_count()).unwrap();
         let mut line = String::new();
+        if service.has(ServiceFlags::AFFINITY) {
+            let timeout =
+                maps.affinity_timeouts().unwrap().into_iter().find(|(service, _)| *service == index);
+            write!(line, " @{}", timeout.expect("affinity has a timeout").1).unwrap();
+        }
+        if service.has(ServiceFlags::SOURCE_RANGES) {
+            line += " <";
+            let ranges = maps.source_ranges().unwrap().into_iter().filter(|(service, _)| *service == index);
+            let ranges: Vec<_> = ranges.map(|(_, range)| range.to_string()).collect();
+            line += &ranges.join(",");
+        }
         for slot in &slots {
             let backend = maps.backend(*slot);
             assert!(*slot != 0 && backend.service == index, "{key}: slot of backend {slot}: {backend:?}");

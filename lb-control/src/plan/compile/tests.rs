@@ -38,10 +38,14 @@ fn kinds(delta: &Delta) -> Vec<&'static str> {
         .map(|op| match op {
             MapOp::SetVip { .. } => "vip",
             MapOp::DeleteVip { .. } => "no-vip",
-            MapOp::SetService { value, .. } if value.slot_count == 0 => "empty",
+            MapOp::SetService { value, .. } if value.slot_count() == 0 => "empty",
             MapOp::SetService { .. } => "flip",
             MapOp::SetServiceName { value, .. } if value.name[0] == 0 => "no-name",
             MapOp::SetServiceName { .. } => "name",
+            MapOp::AllowSource { .. } => "allow",
+            MapOp::ForbidSource { .. } => "forbid",
+            MapOp::SetAffinityTimeout { ticks: 0, .. } => "no-timeout",
+            MapOp::SetAffinityTimeout { .. } => "timeout",
             MapOp::SetSlots { .. } => "slots",
             MapOp::SetBackend { value, .. } => match BackendState::from_raw(value.state) {
                 BackendState::Free => "free",
@@ -92,6 +96,101 @@ fn order_of_operations() {
         assert_eq!(kinds(&lab.go(text)), expected, "{text}");
     }
     assert_eq!(look(&lab.maps), "");
+}
+
+/// Ranges are there before they count, and go when they count no more; while they count, new ones
+/// come before old ones go.
+#[test]
+fn order_of_source_ranges_and_affinity() {
+    let mut lab = Lab::new(Limits::default());
+    lab.go("a 1 80: .1");
+    for (text, expected) in [
+        ("a 1 80: <10.1.0.0/16 <10.2.0.0/16 .1", &["allow", "allow", "flip"][..]),
+        ("a 1 80: <10.1.0.0/16 <10.2.0.9/16 <10.2.0.0/16 .1", &[]),
+        ("a 1 80: <10.3.0.0/16 <10.2.0.0/16 .1", &["allow", "forbid"]),
+        ("a 1 80: <2001:db8::/32 .1", &["forbid", "forbid"]),
+        ("a 1 80: <10.3.0.0/16", &["allow", "empty", "free", "clear-backend"]),
+        ("a 1 80:", &["empty", "forbid"]),
+        ("a 1 80: @60", &["timeout", "empty"]),
+        ("a 1 80: @90", &["timeout"]),
+        ("a 1 80: @90 <0.0.0.0/0", &["allow", "empty"]),
+        ("a 1 80: <0.0.0.0/0", &["empty", "no-timeout"]),
+        ("a 1 80: @90 <0.0.0.0/0", &["timeout", "empty"]),
+        ("a 1 80: @90 <0.0.0.0/0", &[]),
+        ("", &["no-vip", "empty", "forbid", "no-timeout", "clear-service", "no-name"]),
+    ] {
+        assert_eq!(kinds(&lab.go(text)), expected, "{text}");
+    }
+    assert_eq!((lab.maps.source_ranges().unwrap(), lab.maps.affinity_timeouts().unwrap()), (vec![], vec![]));
+}
+
+#[test]
+fn ranges_of_the_other_family_let_nobody_in() {
+    let mut lab = Lab::new(Limits::default());
+    lab.go("a 1 80: <2001:db8::/32 .1");
+    assert_eq!(look(&lab.maps), "a 192.0.2.1:80/TCP: < 10.0.0.1:8080\n");
+    assert!(!lab.maps.is_allowed(0, IpAddr::from([10, 1, 0, 1])));
+}
+
+#[test]
+fn ranges_and_timeouts_are_adopted_and_repaired() {
+    let mut lab = Lab::new(Limits::default());
+    let text = "a 1 80: @60 <10.1.0.0/16 .1\nb 2 80: .1";
+    lab.go(text);
+    let before = look(&lab.maps);
+    lab.compiler = Compiler::adopt(&lab.maps, Settings::default()).unwrap();
+    assert_eq!(kinds(&lab.go(text)), [""; 0]);
+    // By somebody's hand: of the entry, of another one, of none.
+    let range: ipnet::IpNet = "10.9.0.0/16".parse().unwrap();
+    for op in [
+        MapOp::ForbidSource { service: 0, range: "10.1.0.0/16".parse().unwrap() },
+        MapOp::AllowSource { service: 0, range },
+        MapOp::AllowSource { service: 1, range },
+        MapOp::AllowSource { service: 9, range },
+        MapOp::SetAffinityTimeout { service: 0, ticks: 1 },
+        MapOp::SetAffinityTimeout { service: 9, ticks: 1 },
+    ] {
+        lab.maps.apply(&op).unwrap();
+    }
+    lab.compiler.reload(&lab.maps).unwrap();
+    assert_eq!(kinds(&lab.go(text)), ["timeout", "allow", "forbid", "forbid", "forbid", "no-timeout"]);
+    assert_eq!(look(&lab.maps), before);
+    assert_eq!(lab.maps.source_ranges().unwrap().len(), 1);
+}
+
+/// An index whose owner is gone must not let that one's clients in for the next.
+#[test]
+fn a_reused_index_has_no_ranges_of_its_last_owner() {
+    let mut lab = Lab::new(Limits { services: 1, ..Limits::default() });
+    lab.go("a 1 80: @60 <10.1.0.0/16 .1");
+    lab.go("");
+    lab.now += Duration::from_secs(3);
+    // The agent that removed it had died before it had removed the range.
+    lab.maps.apply(&MapOp::AllowSource { service: 0, range: "10.1.0.0/16".parse().unwrap() }).unwrap();
+    lab.compiler.reload(&lab.maps).unwrap();
+    let delta = lab.go("b 2 80: <10.2.0.0/16 .1");
+    assert_eq!(kinds(&delta), ["active", "slots", "forbid", "allow", "name", "flip", "vip"]);
+    assert_eq!(look(&lab.maps), "b 192.0.2.2:80/TCP: <10.2.0.0/16 10.0.0.1:8080\n");
+}
+
+/// Without room for all ranges, those clients are dropped that have none: never all let in.
+#[test]
+fn a_full_map_of_ranges_opens_nothing() {
+    let mut lab = Lab::new(Limits { source_ranges_v4: 2, ..Limits::default() });
+    let delta = lab.go("a 1 80: <10.1.0.0/16 <10.2.0.0/16 <10.3.0.0/16 .1\nb 2 80: .1");
+    assert!(
+        delta.problems[0].message.starts_with("the map src_ranges_v4 is full (2 entries): 1 of 3"),
+        "{delta:?}"
+    );
+    assert_eq!(
+        look(&lab.maps),
+        "a 192.0.2.1:80/TCP: <10.1.0.0/16,10.2.0.0/16 10.0.0.1:8080\nb 192.0.2.2:80/TCP: 10.0.0.1:8080\n"
+    );
+    // Others take their place: there is room once the old ones are gone.
+    let text = "a 1 80: <10.4.0.0/16 <10.5.0.0/16 .1";
+    assert_eq!(lab.go(text).problems.len(), 1);
+    assert!(lab.go(text).problems.is_empty());
+    assert_eq!(look(&lab.maps), "a 192.0.2.1:80/TCP: <10.4.0.0/16,10.5.0.0/16 10.0.0.1:8080\n");
 }
 
 #[test]
@@ -233,9 +332,9 @@ fn one_change_among_many_is_one_change() {
         key.vip = IpAddr::from((0xc0a8_0000u32 + number).to_be_bytes());
         let backends = (0..10u8).map(|last| {
             let address = SocketAddr::new(IpAddr::from([10, 0, 0, last]), 8080);
-            (address, DesiredBackend { weight: 1, role: Role::Active })
+            (address, DesiredBackend { weight: 1, role: Role::Active, local: false })
         });
-        desired.entries.insert(key, DesiredEntry { port_name: String::new(), backends: backends.collect() });
+        desired.entries.insert(key, DesiredEntry { backends: backends.collect(), ..DesiredEntry::default() });
     }
     let mut maps = FakeMaps::new(Limits::default());
     let mut compiler = Compiler::adopt(&maps, Settings::default()).unwrap();
@@ -248,4 +347,32 @@ fn one_change_among_many_is_one_change() {
     let services = BTreeSet::from([key.service.clone()]);
     let one = compiler.reconcile(&desired, &paths, &Config::default(), Scope::Services(&services), NOW);
     assert_eq!(kinds(&one), ["slots", "flip", "free", "clear-backend"]);
+}
+
+#[test]
+fn a_backend_on_this_node_needs_no_way() {
+    let mut lab = Lab::new(Limits::default());
+    let mut desired = desired("web 1 80: .1 .2 .3");
+    let mut paths = paths(&desired, 1);
+    // One is known to be here by the node of its endpoint, another by its route.
+    let backends = &mut desired.entries.get_mut(&key("web 1 80")).unwrap().backends;
+    let mut addresses = backends.keys().copied().collect::<Vec<_>>().into_iter();
+    backends.get_mut(&addresses.next().unwrap()).unwrap().local = true;
+    paths.get_mut(&addresses.next().unwrap().ip()).unwrap().is_local = true;
+    let mut go = |desired: &Desired, paths: &Paths| {
+        let delta = lab.compiler.reconcile(desired, paths, &Config::default(), Scope::All, lab.now);
+        assert!(apply(&delta, &mut lab.maps, &mut lab.compiler, lab.now).is_empty());
+        let backends = lab.maps.backends().unwrap().into_iter();
+        backends
+            .map(|(_, backend)| {
+                (backend.is_local(), backend.snat_count, backend.next_hop.ifindex, backend.generation)
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(go(&desired, &paths), [(true, 0, 0, 1), (true, 0, 0, 1), (false, 1, 1, 1)]);
+    // The route leads elsewhere by now: it is still the same backend.
+    for path in paths.values_mut() {
+        path.is_local = false;
+    }
+    assert_eq!(go(&desired, &paths), [(true, 0, 0, 1), (false, 1, 1, 1), (false, 1, 1, 1)]);
 }

@@ -1,120 +1,252 @@
-//! Pools in the order in which they are used.
+//! Pools: which one has an address, and which may serve a Service, in order.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-    sync::Arc,
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use super::{
+    PoolReport, Refusal,
+    free::{Free, intervals},
+    holders::Holders,
+    reason,
 };
+use crate::model::{ANNOTATION_POOL, Family, Namespace, ObjectRef, Pool, PoolOrigin, Problem, Service};
 
-use super::{Refusal, holders::Holders};
-use crate::model::{ANNOTATION_POOL, Family, Pool, Problem, Service};
-
-/// Pools in the order in which they are used.
-pub(super) struct Pools<'a> {
-    ordered: Vec<&'a Pool>,
-    set_aside: BTreeMap<&'a str, String>,
-    /// Where to go on looking, by pool and family: everything before is held.
-    cursors: HashMap<(usize, Family), Cursor>,
+/// A pool with what is held of it.
+pub(super) struct Slot {
+    pub pool: Arc<Pool>,
+    /// The pool that it overlaps, as people know it.
+    overlaps: Option<String>,
+    free: [Free; 2],
+    assigned: u64,
 }
 
-#[derive(Clone, Copy)]
-struct Cursor {
-    range: usize,
-    next: Option<IpAddr>,
+/// All pools.
+#[derive(Default)]
+pub(super) struct Pools {
+    slots: BTreeMap<String, Slot>,
+    /// Keys of those that are not set aside, in the order in which they are used.
+    ordered: Vec<String>,
+    by_name: BTreeMap<String, Vec<String>>,
+    /// Intervals of those that are not set aside: from the first address to the last, and whose.
+    intervals: BTreeMap<IpAddr, (IpAddr, String)>,
+    problems: Vec<Problem>,
 }
 
-impl<'a> Pools<'a> {
-    /// Sets aside every pool that overlaps one before it, by name, and says so.
-    pub fn new(pools: &'a BTreeMap<String, Arc<Pool>>) -> (Self, Vec<Problem>) {
-        let mut ordered: Vec<&Pool> = Vec::new();
-        let mut set_aside = BTreeMap::new();
-        let mut problems = Vec::new();
-        for pool in pools.values() {
-            let overlap = ordered.iter().find_map(|other| {
-                let (mine, theirs) = (&pool.ranges, &other.ranges);
-                let index =
-                    mine.iter().position(|range| theirs.iter().any(|theirs| theirs.overlaps(range)))?;
-                Some((index, &other.name))
-            });
-            let Some((index, other)) = overlap else {
-                ordered.push(pool);
-                continue;
+/// What people call a pool.
+fn title(pool: &Pool) -> String {
+    match &pool.origin {
+        PoolOrigin::Pointsman => format!("AddressPool {}", pool.name),
+        PoolOrigin::MetalLb(namespace) => format!("IPAddressPool {namespace}/{}", pool.name),
+    }
+}
+
+/// Pools that are for somebody special come first, then by priority; MetalLB's 0 is none, and last.
+fn rank(pool: &Pool) -> impl Ord + use<> {
+    let priority = match (&pool.origin, pool.priority) {
+        (PoolOrigin::MetalLb(_), 0) => i64::from(i32::MAX) + 1,
+        (_, priority) => i64::from(priority),
+    };
+    (Reverse(pool.is_restricted()), priority, pool.name.clone(), pool.key())
+}
+
+fn side(family: Family) -> usize {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    }
+}
+
+impl Slot {
+    fn new(pool: &Arc<Pool>, overlaps: Option<String>, holders: &Holders) -> Self {
+        let free = [Free::new(pool, Family::V4), Free::new(pool, Family::V6)];
+        let mut slot = Self { pool: Arc::clone(pool), overlaps, free, assigned: 0 };
+        for interval in intervals(pool) {
+            holders.within(interval).for_each(|(address, _)| slot.take(address));
+        }
+        slot
+    }
+
+    fn take(&mut self, address: IpAddr) {
+        self.free[side(Family::of(address))].take(address);
+        self.assigned += 1;
+    }
+}
+
+impl Pools {
+    /// Takes over other pools. Those that did not change cost nothing. Gives the
+    /// intervals of the others, old and new: what is held there has to be looked at.
+    pub fn replace(
+        &mut self,
+        pools: &BTreeMap<String, Arc<Pool>>,
+        holders: &Holders,
+    ) -> Vec<(IpAddr, IpAddr)> {
+        let mut old = std::mem::take(self);
+        let mut affected = Vec::new();
+        // Ours before MetalLB's: whoever migrates writes the same ranges once more.
+        let mut by_claim: Vec<_> = pools.iter().collect();
+        by_claim.sort_by_key(|(_, pool)| matches!(pool.origin, PoolOrigin::MetalLb(_)));
+        for (key, pool) in by_claim {
+            let overlaps = self.claim(key, pool);
+            let slot = match old.slots.remove(key) {
+                Some(slot) if slot.overlaps == overlaps && slot.pool == *pool => slot,
+                other => {
+                    affected.extend(other.iter().flat_map(|slot| intervals(&slot.pool)));
+                    affected.extend(intervals(pool));
+                    Slot::new(pool, overlaps, holders)
+                }
             };
-            let message = format!("overlaps AddressPool {other}");
-            let object = crate::model::ObjectRef::new("", pool.name.clone());
+            if slot.overlaps.is_none() {
+                self.ordered.push(key.clone());
+            }
+            self.by_name.entry(pool.name.clone()).or_default().push(key.clone());
+            self.slots.insert(key.clone(), slot);
+        }
+        affected.extend(old.slots.values().flat_map(|slot| intervals(&slot.pool)));
+        let slots = &self.slots;
+        self.ordered.sort_by_cached_key(|key| slots.get(key).map(|slot| rank(&slot.pool)));
+        affected
+    }
+
+    /// Enters a pool's ranges, unless one overlaps another pool's: then the pool's name.
+    fn claim(&mut self, key: &str, pool: &Pool) -> Option<String> {
+        let overlap = pool.ranges.iter().enumerate().find_map(|(index, range)| {
+            let around = self.intervals.range(..=range.first()).next_back();
+            let around = around.filter(|(_, (last, _))| *last >= range.first());
+            let inside = || self.intervals.range(range.first()..=range.last()).next();
+            let (_, (_, owner)) = around.or_else(inside)?;
+            Some((index, owner.clone()))
+        });
+        if let Some((index, other)) = overlap {
+            let other = self.slots.get(&other).map_or(other, |slot| title(&slot.pool));
             let mut problem = Problem::error(format!(
-                "{message}; {} is set aside: it gives no new addresses until one of them is changed",
+                "overlaps {other}; {} is set aside: it gives no new addresses until one of them is changed",
                 pool.name
-            ))
-            .about("AddressPool", &object)
-            .field(format!("spec.addresses[{index}]"));
+            ));
+            problem = match &pool.origin {
+                PoolOrigin::Pointsman => problem.about("AddressPool", &ObjectRef::new("", &*pool.name)),
+                PoolOrigin::MetalLb(namespace) => {
+                    problem.about("IPAddressPool", &ObjectRef::new(&**namespace, &*pool.name))
+                }
+            };
+            problem = problem.field(format!("spec.addresses[{index}]"));
             problem.place.clone_from(&pool.place);
-            problems.push(problem);
-            set_aside.insert(pool.name.as_str(), message);
+            self.problems.push(problem);
+            return Some(other);
         }
-        ordered.sort_by(|a, b| (a.priority, &a.name).cmp(&(b.priority, &b.name)));
-        (Self { ordered, set_aside, cursors: HashMap::new() }, problems)
+        let own = intervals(pool).into_iter().map(|(first, last)| (first, (last, key.to_owned())));
+        self.intervals.extend(own);
+        None
     }
 
-    pub fn get(&self, index: usize) -> &'a Pool {
-        self.ordered[index]
+    /// What is wrong with them.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
     }
 
-    /// The pool that has an address.
-    pub fn of(&self, address: IpAddr) -> Option<&'a Pool> {
-        self.ordered.iter().copied().find(|pool| pool.contains(address))
+    /// The pool that has an address, by its key.
+    pub fn of(&self, address: IpAddr) -> Option<(&str, &Pool)> {
+        let (last, key) = self.intervals.range(..=address).next_back()?.1;
+        (*last >= address).then_some((key.as_str(), self.get(key)?))
     }
 
-    /// The pools that may serve a Service, best one first.
-    pub fn eligible(&self, service: &Service) -> Result<Vec<usize>, Refusal> {
-        let Some(name) = &service.pool else {
-            return Ok((0..self.ordered.len()).filter(|index| self.ordered[*index].auto_assign).collect());
-        };
-        if let Some(index) = self.ordered.iter().position(|pool| pool.name == *name) {
-            return Ok(vec![index]);
+    /// The pool that has an address but is set aside.
+    pub fn set_aside(&self, address: IpAddr) -> Option<String> {
+        let aside = self.slots.values().filter(|slot| slot.overlaps.is_some());
+        aside.map(|slot| &slot.pool).find(|pool| pool.contains(address)).map(|pool| title(pool))
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Pool> {
+        self.slots.get(key).map(|slot| slot.pool.as_ref())
+    }
+
+    /// Whether the labels of namespaces matter to any.
+    pub fn select_namespaces(&self) -> bool {
+        self.slots.values().any(|slot| !slot.pool.namespace_selectors.is_empty())
+    }
+
+    /// Somebody holds an address that nobody held.
+    pub fn take(&mut self, address: IpAddr) {
+        if let Some(key) = self.of(address).map(|(key, _)| key.to_owned())
+            && let Some(slot) = self.slots.get_mut(&key)
+        {
+            slot.take(address);
         }
-        let field = format!("metadata.annotations[{ANNOTATION_POOL}]");
-        Err(match self.set_aside.get(name.as_str()) {
-            Some(why) => Refusal::waiting(&field, format!("AddressPool {name} is set aside: it {why}")),
-            None => Refusal::waiting(&field, format!("there is no AddressPool {name}")),
+    }
+
+    /// Nobody holds the address any more.
+    pub fn give(&mut self, address: IpAddr) {
+        if let Some(key) = self.of(address).map(|(key, _)| key.to_owned())
+            && let Some(slot) = self.slots.get_mut(&key)
+        {
+            slot.free[side(Family::of(address))].give(address);
+            slot.assigned -= 1;
+        }
+    }
+
+    /// The lowest address of a pool that may be chosen.
+    pub fn lowest_free(&self, key: &str, family: Family) -> Option<IpAddr> {
+        self.slots.get(key)?.free[side(family)].lowest()
+    }
+
+    /// Why a pool gives a Service nothing new.
+    pub fn refuses(pool: &Pool, service: &Service, namespace: Option<&Namespace>) -> Option<String> {
+        if pool.disabled {
+            return Some(format!("{} is disabled", title(pool)));
+        }
+        (!pool.serves(service, namespace)).then(|| {
+            let (title, namespace) = (title(pool), &service.object.namespace);
+            format!("{title} does not serve this Service, by its labels or its namespace {namespace}")
         })
     }
 
-    /// Whether a Service may keep an address that it has. An address that is in no pool any more
-    /// is kept: pools shrink, Services are not renumbered. One in another pool than the Service
-    /// names is not: somebody asked for that pool.
-    pub fn may_keep(&self, service: &Service, address: IpAddr) -> bool {
-        match (&service.pool, self.of(address)) {
-            (Some(wanted), Some(pool)) => pool.name == *wanted,
-            _ => true,
-        }
-    }
-
-    /// Addresses have become free: look from the beginning.
-    pub fn rewind(&mut self) {
-        self.cursors.clear();
-    }
-
-    /// The lowest address that nobody holds. Costs as much as addresses were taken since the last
-    /// time.
-    pub fn lowest_free(&mut self, pool: usize, family: Family, holders: &Holders<'_>) -> Option<IpAddr> {
-        let from = self.ordered[pool];
-        let mut ranges: Vec<_> = from.ranges.iter().filter(|range| range.family() == family).collect();
-        ranges.sort();
-        let cursor = self
-            .cursors
-            .entry((pool, family))
-            .or_insert_with(|| Cursor { range: 0, next: ranges.first().map(|range| range.first()) });
-        while let Some(range) = ranges.get(cursor.range) {
-            while let Some(address) = cursor.next {
-                if from.may_choose(address) && !holders.is_held(address) {
-                    return Some(address);
-                }
-                cursor.next = range.after(address);
+    /// Keys of the pools that may serve a Service, best one first.
+    pub fn eligible(&self, service: &Service, namespace: Option<&Namespace>) -> Result<Vec<String>, Refusal> {
+        let Some(name) = &service.pool else {
+            let active = self.ordered.iter().filter(|key| {
+                self.get(key)
+                    .is_some_and(|pool| pool.auto_assign && Self::refuses(pool, service, namespace).is_none())
+            });
+            return Ok(active.cloned().collect());
+        };
+        let field = format!("metadata.annotations[{ANNOTATION_POOL}]");
+        let mut refusal = Refusal::waiting(reason::NO_SUCH_POOL, format!("there is no AddressPool {name}"));
+        let mut keys = Vec::new();
+        for (key, slot) in
+            self.by_name.get(name).into_iter().flatten().filter_map(|key| Some((key, self.slots.get(key)?)))
+        {
+            if let Some(other) = &slot.overlaps {
+                let title = title(&slot.pool);
+                let text = format!("{title} is set aside: it overlaps {other}");
+                refusal = Refusal::waiting(reason::NO_SUCH_POOL, text);
+            } else if let Some(text) = Self::refuses(&slot.pool, service, namespace) {
+                refusal = Refusal::waiting(reason::POOL_NOT_ALLOWED, text);
+            } else {
+                keys.push(key.clone());
             }
-            cursor.range += 1;
-            cursor.next = ranges.get(cursor.range).map(|range| range.first());
         }
-        None
+        if keys.is_empty() { Err(refusal.field(&field)) } else { Ok(keys) }
+    }
+
+    /// The state of every pool. `drained`: which have addresses that are held by Services that would
+    /// not get them today.
+    pub fn reports(&self, holders: &Holders, drained: impl Fn(&str) -> bool) -> Vec<PoolReport> {
+        let reports = self.slots.iter().map(|(key, slot)| {
+            let aside = slot.overlaps.is_some();
+            let available = slot.free.iter().map(Free::count).fold(0, u64::saturating_add);
+            PoolReport {
+                key: key.clone(),
+                assigned: if aside { 0 } else { slot.assigned },
+                available: if aside || slot.pool.disabled { 0 } else { available },
+                draining: drained(key) || aside && self.strands(&slot.pool, holders),
+                overlaps: slot.overlaps.clone(),
+                disabled: slot.pool.disabled,
+            }
+        });
+        reports.collect()
+    }
+
+    /// Whether somebody holds an address of a pool that no other pool stands for.
+    fn strands(&self, pool: &Pool, holders: &Holders) -> bool {
+        let mut held = intervals(pool).into_iter().flat_map(|interval| holders.within(interval));
+        held.any(|(address, _)| self.of(address).is_none())
     }
 }

@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::plan::testing::{pool, service};
 
@@ -37,7 +39,12 @@ fn world() -> impl Strategy<Value = World> {
 }
 
 fn run(world: &World) -> Allocation {
-    allocate(&world.0, &world.1, &world.2, Options { default_class: true, outside_pools: true })
+    allocate(
+        &world.0,
+        &world.1,
+        &world.2,
+        Options { default_class: true, outside_pools: true, deferred_release: false },
+    )
 }
 
 proptest! {

@@ -3,7 +3,7 @@ use crate::plan::testing::{pool, service};
 
 /// Services as `name key=value…`, pools as `name range…`: see [`crate::plan::testing`].
 fn run(services: &[&str], pools: &[&str], current: &[(&str, &str)]) -> Vec<String> {
-    let options = Options { default_class: true, outside_pools: true };
+    let options = Options { default_class: true, outside_pools: true, deferred_release: false };
     let current = current.iter().map(|(name, addresses)| {
         (ObjectRef::new("default", *name), addresses.split(',').map(|text| text.parse().unwrap()).collect())
     });

@@ -54,7 +54,7 @@ fn services(view: &StatusView, wide: bool) -> String {
     let mut header =
         vec!["NAMESPACE", "SERVICE", "STATE", "VIP", "PORT", "BACKENDS", "FLOWS", "IN", "OUT", "REFUSED"];
     if wide {
-        header.extend(["POOL", "INDEX", "PACKETS-IN", "PACKETS-OUT"]);
+        header.extend(["POOL", "INDEX", "PACKETS-IN", "PACKETS-OUT", "SOURCES", "AFFINITY"]);
     }
     let mut table = Table::new(&header);
     for service in &view.services {
@@ -94,9 +94,21 @@ fn port_row(service: &ServiceView, port: &PortView, wide: bool) -> Vec<String> {
             port.service_index.map(|index| index.to_string()).unwrap_or_default(),
             count(port.counters.packets_in),
             count(port.counters.packets_out),
+            sources(port),
+            port.affinity_seconds.map(seconds).unwrap_or_default(),
         ]);
     }
     row
+}
+
+/// Who may connect; only how many ranges if they are more than one, for there may be thousands.
+fn sources(port: &PortView) -> String {
+    match port.source_ranges.as_deref() {
+        None => "all".to_owned(),
+        Some([]) => "none".to_owned(),
+        Some([range]) => range.clone(),
+        Some(ranges) => format!("{} ranges", ranges.len()),
+    }
 }
 
 fn port_name(port: &PortView) -> String {
@@ -195,6 +207,8 @@ mod tests {
             vip: "2001:db8::10".parse().unwrap(),
             port: 80,
             service_index: Some(3),
+            source_ranges: Some(vec!["2001:db8:5::/48".into(), "2001:db8:6::/48".into()]),
+            affinity_seconds: Some(10_800),
             backends: vec![
                 backend("2001:db8:1::2", true, "02:00:00:00:00:02 on eth1"),
                 backend("2001:db8:1::3", false, "no route to 2001:db8:1::3"),
@@ -252,7 +266,18 @@ Problems:
     #[test]
     fn wide_adds_columns_to_the_right() {
         let wide = render(&example(), Format::Wide).unwrap();
-        assert!(wide.contains("REFUSED   POOL   INDEX   PACKETS-IN   PACKETS-OUT\n"), "{wide}");
+        assert!(
+            wide.contains("REFUSED   POOL   INDEX   PACKETS-IN   PACKETS-OUT   SOURCES    AFFINITY\n"),
+            "{wide}"
+        );
+        assert!(wide.contains("2 ranges   3h\n"), "{wide}");
+        let told = |source_ranges: Option<Vec<String>>| {
+            sources(&PortView { source_ranges, ..example().services[0].ports[0].clone() })
+        };
+        assert_eq!(
+            [None, Some(vec![]), Some(vec!["10.0.0.0/8".into()])].map(told),
+            ["all", "none", "10.0.0.0/8"]
+        );
     }
 
     #[test]

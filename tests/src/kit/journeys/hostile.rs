@@ -125,7 +125,7 @@ pub fn misconfigured(device: &mut dyn Device) {
             dropped(device, &syn(ip).build(), DropReason::BadSlot);
         }
         set_slots(device, ip, IPPROTO_TCP, 1);
-        device.set_service(ip.service(IPPROTO_TCP), Service { first_slot: u32::MAX, slot_count: 9 });
+        device.set_service(ip.service(IPPROTO_TCP), Service::new(u32::MAX, 9, 0));
         dropped(device, &syn(ip).build(), DropReason::BadSlot);
         device.set_vip(ip.router(), HTTP, IPPROTO_TCP, 1_000_000);
         let mut spec = syn(ip);

@@ -1,13 +1,16 @@
 //! Journeys: sequences of packets with what has to become of each. They are written once; the host
 //! takes them alone, and the kernel beside it.
 
+pub mod affinity;
 pub mod connection;
 pub mod fragment;
 pub mod history;
 pub mod hostile;
 pub mod icmp;
+pub mod local;
 pub mod ports;
 pub mod refuse;
+pub mod sources;
 pub mod tcp;
 pub mod udp;
 pub mod vlan;
@@ -25,6 +28,9 @@ macro_rules! each_journey {
             vlan { pop_and_push, keep, two_tags, priority_tag }
             ports { one_client_never_collides, fifty_clients, exhaustion, lost_port_of_another, lost_half_is_rebuilt, rebuilt_half_of_a_reused_backend_index }
             history { timestamps_are_shifted, own_port_again, quiet_time, without_timestamps }
+            sources { only_those_allowed, whole_family, nested, thousands, no_answer_to_others, connections_outlive_permission }
+            affinity { sticks, expires, is_of_one_client_and_service, leaves_backends_that_are_gone, keeps_others_in_turn, off_and_on }
+            local { whole_life, mixed_with_remote, last_hop, gone_backend, lost_half_is_rebuilt, same_tuple_by_another_vip, same_tuple_directly, direct_connection_afterwards, port_reuse, datagrams, stream, fragments, icmp_errors, others_leave_untouched, needs_no_neighbour }
             hostile { not_ours, malformed, misconfigured }
         }
     };

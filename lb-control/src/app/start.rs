@@ -1,0 +1,38 @@
+//! What has to be right before the agent begins.
+
+use anyhow::{Context, Result, bail};
+use lb_common::abi::Config;
+
+use super::Settings;
+use crate::net::Kernel as Network;
+
+/// Refuses to begin without the link device, and says which there are.
+pub async fn check_device(network: &Network, name: &str) -> Result<()> {
+    let links = network.links().await?;
+    if links.values().any(|link| link.name == name) {
+        return Ok(());
+    }
+    let others: Vec<_> =
+        links.values().filter(|link| !link.is_loopback).map(|link| link.name.as_str()).collect();
+    bail!("--link-device {name}: there is no such device; this node has: {}", others.join(", "))
+}
+
+/// The settings of the datapath to begin with. The route generation goes on where an earlier agent
+/// stopped: its flows carry it.
+pub fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Config> {
+    let (first, last) = settings.snat_ports;
+    let count = last
+        .checked_sub(first)
+        .and_then(|count| count.checked_add(1))
+        .filter(|_| first > 0)
+        .with_context(|| {
+            format!("--snat-ports {first}-{last}: the first port must be at least 1 and not above the last")
+        })?;
+    let generation = earlier.map_or(0, |config| config.route_generation).wrapping_add(1).max(1);
+    Ok(Config {
+        route_generation: generation,
+        snat_port_first: first,
+        snat_port_count: count,
+        ..Config::default()
+    })
+}

@@ -1,0 +1,225 @@
+//! The devices that replies of backends on this node leave by: the egress program is attached there,
+//! by pinned links, or as a filter where the kernel knows no such links (before Linux 6.6).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::mem;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use aya::programs::links::{FdLink, Link as _, LinkOrder, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle,
+    qdisc_add_clsact,
+};
+use aya::util::KernelVersion;
+use tracing::info;
+
+use super::PinDirectory;
+use super::links::device_name;
+
+/// Linux 6.6 brought links for TC (`tcx`).
+const LINKS_SINCE: (u8, u8, u16) = (6, 6, 0);
+
+/// Priority and handle of the filter, by which it is found again.
+const PRIORITY: u16 = 0x504d;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// How the program is attached. Its name is the ending of the name of the pin: of the link, or of
+/// the program as a sign that there is a filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Link,
+    Filter,
+}
+
+impl Way {
+    const ALL: [Self; 2] = [Self::Link, Self::Filter];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Link => "egress",
+            Self::Filter => "clsact",
+        }
+    }
+}
+
+/// All devices that replies leave by.
+pub struct Exits {
+    pins: PinDirectory,
+    way: Way,
+    attached: BTreeMap<u32, String>,
+}
+
+impl Exits {
+    /// No device yet.
+    #[must_use]
+    pub fn new(pins: PinDirectory) -> Self {
+        let (major, minor, patch) = LINKS_SINCE;
+        let since = KernelVersion::new(major, minor, patch);
+        let has_links = KernelVersion::current().is_ok_and(|current| current >= since);
+        let way = if has_links { Way::Link } else { Way::Filter };
+        Self { pins, way, attached: BTreeMap::new() }
+    }
+
+    /// The same by filters, whatever the kernel knows.
+    #[must_use]
+    pub fn by_filters(pins: PinDirectory) -> Self {
+        Self { way: Way::Filter, ..Self::new(pins) }
+    }
+
+    /// The devices that the program is attached to.
+    pub fn attached(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.attached.iter().map(|(index, name)| (*index, name.as_str()))
+    }
+
+    /// Attaches the program to a device, or replaces the one that is there from before, without a
+    /// packet in between. A link that somebody has detached is made anew.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(&mut self, program: &mut SchedClassifier, ifindex: u32, name: &str) -> Result<()> {
+        let done = match self.way {
+            Way::Link => self.attach_link(program, ifindex, name),
+            Way::Filter => self.attach_filter(program, ifindex, name),
+        };
+        done.with_context(|| {
+            format!(
+                "attaching the program for replies of backends on this node to {name} (needs CAP_NET_ADMIN)"
+            )
+        })?;
+        if self.attached.insert(ifindex, name.to_owned()).is_none() {
+            info!(
+                device = name,
+                way = self.way.name(),
+                "the program for replies of backends on this node is attached"
+            );
+        }
+        Ok(())
+    }
+
+    fn attach_link(&self, program: &mut SchedClassifier, ifindex: u32, name: &str) -> Result<()> {
+        let path = self.pin(ifindex, Way::Link);
+        if path.exists() {
+            let replaced = PinnedLink::from_pin(&path)
+                .map_err(anyhow::Error::from)
+                .and_then(|link| Ok(SchedClassifierLink::try_from(FdLink::from(link))?))
+                .and_then(|link| Ok(program.attach_to_link(link)?))
+                .and_then(|id| Ok(program.take_link(id)?));
+            if replaced.is_ok() {
+                return Ok(());
+            }
+            // Of a device that is gone and whose index is used again, or detached by somebody.
+            remove(&path)?;
+        }
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = program.attach_with_options(name, TcAttachType::Egress, options)?;
+        let link = FdLink::try_from(program.take_link(id)?)?;
+        link.pin(&path).with_context(|| format!("pinning the link as {}", path.display()))?;
+        Ok(())
+    }
+
+    fn attach_filter(&self, program: &mut SchedClassifier, ifindex: u32, name: &str) -> Result<()> {
+        let path = self.pin(ifindex, Way::Filter);
+        if self.attached.contains_key(&ifindex) {
+            return Ok(());
+        }
+        if path.exists() {
+            let replaced = filter(name).and_then(|link| Ok(program.attach_to_link(link)?));
+            if let Ok(id) = replaced {
+                // The filter outlives the handle; that of the earlier program is the same.
+                mem::forget(program.take_link(id)?);
+                return Ok(());
+            }
+            remove(&path)?;
+        }
+        if let Err(error) = qdisc_add_clsact(name)
+            && !is_there(&error)
+        {
+            return Err(error).with_context(|| format!("adding the queueing discipline clsact to {name}"));
+        }
+        let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+        let id =
+            program.attach_with_options(name, TcAttachType::Egress, TcAttachOptions::Netlink(options))?;
+        mem::forget(program.take_link(id)?);
+        // The sign that the filter is ours, for whoever comes after us.
+        program.pin(&path).with_context(|| format!("pinning the program as {}", path.display()))?;
+        Ok(())
+    }
+
+    /// Detaches the program from all devices but these; also from those that an earlier agent has
+    /// left it on.
+    ///
+    /// # Errors
+    /// When a pin or a filter cannot be removed.
+    pub fn keep_only(&mut self, wanted: &[u32]) -> Result<()> {
+        self.attached.retain(|index, _| wanted.contains(index));
+        let links = self.pins.links();
+        for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
+            let path = entry?.path();
+            let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
+            let Some((ifindex, way)) = pin else { continue };
+            if wanted.contains(&ifindex) && way == self.way {
+                continue;
+            }
+            if way == Way::Filter
+                && let Some(name) = device_name(ifindex)
+            {
+                // It is no error if somebody was faster.
+                let _ = filter(&name).map(|link| link.detach());
+            }
+            remove(&path)?;
+            info!(device = ifindex, "the program for replies of backends on this node is detached");
+        }
+        Ok(())
+    }
+
+    fn pin(&self, ifindex: u32, way: Way) -> PathBuf {
+        self.pins.links().join(format!("{ifindex}-{}", way.name()))
+    }
+}
+
+/// The filter of an earlier agent.
+fn filter(name: &str) -> Result<SchedClassifierLink> {
+    Ok(SchedClassifierLink::attached(name, TcAttachType::Egress, PRIORITY, HANDLE, None)?)
+}
+
+/// Whether there is a queueing discipline already, of somebody else or of an earlier agent: it stays
+/// when filters go, since others may have theirs there.
+fn is_there(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.raw_os_error() == Some(libc::EEXIST))
+    })
+}
+
+fn remove(path: &Path) -> Result<()> {
+    fs::remove_file(path).with_context(|| format!("removing the pin {}", path.display()))
+}
+
+/// The device of a pin, if it is one of these.
+fn parse(file: &str) -> Option<(u32, Way)> {
+    let (ifindex, way) = file.split_once('-')?;
+    let way = Way::ALL.into_iter().find(|known| known.name() == way)?;
+    Some((ifindex.parse().ok()?, way))
+}
+
+/// Whether a pin in the directory of links is one of these.
+pub(super) fn is_exit(file: &str) -> bool {
+    parse(file).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_pins() {
+        assert_eq!(parse("7-egress"), Some((7, Way::Link)));
+        assert_eq!(parse("12-clsact"), Some((12, Way::Filter)));
+        for other in ["7", "x-egress", "7-native", "-egress"] {
+            assert!(!is_exit(other), "{other}");
+        }
+    }
+}

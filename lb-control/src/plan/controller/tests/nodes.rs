@@ -1,0 +1,212 @@
+//! Nodes and agents that come and go.
+
+use std::sync::Arc;
+
+use super::World;
+use crate::{
+    model::{Endpoint, EndpointSlice, Node, ObjectChange, ObjectRef},
+    plan::controller::ANNOUNCED,
+};
+
+fn exclude(world: &mut World, name: &str, excluded: bool) {
+    let node = Node { name: name.into(), excluded, ..Node::default() };
+    world.server.put(ObjectChange::Node(name.into(), Some(Arc::new(node))));
+}
+
+/// Endpoints of a Service on these nodes, all ready.
+fn endpoints(world: &mut World, service: &ObjectRef, nodes: &[&str]) {
+    let endpoint = |node: &&str| Endpoint {
+        node: Some((*node).to_owned()),
+        ..Endpoint::ready(std::net::IpAddr::from([10, 0, 0, 1]))
+    };
+    let object = ObjectRef::new("default", format!("{}-slice", service.name));
+    let slice = EndpointSlice {
+        object: object.clone(),
+        place: None,
+        service: Some(service.name.clone()),
+        family: None,
+        ports: Vec::new(),
+        endpoints: nodes.iter().map(endpoint).collect(),
+        weight: None,
+    };
+    world.server.put(ObjectChange::Slice(object, Some(Arc::new(slice))));
+}
+
+fn cluster(nodes: &[&str]) -> World {
+    let mut world = World::new(nodes);
+    world.pool("p 192.0.2.0/24");
+    world
+}
+
+fn owner(world: &World, index: usize) -> String {
+    world.virtual_ips()[index].split(' ').nth(2).unwrap().to_owned()
+}
+
+fn condition(world: &World, service: &ObjectRef) -> (String, String) {
+    let conditions = &world.get(service).api.conditions;
+    let it = conditions.iter().find(|it| it.kind == ANNOUNCED).expect("a condition");
+    (it.reason.clone(), it.message.clone())
+}
+
+#[test]
+fn the_addresses_of_a_node_that_dies_move_once_and_stay_published() {
+    let mut world = cluster(&["n1", "n2"]);
+    let services: Vec<_> = (0..6).map(|index| world.service(&format!("s{index}"))).collect();
+    world.calm();
+    let on = |world: &World, node: &str| (0..6).filter(|index| owner(world, *index) == node).count();
+    assert_eq!((on(&world, "n1"), on(&world, "n2")), (3, 3), "{:?}", world.virtual_ips());
+
+    let published: Vec<_> = services.iter().map(|it| world.shown(it)).collect();
+    world.agents.get_mut("n1").unwrap().is_alive = false;
+    world.pass(10);
+    assert_eq!(on(&world, "n1"), 3, "its Lease has not run out yet");
+    world.pass(10);
+    assert_eq!(on(&world, "n2"), 6);
+    assert_eq!(services.iter().map(|it| world.shown(it)).collect::<Vec<_>>(), published);
+    assert!(services.iter().all(|it| condition(&world, it).1.ends_with("by node n2")));
+
+    world.agents.get_mut("n1").unwrap().is_alive = true;
+    world.pass(30);
+    assert_eq!(on(&world, "n2"), 6, "who comes back gets new ones only");
+    world.service("new");
+    world.calm();
+    assert_eq!(owner(&world, 6), "n1");
+}
+
+#[test]
+fn without_any_agent_an_address_waits_and_says_why() {
+    let mut world = cluster(&["n1"]);
+    exclude(&mut world, "n1", true);
+    let web = world.service("web");
+    world.pass(10);
+    assert_eq!(world.virtual_ips(), ["192.0.2.0 web - -/"], "it is reserved all the same");
+    assert_eq!(world.shown(&web), [""; 0]);
+    let (reason, message) = condition(&world, &web);
+    assert_eq!(reason, "NoNode");
+    assert!(message.ends_with("1 excluded from external load balancers by label"), "{message}");
+    exclude(&mut world, "n1", false);
+    world.calm();
+    assert_eq!(world.shown(&web), ["192.0.2.0"]);
+    assert_eq!(world.events(), ["AddressAllocated", "NoNode", "Announced"]);
+}
+
+#[test]
+fn an_excluded_node_hands_over_before_it_lets_go() {
+    let mut world = cluster(&["n1", "n2"]);
+    let web = world.service("web");
+    world.calm();
+    let before = owner(&world, 0);
+    exclude(&mut world, &before, true);
+    world.watch(0, usize::MAX);
+    world.decide(0);
+    assert_ne!(owner(&world, 0), before);
+    assert_eq!(world.shown(&web), ["192.0.2.0"], "what is published stays");
+    world.calm();
+    assert_eq!(world.shown(&web), ["192.0.2.0"]);
+    exclude(&mut world, "n1", true);
+    exclude(&mut world, "n2", true);
+    world.pass(10);
+    assert_eq!(owner(&world, 0), "-");
+    assert_eq!((condition(&world, &web).0.as_str(), world.shown(&web)), ("NoNode", vec!["192.0.2.0".into()]));
+}
+
+#[test]
+fn a_cluster_whose_agents_are_all_away_keeps_everything() {
+    let mut world = cluster(&["n1", "n2"]);
+    let web = world.service("web");
+    world.calm();
+    let before = world.virtual_ips();
+    for agent in world.agents.values_mut() {
+        agent.is_alive = false;
+    }
+    world.pass(60);
+    assert_eq!(world.virtual_ips(), before);
+    assert_eq!((condition(&world, &web).0.as_str(), world.shown(&web)), ("NoNode", vec!["192.0.2.0".into()]));
+    for agent in world.agents.values_mut() {
+        agent.is_alive = true;
+    }
+    world.pass(10);
+    assert_eq!(world.virtual_ips(), before);
+    assert_eq!(condition(&world, &web).0, "Announced");
+}
+
+#[test]
+fn local_traffic_follows_its_endpoints() {
+    let mut world = cluster(&["n1", "n2", "n3"]);
+    let web = world.service("web");
+    world.edit(&web, |it| it.local_traffic_only = true);
+    world.calm();
+    assert_eq!(owner(&world, 0), "-", "nobody has an endpoint");
+    for (nodes, expected) in
+        [(&["n2"][..], "n2"), (&["n1", "n2"], "n2"), (&["n1"], "n1"), (&[], "n1"), (&["n3"], "n3")]
+    {
+        endpoints(&mut world, &web, nodes);
+        world.calm();
+        assert_eq!(owner(&world, 0), expected, "{nodes:?}");
+    }
+    assert_eq!(world.shown(&web), ["192.0.2.0"]);
+}
+
+#[test]
+fn an_agent_that_does_not_serve_is_told_of_after_a_while() {
+    let mut world = cluster(&["n1"]);
+    world.agents.get_mut("n1").unwrap().is_alive = false;
+    let web = world.service("web");
+    world.calm();
+    assert_eq!(owner(&world, 0), "n1", "its Lease still counts");
+    assert!(world.get(&web).api.conditions.is_empty(), "a moment later there is more to say");
+    world.pass(6);
+    assert_eq!(condition(&world, &web).0, "NotServed");
+    assert_eq!(world.shown(&web), [""; 0]);
+    world.pass(20);
+    assert_eq!(condition(&world, &web).0, "NoNode");
+}
+
+#[test]
+fn the_dead_do_not_keep_a_service_from_going() {
+    let mut world = cluster(&["n1"]);
+    let web = world.service("web");
+    world.calm();
+    world.agents.get_mut("n1").unwrap().is_alive = false;
+    world.pass(1);
+    world.server.delete_service(&web);
+    world.checks = false;
+    world.pass(5);
+    assert!(world.server.service(&web).is_some(), "it may serve still");
+    world.pass(20);
+    assert!(world.server.service(&web).is_none());
+    assert!(world.virtual_ips().is_empty());
+}
+
+#[test]
+fn hands_in_virtual_ips_are_put_right() {
+    let mut world = cluster(&["n1", "n2"]);
+    let web = world.service("web");
+    world.calm();
+    let right = world.virtual_ips();
+    let address = "192.0.2.0".parse().unwrap();
+    let edit = |world: &mut World, edit: &dyn Fn(&mut crate::model::VirtualIp)| {
+        let mut it = (*world.server.objects.virtual_ips[&address]).clone();
+        edit(&mut it);
+        world.server.write_virtual_ip(it);
+    };
+    edit(&mut world, &|it| it.services = [ObjectRef::new("default", "nobody")].into());
+    world.checks = false;
+    world.pass(10);
+    assert_eq!(world.virtual_ips(), right);
+    edit(&mut world, &|it| it.node = None);
+    world.pass(10);
+    assert_eq!(world.virtual_ips()[0].split(' ').nth(1), Some("web"));
+    assert_ne!(owner(&world, 0), "-");
+    world.server.put(ObjectChange::VirtualIp(address, None));
+    world.pass(10);
+    assert!(world.virtual_ips()[0].starts_with("192.0.2.0 web n"), "{:?}", world.virtual_ips());
+    assert_eq!(world.shown(&web), ["192.0.2.0"]);
+
+    let mut stray = (*world.server.objects.virtual_ips[&address]).clone();
+    stray.address = "192.0.2.77".parse().unwrap();
+    world.server.write_virtual_ip(stray);
+    world.pass(10);
+    assert_eq!(world.virtual_ips().len(), 1, "{:?}", world.virtual_ips());
+    assert_eq!(world.shown(&web), ["192.0.2.0"]);
+}

@@ -1,0 +1,240 @@
+use proptest::{collection::vec, option, prelude::*};
+
+use super::*;
+use crate::{
+    model::{Endpoint, EndpointPort, Node, Protocol},
+    plan::{
+        ipam::Options,
+        testing::{pool, service},
+    },
+};
+
+const OPTIONS: Options = Options { default_class: true, outside_pools: true, deferred_release: false };
+
+fn slice(name: u8, service: Option<u8>, endpoints: &[u8]) -> EndpointSlice {
+    let endpoint = |last: &u8| Endpoint {
+        ready: *last < 5,
+        terminating: *last > 6,
+        node: Some(format!("n{}", last % 2)),
+        for_zones: if *last == 4 { Vec::new() } else { vec![["a", "b"][usize::from(last % 2)].into()] },
+        ..Endpoint::ready([10, 0, 0, *last].into())
+    };
+    EndpointSlice {
+        object: ObjectRef::new("default", format!("slice{name}")),
+        place: None,
+        service: service.map(|number| format!("s{number}")),
+        family: Some(Family::V4),
+        ports: vec![EndpointPort { name: "80-TCP".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        weight: None,
+    }
+}
+
+fn virtual_ip(last: u8, services: &[u8], node: Option<u8>) -> VirtualIp {
+    VirtualIp {
+        address: [192, 0, 2, last].into(),
+        pool: Some("p".into()),
+        services: services.iter().map(|number| ObjectRef::new("default", format!("s{number}"))).collect(),
+        node: node.map(|number| format!("n{number}")),
+        live_node: None,
+        live: BTreeSet::new(),
+        uid: String::new(),
+        resource_version: String::new(),
+        deleting: false,
+    }
+}
+
+fn node(name: &str, zone: &str) -> Node {
+    Node {
+        name: name.into(),
+        labels: [(crate::model::LABEL_ZONE.to_owned(), zone.to_owned())].into(),
+        excluded: false,
+    }
+}
+
+fn deciding(holdings: Holdings) -> Planner {
+    let mut ipam = Ipam::new(OPTIONS);
+    ipam.adopt(holdings);
+    Planner::new(true, "n1", Addressing::Decides(Box::new(ipam)))
+}
+
+fn following() -> Planner {
+    Planner::new(true, "n1", Addressing::Follows)
+}
+
+fn any_change() -> impl Strategy<Value = ObjectChange> {
+    let service_change = (0..4u8, any::<bool>(), any::<bool>()).prop_map(|(number, is_there, local)| {
+        let mut service = service(&format!("s{number}"));
+        service.local_traffic_only = local;
+        service.health_check_node_port = Some(32_000 + u16::from(number));
+        ObjectChange::Service(service.object.clone(), is_there.then(|| service.into()))
+    });
+    let slice_change = (0..4u8, option::of(0..4u8), vec(0..9u8, 0..4), any::<bool>()).prop_map(
+        |(name, owner, endpoints, is_there)| {
+            let slice = slice(name, owner, &endpoints);
+            ObjectChange::Slice(slice.object.clone(), is_there.then(|| slice.into()))
+        },
+    );
+    let vip_change = (0..3u8, vec(0..4u8, 0..3), option::of(0..3u8), any::<bool>()).prop_map(
+        |(last, services, node, is_there)| {
+            let vip = virtual_ip(last, &services, node);
+            ObjectChange::VirtualIp(vip.address, is_there.then(|| vip.into()))
+        },
+    );
+    let node_change = ("[ab]", any::<bool>()).prop_map(|(zone, is_there)| {
+        ObjectChange::Node("n1".into(), is_there.then(|| node("n1", &zone).into()))
+    });
+    let pool_change = any::<bool>().prop_map(|is_there| pool_change("p 192.0.2.0/30").filtered(is_there));
+    prop_oneof![4 => service_change, 4 => slice_change, 4 => vip_change, 1 => node_change, 1 => pool_change]
+}
+
+fn pool_change(text: &str) -> ObjectChange {
+    let pool = pool(text);
+    ObjectChange::Pool(pool.key(), Some(pool.into()))
+}
+
+impl ObjectChange {
+    fn filtered(self, is_there: bool) -> Self {
+        match self {
+            Self::Pool(key, pool) => Self::Pool(key, pool.filter(|_| is_there)),
+            other => other,
+        }
+    }
+}
+
+/// Step by step comes to the same as all at once, and the effects name all that differs.
+fn check(mut planner: Planner, fresh: impl Fn(Holdings) -> Planner, steps: Vec<Vec<ObjectChange>>) {
+    for changes in steps {
+        let before = planner.plan().clone();
+        let held = planner.holdings();
+        let placed = |planner: &Planner| -> BTreeSet<_> {
+            planner.backends().map(|address| (address, planner.is_local(&address))).collect()
+        };
+        let before_backends = placed(&planner);
+        let effects = planner.apply(changes);
+
+        let mut whole = fresh(held);
+        whole.apply(Objects::default().changes_to(planner.objects()));
+        let plan = planner.plan();
+        assert_eq!(plan, whole.plan());
+        for key in before.desired.entries.keys().chain(plan.desired.entries.keys()) {
+            let differs = before.desired.entries.get(key) != plan.desired.entries.get(key);
+            assert!(!differs || effects.services.contains(&key.service), "{key}");
+        }
+        let differing =
+            |old: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>| old.symmetric_difference(new).copied().collect();
+        let vips = |plan: &Plan| plan.desired.vips.keys().copied().collect::<BTreeSet<_>>();
+        assert_eq!(effects.vips, differing(&vips(&before), &vips(plan)));
+        let backends: BTreeSet<_> = planner.backends().collect();
+        assert_eq!(backends, plan.desired.backend_addresses());
+        let other =
+            before_backends.symmetric_difference(&placed(&planner)).map(|(address, _)| *address).collect();
+        assert_eq!(effects.backends, other);
+        let local = |address: &IpAddr| planner.is_local(address) == Some(true);
+        assert_eq!(
+            backends.iter().copied().filter(local).collect::<BTreeSet<_>>(),
+            plan.desired.local_addresses()
+        );
+        for object in before.reports.keys().chain(plan.reports.keys()) {
+            let differs = before.reports.get(object) != plan.reports.get(object);
+            assert_eq!(differs, effects.reports.contains(object), "{object}");
+        }
+        for object in before.health_checks.keys().chain(plan.health_checks.keys()) {
+            let differs = before.health_checks.get(object) != plan.health_checks.get(object);
+            assert_eq!(differs, effects.health_checks.contains(object), "{object}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn deciding_is_as_if_from_scratch(steps in vec(vec(any_change(), 0..4), 1..10)) {
+        check(deciding(Holdings::new()), deciding, steps);
+    }
+
+    #[test]
+    fn following_is_as_if_from_scratch(steps in vec(vec(any_change(), 0..4), 1..10)) {
+        check(following(), |_| following(), steps);
+    }
+}
+
+#[test]
+fn one_event_costs_one_service() {
+    let mut planner = following();
+    let changes = (0..200u8).flat_map(|number| {
+        let service = service(&format!("s{number}"));
+        let vip = virtual_ip(number, &[number], Some(1));
+        let slice = slice(number, Some(number), &[1, 2, 3]);
+        [
+            ObjectChange::Service(service.object.clone(), Some(service.into())),
+            ObjectChange::VirtualIp(vip.address, Some(vip.into())),
+            ObjectChange::Slice(slice.object.clone(), Some(slice.into())),
+        ]
+    });
+    planner.apply(changes);
+    let before = planner.resolved();
+    let slice = slice(7, Some(7), &[1, 2]);
+    let effects = planner.apply([ObjectChange::Slice(slice.object.clone(), Some(slice.into()))]);
+    assert_eq!(planner.resolved() - before, 1);
+    assert_eq!(effects.services, [ObjectRef::new("default", "s7")].into());
+}
+
+#[test]
+fn only_the_node_that_a_virtual_ip_names_has_the_address() {
+    let mut planner = following();
+    let service = service("s0");
+    let vip = |node| {
+        let vip = virtual_ip(9, &[0], node);
+        ObjectChange::VirtualIp(vip.address, Some(vip.into()))
+    };
+    planner.apply([ObjectChange::Service(service.object.clone(), Some(service.into())), vip(Some(2))]);
+    assert!(planner.plan().desired.vips.is_empty());
+    assert_eq!(planner.plan().desired.entries.len(), 1, "its entries are ready all the same");
+    let effects = planner.apply([vip(Some(1))]);
+    assert_eq!(effects.vips.len(), 1);
+    assert!(effects.services.is_empty(), "the maps stay as they are");
+    assert!(planner.apply([vip(None)]).vips.len() == 1 && planner.plan().desired.vips.is_empty());
+}
+
+#[test]
+fn health_checks_follow_the_service_and_its_endpoints() {
+    let mut planner = following();
+    let mut web = service("s0");
+    web.local_traffic_only = true;
+    web.health_check_node_port = Some(32_000);
+    let object = web.object.clone();
+    let told = |planner: &mut Planner, change| {
+        let effects = planner.apply([change]);
+        let check = planner.plan().health_checks.get(&object);
+        (effects.health_checks.len(), check.map(|check| check.endpoints))
+    };
+    let endpoints = |last: &[u8]| {
+        let slice = slice(0, Some(0), last);
+        ObjectChange::Slice(slice.object.clone(), Some(slice.into()))
+    };
+    let is = |service: Service| ObjectChange::Service(object.clone(), Some(service.into()));
+    assert_eq!(told(&mut planner, is(web.clone())), (1, Some(0)));
+    assert_eq!(told(&mut planner, endpoints(&[1, 2, 3])), (1, Some(2)), "10.0.0.2 is elsewhere");
+    assert_eq!(told(&mut planner, endpoints(&[1, 3])), (0, Some(2)));
+    assert_eq!(told(&mut planner, endpoints(&[7])), (1, Some(0)));
+    web.local_traffic_only = false;
+    assert_eq!(told(&mut planner, is(web)), (1, None));
+}
+
+#[test]
+fn what_its_status_says_is_no_news() {
+    let mut planner = following();
+    let service = service("s0");
+    let mut vip = virtual_ip(9, &[0], Some(1));
+    let object = service.object.clone();
+    planner.apply([
+        ObjectChange::Service(object.clone(), Some(service.into())),
+        ObjectChange::VirtualIp(vip.address, Some(vip.clone().into())),
+    ]);
+    let before = planner.resolved();
+    vip.live_node = Some("n1".into());
+    vip.live.insert(object);
+    vip.resource_version = "2".into();
+    assert!(planner.apply([ObjectChange::VirtualIp(vip.address, Some(vip.into()))]).is_empty());
+    assert_eq!(planner.resolved(), before);
+}

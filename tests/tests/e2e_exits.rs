@@ -1,0 +1,83 @@
+//! The egress program on kernels without links for TC: as a filter.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+use aya::{EbpfLoader, programs::SchedClassifier};
+use lb_common::abi::maps::EGRESS_PROGRAM;
+use lb_control::dataplane::{Exits, PinDirectory};
+use pointsman_tests::{
+    kit::kernel::{loader, object},
+    lab::{Lab, Options, is_root},
+};
+
+fn loaded(object: &[u8]) -> Result<aya::Ebpf> {
+    let mut loader: EbpfLoader<'_> = loader();
+    let mut ebpf = loader.load(object)?;
+    let program: &mut SchedClassifier = ebpf.program_mut(EGRESS_PROGRAM).context("no program")?.try_into()?;
+    program.load()?;
+    Ok(ebpf)
+}
+
+fn filters(lab: &Lab) -> Result<Vec<String>> {
+    let text = lab.edge.run(["tc", "filter", "show", "dev", "uplink", "egress"])?;
+    Ok(text.lines().filter(|line| line.contains("pointsman_tc")).map(str::to_owned).collect())
+}
+
+fn uplink(lab: &Lab) -> Result<u32> {
+    let text = lab.edge.run(["cat", "/proc/net/dev_snmp6/uplink"])?;
+    let line = text.lines().find_map(|line| line.strip_prefix("ifIndex")).context("no index")?;
+    Ok(line.trim().parse()?)
+}
+
+/// The number of the program in a line of `tc`.
+fn program_id(line: &str) -> Option<&str> {
+    let mut words = line.split_whitespace().skip_while(|word| *word != "id");
+    words.nth(1)
+}
+
+/// Attached, adopted and replaced in place by the next agent, and taken off, the pins with it.
+#[test]
+fn filters_are_adopted_and_replaced() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let Ok(object) = object() else {
+        println!("SKIP: the kernel programs are not built");
+        return Ok(());
+    };
+    let lab = Lab::new(Options { backends: 0, ..Options::default() })?;
+    let pins = PinDirectory::new(&lab.pin_directory());
+    pins.prepare()?;
+    let index = uplink(&lab)?;
+    let attach = |pins: &PinDirectory| -> Result<()> {
+        let mut ebpf = loaded(&object)?;
+        let program: &mut SchedClassifier =
+            ebpf.program_mut(EGRESS_PROGRAM).context("no program")?.try_into()?;
+        let mut exits = Exits::by_filters(pins.clone());
+        exits.attach(program, index, "uplink")?;
+        exits.attach(program, index, "uplink")?;
+        exits.keep_only(&[index])?;
+        assert_eq!(exits.attached().collect::<Vec<_>>(), [(index, "uplink")]);
+        Ok(())
+    };
+    lab.edge.enter(|| attach(&pins))??;
+    // The loader is gone, and so is the agent; the filter is not.
+    let first = filters(&lab)?;
+    lab.edge.enter(|| attach(&pins))??;
+    let second = filters(&lab)?;
+    assert_eq!((first.len(), second.len()), (1, 1), "{first:?} {second:?}");
+    assert_ne!(program_id(&first[0]), program_id(&second[0]), "the program is the next agent's");
+    let mut next = Exits::by_filters(pins.clone());
+    lab.edge.enter(|| next.keep_only(&[]))??;
+    assert_eq!(filters(&lab)?, Vec::<String>::new());
+    let left: Vec<_> = fs::read_dir(pins.links())?.collect();
+    assert!(left.is_empty(), "{left:?}");
+    // An agent on a newer kernel takes off what an older way has left.
+    lab.edge.enter(|| attach(&pins))??;
+    lab.edge.enter(|| Exits::new(pins.clone()).keep_only(&[index]))??;
+    assert_eq!(filters(&lab)?, Vec::<String>::new());
+    pins.remove()?;
+    assert!(!Path::new(&lab.pin_directory()).exists());
+    Ok(())
+}
