@@ -5,6 +5,7 @@
 
 mod compile;
 pub mod controller;
+pub mod election;
 mod health;
 pub mod ipam;
 pub mod ownership;

@@ -1,0 +1,242 @@
+//! Holds a Lease, or tries to.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, Error,
+    api::{ObjectMeta, PostParams},
+};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    plan::election::{Candidate, Record, Step, Timing},
+    source::kube::causes,
+};
+
+/// How long one request may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A Lease that is wanted.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Who we are.
+    pub identity: String,
+    /// Labels that it gets.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations that it gets.
+    pub annotations: BTreeMap<String, String>,
+    /// How long it lasts.
+    pub timing: Timing,
+}
+
+/// Wants a Lease until it is dropped or released.
+pub struct Hold {
+    /// Whether the Lease is ours.
+    pub holds: watch::Receiver<bool>,
+    release: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Hold {
+    /// Gives the Lease back, so that nobody has to wait for it to run out.
+    pub async fn release(mut self) {
+        if let Some(release) = self.release.take() {
+            let _ = release.send(());
+        }
+        let _ = timeout(ANSWER, &mut self.task).await;
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Tries to get a Lease, and keeps it.
+#[must_use]
+pub fn hold(client: Client, claim: Claim) -> Hold {
+    let (sender, holds) = watch::channel(false);
+    let (release, released) = oneshot::channel();
+    let task = tokio::spawn(async move {
+        let mut holder = Holder {
+            api: Api::namespaced(client, &claim.namespace),
+            candidate: Candidate::new(claim.identity.clone(), claim.timing),
+            started: Instant::now(),
+            trouble: String::new(),
+            sender,
+            claim,
+        };
+        tokio::select! {
+            () = holder.run() => {}
+            Ok(()) = released => holder.give_back().await,
+        }
+    });
+    Hold { holds, release: Some(release), task }
+}
+
+struct Holder {
+    api: Api<Lease>,
+    claim: Claim,
+    candidate: Candidate,
+    started: Instant,
+    /// What went wrong last, so that the log hears it once.
+    trouble: String,
+    sender: watch::Sender<bool>,
+}
+
+impl Holder {
+    async fn run(&mut self) {
+        loop {
+            let turn = self.turn();
+            // Whether or not the API server answers: the time is over when it is over.
+            match self.until_over() {
+                Some(over) => {
+                    let late = tokio::select! {
+                        () = turn => false,
+                        () = sleep_until(over) => true,
+                    };
+                    if late {
+                        self.tell();
+                        continue;
+                    }
+                }
+                None => turn.await,
+            }
+            self.tell();
+            let next = Instant::now() + self.candidate.pause(self.now());
+            match self.until_over().filter(|over| *over < next) {
+                Some(over) => sleep_until(over).await,
+                None => sleep_until(next).await,
+            }
+            self.tell();
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn until_over(&self) -> Option<Instant> {
+        self.candidate.held_until().filter(|_| self.candidate.holds(self.now())).map(|until| self.started + until)
+    }
+
+    fn tell(&self) {
+        let holds = self.candidate.holds(self.now());
+        let changed = self.sender.send_if_modified(|told| std::mem::replace(told, holds) != holds);
+        if changed {
+            info!(lease = self.claim.name, holds, "lease");
+        }
+    }
+
+    /// Looks at the Lease, and writes it if it may be ours.
+    async fn turn(&mut self) {
+        let result = timeout(ANSWER, self.try_turn()).await;
+        let trouble = match result {
+            Ok(Ok(())) => String::new(),
+            Ok(Err(error)) => causes(&error),
+            Err(_) => format!("no answer within {} s", ANSWER.as_secs()),
+        };
+        if trouble != self.trouble && !trouble.is_empty() {
+            warn!(lease = self.claim.name, namespace = self.claim.namespace, "lease: {trouble}");
+        }
+        self.trouble = trouble;
+    }
+
+    async fn try_turn(&mut self) -> Result<(), Error> {
+        let found = self.api.get_opt(&self.claim.name).await?;
+        let record = found.as_ref().map(record);
+        if self.candidate.observe(record.as_ref(), self.now()) == Step::Leave {
+            return Ok(());
+        }
+        let sent = self.now();
+        let written = match found {
+            Some(lease) => {
+                let lease = self.renewed(lease);
+                self.api.replace(&self.claim.name, &PostParams::default(), &lease).await
+            }
+            None => self.api.create(&PostParams::default(), &self.renewed(Lease::default())).await,
+        };
+        match written {
+            Ok(lease) => {
+                // What we wrote ourselves is no news at the next look.
+                self.candidate.observe(Some(&self::record(&lease)), self.now());
+                self.candidate.wrote(sent);
+                Ok(())
+            }
+            Err(Error::Api(status)) if status.code == 409 => {
+                debug!(lease = self.claim.name, "somebody else was faster");
+                self.candidate.lost();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The Lease with our name and the time. What others have added to it stays.
+    fn renewed(&self, mut lease: Lease) -> Lease {
+        let now = MicroTime(Timestamp::now());
+        let metadata = &mut lease.metadata;
+        metadata.name = Some(self.claim.name.clone());
+        metadata.namespace = Some(self.claim.namespace.clone());
+        merge(metadata, &self.claim);
+        let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
+        if spec.holder_identity.as_ref() != Some(&self.claim.identity) {
+            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(-1).saturating_add(1));
+            spec.acquire_time = Some(now.clone());
+        }
+        spec.holder_identity = Some(self.claim.identity.clone());
+        spec.lease_duration_seconds = i32::try_from(self.claim.timing.duration.as_secs()).ok();
+        spec.renew_time = Some(now);
+        lease
+    }
+
+    /// Leaves the Lease without a holder, if it is ours.
+    async fn give_back(&mut self) {
+        self.candidate.lost();
+        self.tell();
+        // A write of ours may just have got its answer: the newest version counts.
+        for _ in 0..3 {
+            let Ok(Some(mut lease)) = self.api.get_opt(&self.claim.name).await else { return };
+            let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
+            if spec.holder_identity.as_ref() != Some(&self.claim.identity) {
+                return;
+            }
+            spec.holder_identity = None;
+            spec.renew_time = Some(MicroTime(Timestamp::now()));
+            if self.api.replace(&self.claim.name, &PostParams::default(), &lease).await.is_ok() {
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn merge(metadata: &mut ObjectMeta, claim: &Claim) {
+    metadata.labels.get_or_insert_default().extend(claim.labels.clone());
+    metadata.annotations.get_or_insert_default().extend(claim.annotations.clone());
+}
+
+fn record(lease: &Lease) -> Record {
+    let spec = lease.spec.clone().unwrap_or_default();
+    let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    Record {
+        holder: spec.holder_identity.unwrap_or_default(),
+        renewed: spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default(),
+        duration: Duration::from_secs(seconds.unwrap_or(15)),
+    }
+}
