@@ -50,6 +50,13 @@ fn managers_own_what_they_apply() -> Result<()> {
         // What one stops to apply stays while the other does, and goes otherwise.
         let after = api.patch("one", &apply("a"), &config(&json!({}))).await?;
         assert_eq!(data(&after), json!({ "x": "1", "z": "1" }));
+        // An apply that creates has to name its object, beside the path.
+        let nameless = Patch::Apply(json!({ "apiVersion": "v1", "kind": "ConfigMap" }));
+        api.patch("one", &apply("c"), &nameless).await?;
+        let Err(Error::Api(refused)) = api.patch("two", &apply("c"), &nameless).await else {
+            panic!("an apply without a name was taken");
+        };
+        assert_eq!((refused.code, refused.reason.as_str()), (400, "BadRequest"));
         // Now nobody is in the way.
         let after = api.patch("one", &apply("b"), &config(&json!({ "x": "2" }))).await?;
         assert_eq!(data(&after), json!({ "x": "2" }));
@@ -79,6 +86,14 @@ fn an_update_takes_ownership_of_what_it_changes() -> Result<()> {
         // With the same value, both own it.
         api.patch("one", &apply("a"), &config(&json!({ "x": "2", "y": "1" }))).await?;
         let managers = api.get("one").await?.metadata.managed_fields.context("managers")?;
+        let fields = json!(managers.iter().map(|entry| &entry.fields_v1).collect::<Vec<_>>());
+        assert_eq!(
+            fields,
+            json!([
+                { "f:data": { "f:x": {}, "f:y": {} } },
+                { "f:data": { "f:x": {} } },
+            ])
+        );
         let owners: Vec<(String, String)> = managers
             .iter()
             .filter(|entry| json!(entry.fields_v1)["f:data"].get("f:x").is_some())

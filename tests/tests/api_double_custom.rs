@@ -183,6 +183,9 @@ fn lists_are_owned_item_by_item() -> Result<()> {
         assert_eq!(causes[0].field, ".spec.services[name=\"x\"].note");
         let after = api.patch("one", &PatchParams::apply("a"), &with(json!([]))).await?;
         assert_eq!(after.data["spec"]["services"], json!([{ "name": "y" }]));
+        // With the last item, the list goes too.
+        let after = api.patch("one", &PatchParams::apply("b"), &with(json!([]))).await?;
+        assert!(after.data["spec"].get("services").is_none(), "{}", after.data);
         Ok(())
     })
 }

@@ -67,6 +67,10 @@ fn a_service_gets_its_defaults() -> Result<()> {
         assert!(made["ports"][0]["nodePort"].is_null() && made["healthCheckNodePort"].is_null(), "{made}");
         assert_eq!(made["externalTrafficPolicy"], "Cluster");
 
+        // Nobody manages what was given out.
+        let managed = json!(plain.metadata.managed_fields)[0]["fieldsV1"]["f:spec"].clone();
+        assert!(managed.get("f:ports").is_some() && managed.get("f:clusterIP").is_none(), "{managed}");
+
         let headless = json!({ "clusterIP": "None", "selector": { "a": "b" }, "ports": [{ "port": 80 }] });
         let made = spec(&api.create(&create, &service("headless", &headless)).await?);
         assert_eq!(made["clusterIPs"], json!(["None"]));

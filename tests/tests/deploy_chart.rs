@@ -6,6 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
+use clap::{CommandFactory, Parser};
 use k8s_openapi::{
     api::{
         apps::v1::DaemonSet,
@@ -16,7 +17,7 @@ use k8s_openapi::{
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
-use lb_control::crd;
+use lb_control::{cli::Cli, crd};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -154,7 +155,7 @@ fn the_agent_has_what_it_needs_and_no_more() {
     assert_eq!(env("KUBERNETES"), Some(json!("true")));
     assert_eq!(env("DEFAULT_CLASS"), Some(json!("true")));
     assert_eq!(agent["ports"][0]["containerPort"], json!(1234));
-    assert!(agent["args"].as_array().unwrap().contains(&json!("--http-address=:1234")));
+    assert!(agent["args"].as_array().unwrap().contains(&json!("--http-address=[::]:1234")));
 
     // Only with privileges a mount may travel to the node.
     assert!(!pod.to_string().contains("Bidirectional"));
@@ -166,6 +167,28 @@ fn the_agent_has_what_it_needs_and_no_more() {
 }
 
 #[test]
+fn the_agent_understands_its_arguments() {
+    let Some(helm) = program("POINTSMAN_HELM") else { return };
+    let command = Cli::command();
+    let run = command.find_subcommand("run").unwrap();
+    let known: BTreeSet<_> =
+        run.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
+    for set in [&[][..], &["securityContext.privileged=true", "onExit=\"withdraw\""]] {
+        let objects = template(&helm, "edge", "lb", set);
+        let agent = &of_kind(&objects, "DaemonSet")[0]["spec"]["template"]["spec"]["containers"][0];
+        let args = agent["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
+        // As the environment would say.
+        let args = ["pointsman"].into_iter().chain(args).chain(["--link-device", "eth0"]);
+        Cli::try_parse_from(args).unwrap_or_else(|error| panic!("{error}"));
+        for variable in agent["env"].as_array().unwrap() {
+            let name = variable["name"].as_str().unwrap();
+            // The Leases' namespace is no argument.
+            assert!(known.contains(name) || name == "POD_NAMESPACE", "nothing reads {name}");
+        }
+    }
+}
+
+#[test]
 fn wrong_values_are_refused() {
     let Some(helm) = program("POINTSMAN_HELM") else { return };
     for (set, field) in [
@@ -173,6 +196,7 @@ fn wrong_values_are_refused() {
         ("linkDevice=\"a-name-that-is-too-long\"", "linkDevice"),
         ("debug=\"yes\"", "debug"),
         ("httpPort=70000", "httpPort"),
+        ("httpAddress=\"::\"", "httpAddress"),
         ("onExit=\"stay\"", "onExit"),
         ("image.digest=\"latest\"", "digest"),
         ("image.pullPolicy=\"Sometimes\"", "pullPolicy"),

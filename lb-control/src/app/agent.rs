@@ -159,6 +159,9 @@ impl Agent {
         if let Some(problems) = update.problems {
             self.trouble.replace(Area::Source, problems);
         }
+        if !update.synced {
+            return self.publish();
+        }
         self.updating.get_or_insert_with(Instant::now);
         self.shared.recorder.updated();
         let count = update.changes.len();
@@ -551,6 +554,8 @@ impl Agent {
     /// When something could not be removed; the rest is removed all the same.
     pub async fn withdraw(mut self) -> Result<()> {
         let mut failed = Vec::new();
+        // Even if something stays behind: this node is not to be relied on.
+        let mut live = std::mem::replace(&mut self.live, Live::untold());
         let links = self.network.links().await.unwrap_or_default();
         let device = links.iter().find(|(_, link)| link.name == self.settings.link_device);
         let index = device.map_or(0, |(index, _)| *index);
@@ -563,6 +568,7 @@ impl Agent {
         if let Err(error) = self.exits.keep_only(&[]) {
             failed.push(error);
         }
+        live.ends();
         self.next_hops.release().await;
         if let Err(error) = self.pins.remove() {
             failed.push(error);

@@ -26,7 +26,7 @@ pub fn files(config: &Path) -> Result<mpsc::Receiver<Update>> {
             let snapshot: Arc<Snapshot> = watcher.snapshots.borrow_and_update().clone();
             let changes = objects.changes_to(&snapshot.objects);
             objects = snapshot.objects.clone();
-            let update = Update { changes, problems: Some(snapshot.problems.clone()) };
+            let update = Update { synced: true, changes, problems: Some(snapshot.problems.clone()) };
             if sender.send(update).await.is_err() || watcher.snapshots.changed().await.is_err() {
                 break;
             }

@@ -28,14 +28,23 @@ impl Live {
 
     /// With the other end.
     #[must_use]
-    pub fn channel() -> (Self, mpsc::UnboundedReceiver<Served>) {
+    pub fn channel() -> (Self, Option<mpsc::UnboundedReceiver<Served>>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { told: BTreeMap::new(), listener: Some(sender) }, receiver)
+        (Self { told: BTreeMap::new(), listener: Some(sender) }, Some(receiver))
     }
 
     /// Addresses that serve something.
     pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
         self.told.keys()
+    }
+
+    /// Nothing is served any more.
+    pub fn ends(&mut self) {
+        for address in std::mem::take(&mut self.told).into_keys() {
+            if let Some(listener) = &self.listener {
+                let _ = listener.send((address, BTreeSet::new()));
+            }
+        }
     }
 
     /// What an address serves from now on.
@@ -61,7 +70,8 @@ mod tests {
 
     #[test]
     fn only_what_is_other_than_before_is_told() {
-        let (mut live, mut told) = Live::channel();
+        let (mut live, told) = Live::channel();
+        let mut told = told.expect("somebody listens");
         let address = IpAddr::from([192, 0, 2, 1]);
         let web: BTreeSet<_> = [ObjectRef::new("default", "web")].into();
         live.is_now(address, BTreeSet::new());

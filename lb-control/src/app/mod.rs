@@ -1,6 +1,7 @@
 //! The agent: everything put together.
 
 mod agent;
+mod cluster;
 mod feed;
 mod live;
 mod metrics;
@@ -8,6 +9,7 @@ mod shared;
 mod start;
 mod trouble;
 mod upkeep;
+mod writer;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -24,7 +26,10 @@ use crate::dataplane::{Mode, Sizes};
 use crate::http;
 use crate::net::Monitor;
 
+pub use cluster::{ClusterSettings, LEADER_LEASE, host_name};
+
 use agent::Agent;
+use cluster::{Cluster, Leave};
 use live::Live;
 use upkeep::Upkeep;
 
@@ -64,6 +69,8 @@ pub struct Settings {
 pub enum Source {
     /// A file or a directory.
     Files(PathBuf),
+    /// A Kubernetes cluster.
+    Cluster(ClusterSettings),
 }
 
 impl Settings {
@@ -72,6 +79,7 @@ impl Settings {
     pub fn follows_cluster(&self) -> bool {
         match self.source {
             Source::Files(_) => false,
+            Source::Cluster(_) => true,
         }
     }
 }
@@ -94,11 +102,25 @@ pub async fn run(settings: Settings) -> Result<()> {
     // The socket is first: it tells whether another agent is at work here.
     let listener = http::bind(&settings.socket)?;
     let port = settings.http.map(listen).transpose()?;
-    let Source::Files(config) = &settings.source;
-    let mut updates = feed::files(config)?;
+    // Files that cannot be read are told before anything is touched.
+    let files = match &settings.source {
+        Source::Files(config) => Some(feed::files(config)?),
+        Source::Cluster(_) => None,
+    };
     // From here on changes are noticed, so what is read next cannot be outdated unseen.
     let mut monitor = Monitor::start()?;
-    let (mut agent, shared) = Agent::start(&settings, Live::untold()).await?;
+    let (live, served) = if files.is_some() { (Live::untold(), None) } else { Live::channel() };
+    let (mut agent, shared) = Agent::start(&settings, live).await?;
+    let (cluster, mut updates) = match (files, served, &settings.source) {
+        (None, Some(served), Source::Cluster(cluster)) => {
+            let (cluster, updates) =
+                Cluster::start(cluster, &settings.node, &settings.link_device, settings.default_class, served, Arc::clone(&shared))
+                    .await?;
+            (Some(cluster), updates)
+        }
+        (Some(files), ..) => (None, files),
+        _ => unreachable!("a source is one or the other"),
+    };
     let (stop_serving, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(http::serve(listener, Arc::clone(&shared) as Arc<dyn http::Inspect>, async {
         let _ = stopped.await;
@@ -123,7 +145,7 @@ pub async fn run(settings: Settings) -> Result<()> {
             _ = terminate.recv() => break info!("SIGTERM: leaving"),
             _ = interrupt.recv() => break info!("SIGINT: leaving"),
             update = updates.recv() => {
-                let Some(update) = update else { bail!("the configuration is not watched any more") };
+                let Some(update) = update else { bail!("the source of the configuration has ended; see above") };
                 agent.update(update).await;
             }
             change = monitor.next() => {
@@ -145,9 +167,17 @@ pub async fn run(settings: Settings) -> Result<()> {
     drop(upkeep);
     if settings.keep_on_exit {
         agent.hand_over().await?;
+        if let Some(cluster) = cluster {
+            cluster.leave(Leave::Stay).await;
+        }
         info!("programs, maps and addresses stay for the next agent");
     } else {
-        agent.withdraw().await?;
+        // What it served is taken back first: whoever follows finds the addresses free.
+        let withdrawn = agent.withdraw().await;
+        if let Some(cluster) = cluster {
+            cluster.leave(Leave::GiveUp).await;
+        }
+        withdrawn?;
     }
     let _ = stop_serving.send(());
     if let Some(port) = port {

@@ -102,12 +102,11 @@ struct Holder {
 impl Holder {
     async fn run(&mut self) {
         loop {
-            let turn = self.turn();
             // Whether or not the API server answers: the time is over when it is over.
             match self.until_over() {
                 Some(over) => {
                     let late = tokio::select! {
-                        () = turn => false,
+                        () = self.turn() => false,
                         () = sleep_until(over) => true,
                     };
                     if late {
@@ -115,7 +114,7 @@ impl Holder {
                         continue;
                     }
                 }
-                None => turn.await,
+                None => self.turn().await,
             }
             self.tell();
             let next = Instant::now() + self.candidate.pause(self.now());

@@ -1,5 +1,9 @@
 //! What is written to the API server: Leases, and the controller's commands.
 
+mod events;
+mod executor;
 mod lease;
+mod requests;
 
+pub use executor::{Count, Executor};
 pub use lease::{Claim, Hold, hold};

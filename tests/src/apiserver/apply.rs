@@ -31,6 +31,7 @@ pub fn apply(store: &mut Store, mut write: Write, key: &Key, call: &Call) -> Out
             return Err(Failure::bad_request(format!("invalid object type: {field} is not set")));
         }
     }
+    let named = config["metadata"]["name"].as_str().is_some_and(|name| !name.is_empty());
     if config["metadata"]["managedFields"].as_array().is_some_and(|list| !list.is_empty()) {
         return Err(Failure::bad_request("metadata.managedFields must be nil"));
     }
@@ -38,6 +39,11 @@ pub fn apply(store: &mut Store, mut write: Write, key: &Key, call: &Call) -> Out
     let force = call.query.is("force");
     write.manager.applied = true;
     match store.get(&kind.storage, key) {
+        // What is there has a name already.
+        None if write.part == Part::Main && !named => Err(Failure::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            key.1
+        ))),
         None if write.part == Part::Main => {
             let empty = json!({ "apiVersion": config["apiVersion"], "kind": config["kind"], "metadata": config["metadata"] });
             let new = managed::applied(&kind, write.part, manager, force, &empty, &config)?;

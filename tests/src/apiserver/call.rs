@@ -188,6 +188,10 @@ impl Call {
     /// # Errors
     /// When it is neither.
     pub fn object(&self) -> Outcome<Value> {
+        if self.content_type.contains("protobuf") || self.content_type.contains("cbor") {
+            // kubectl's commands that take no file send it: `kubectl create namespace`.
+            return Err(Failure::unsupported_media(&self.content_type));
+        }
         if self.content_type.ends_with("yaml") {
             let text = String::from_utf8_lossy(&self.body);
             return serde_saphyr::from_str(&text)

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     failure::Cause,
+    hooks,
     kinds::{CRD_STORAGE, Custom, Kind, storage},
     names,
     objects::{finalizers, is_deleting, now},
@@ -43,8 +44,8 @@ pub fn check(definition: &Value) -> Vec<Cause> {
     let (group, plural) = (text(&spec["group"]), text(&spec["names"]["plural"]));
     let expected = format!("{plural}.{group}");
     if definition["metadata"]["name"] != expected.as_str() {
-        let why = format!("must be spec.names.plural+\".\"+spec.group");
-        causes.push(Cause::invalid("metadata.name", &definition["metadata"]["name"], &why));
+        let why = "must be spec.names.plural+\".\"+spec.group";
+        causes.push(Cause::invalid("metadata.name", &definition["metadata"]["name"], why));
     }
     if !names::is_subdomain(group) || !group.contains('.') {
         causes.push(Cause::invalid("spec.group", &spec["group"], "should be a domain with at least one dot"));
@@ -162,15 +163,7 @@ fn objects_of(definition: &Value) -> Arc<str> {
 pub fn empty(store: &mut Store, definition: &Value) {
     let storage = objects_of(definition);
     for object in store.list(&storage, None) {
-        let key = key_of(&object);
-        if finalizers(&object).is_empty() {
-            store.remove(&storage, &key);
-        } else if !is_deleting(&object) {
-            let mut marked = Value::clone(&object);
-            marked["metadata"]["deletionTimestamp"] = now().into();
-            marked["metadata"]["deletionGracePeriodSeconds"] = 0.into();
-            store.put(&storage, key, marked);
-        }
+        hooks::end(store, &storage, key_of(&object));
     }
     if !store.list(&storage, None).is_empty() && !finalizers(definition).contains(&CLEANUP) {
         let mut held = definition.clone();

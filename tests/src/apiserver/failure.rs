@@ -98,7 +98,13 @@ impl Failure {
     /// There is no such path.
     #[must_use]
     pub fn no_such_path() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource")
+        Self::new(404, "NotFound", "")
+    }
+
+    /// Whether it is that there is no such path.
+    #[must_use]
+    pub fn is_no_path(&self) -> bool {
+        self.code == 404 && self.message.is_empty()
     }
 
     /// The path is right, the method is not.
@@ -213,12 +219,12 @@ impl Failure {
         failure
     }
 
-    /// A patch of a type that is not understood.
+    /// A body of a type that is not understood.
     #[must_use]
     pub fn unsupported_media(given: &str) -> Self {
         let message = format!(
             "the body of the request was in an unknown format - accepted media types include: \
-             application/json-patch+json, application/merge-patch+json, \
+             application/json, application/yaml, application/json-patch+json, application/merge-patch+json, \
              application/strategic-merge-patch+json, application/apply-patch+yaml (not {given})"
         );
         Self::new(415, "UnsupportedMediaType", message)

@@ -128,10 +128,12 @@ impl Set {
         for (step, node) in &self.0 {
             if let Some(name) = step.strip_prefix("f:") {
                 let Some(fields) = value.as_object_mut() else { continue };
+                let mut emptied = false;
                 if let Some(below) = fields.get_mut(name) {
                     node.below.remove_from(below, &shape.field(name));
+                    emptied = !node.below.is_empty() && is_empty(below);
                 }
-                if node.member {
+                if node.member || emptied {
                     fields.remove(name);
                 }
             } else if let Some(items) = value.as_array_mut() {
@@ -146,6 +148,10 @@ impl Set {
             }
         }
     }
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.as_object().is_some_and(Map::is_empty) || value.as_array().is_some_and(Vec::is_empty)
 }
 
 /// `.name`, `[port=80,protocol="TCP"]`, `[="a"]`.
@@ -210,11 +216,23 @@ pub fn of(value: &Value, shape: &Shape<'_>) -> Set {
     let mut set = Set::default();
     for (step, part, inner) in parts(value, shape).unwrap_or_default() {
         let below = of(part, &inner);
-        // Items of lists count themselves, beside their fields; so does what has no fields.
-        if below.is_empty() || !step.starts_with("f:") {
+        // Items of lists count themselves, beside their fields; so does what has no fields. A list that
+        // is owned item by item and has none is nobody's.
+        let no_items = part.is_array() && parts(part, &inner).is_some();
+        if (below.is_empty() && !no_items) || !step.starts_with("f:") {
             set.mark(&step);
         }
         set.put(&step, below);
+    }
+    set
+}
+
+/// The fields that a new value has, with the maps and lists that they are in.
+fn of_new(value: &Value, shape: &Shape<'_>) -> Set {
+    let mut set = Set::default();
+    for (step, part, inner) in parts(value, shape).unwrap_or_default() {
+        set.mark(&step);
+        set.put(&step, of_new(part, &inner));
     }
     set
 }
@@ -240,7 +258,7 @@ pub fn compare(old: &Value, new: &Value, shape: &Shape<'_>) -> Difference {
     for (step, (new, inner)) in &news {
         match olds.get(step) {
             None => {
-                out.changed.put(step, of(new, inner));
+                out.changed.put(step, of_new(new, inner));
                 out.changed.mark(step);
             }
             Some((old, _)) if old == new => {}
@@ -283,5 +301,74 @@ pub fn merge(target: &mut Value, wanted: &Value, shape: &Shape<'_>) {
             }
         }
         _ => *target = wanted.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apiserver::kinds::{Kind, Registry};
+
+    fn service() -> std::sync::Arc<Kind> {
+        Registry::default().find("", "v1", "services").unwrap()
+    }
+
+    fn spec(ports: &Value) -> Value {
+        json!({ "spec": { "ports": ports, "selector": { "a": "b" }, "externalIPs": ["1"] } })
+    }
+
+    #[test]
+    fn the_fields_of_a_value_are_found_and_written_as_kubernetes_does() {
+        let kind = service();
+        let set = of(&spec(&json!([{ "port": 80, "name": "h" }])), &Shape::root(&kind));
+        let expected = json!({ "f:spec": {
+            "f:externalIPs": {},
+            "f:ports": { "k:{\"port\":80,\"protocol\":\"TCP\"}": { ".": {}, "f:name": {}, "f:port": {} } },
+            "f:selector": {},
+        } });
+        assert_eq!(set.to_json(), expected);
+        assert_eq!(Set::from_json(&expected), set);
+        let paths = set.paths();
+        assert!(paths.contains(&".spec.ports[port=80,protocol=\"TCP\"].name".to_owned()), "{paths:?}");
+        let metadata = json!({ "metadata": { "finalizers": ["x"], "labels": { "a": "b" } } });
+        let expected =
+            json!({ "f:metadata": { "f:finalizers": { "v:\"x\"": {} }, "f:labels": { "f:a": {} } } });
+        assert_eq!(of(&metadata, &Shape::root(&kind)).to_json(), expected);
+    }
+
+    #[test]
+    fn differences_are_found_item_by_item() {
+        let kind = service();
+        let shape = Shape::root(&kind);
+        let old = spec(&json!([{ "port": 80 }, { "port": 81 }]));
+        let mut new = spec(&json!([{ "port": 81, "name": "x" }, { "port": 80 }]));
+        new["spec"]["selector"] = json!({ "a": "c" });
+        let found = compare(&old, &new, &shape);
+        assert_eq!(found.changed.paths(), [".spec.ports[port=81,protocol=\"TCP\"].name", ".spec.selector"]);
+        assert!(found.removed.is_empty());
+        let back = compare(&new, &spec(&json!([{ "port": 81 }])), &shape).removed.paths();
+        assert!(back.contains(&".spec.ports[port=80,protocol=\"TCP\"]".to_owned()), "{back:?}");
+        assert!(compare(&old, &old, &shape).changed.is_empty());
+    }
+
+    #[test]
+    fn what_is_merged_can_be_removed_again() {
+        let kind = service();
+        let shape = Shape::root(&kind);
+        let old = spec(&json!([{ "port": 80 }]));
+        let wanted =
+            json!({ "spec": { "ports": [{ "port": 81, "name": "x" }, { "port": 80, "name": "y" }] } });
+        let mut merged = old.clone();
+        merge(&mut merged, &wanted, &shape);
+        let expected = json!([{ "port": 80, "name": "y" }, { "port": 81, "name": "x" }]);
+        assert_eq!(merged["spec"]["ports"], expected);
+        of(&wanted, &shape).difference(&of(&old, &shape)).remove_from(&mut merged, &shape);
+        assert_eq!(merged, old);
+        // With the last item, the list goes too.
+        let ports = Set::from_json(
+            &json!({ "f:spec": { "f:ports": { "k:{\"port\":80,\"protocol\":\"TCP\"}": {} } } }),
+        );
+        ports.remove_from(&mut merged, &shape);
+        assert!(merged["spec"].get("ports").is_none(), "{merged}");
     }
 }

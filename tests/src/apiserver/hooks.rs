@@ -6,11 +6,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{
-    definitions,
+    allocation, definitions,
     failure::{Failure, Outcome},
     kinds::{CRD_STORAGE, Kind},
     objects::{finalizers, is_deleting, now},
-    service,
     store::{Key, Object, Store, key_of},
 };
 
@@ -48,11 +47,11 @@ pub fn ensure_namespace(store: &Store, kind: &Kind, namespace: &str, object: &Va
 ///
 /// # Errors
 /// When it cannot be stored beside them.
-pub fn after_validation(store: &Store, kind: &Kind, new: &mut Value) -> Outcome<()> {
+pub fn after_validation(store: &mut Store, kind: &Kind, new: &mut Value) -> Outcome<()> {
     if &*kind.storage != "services" {
         return Ok(());
     }
-    let causes = service::allocate(store, new);
+    let causes = allocation::allocate(store, new);
     if causes.is_empty() {
         return Ok(());
     }
@@ -102,24 +101,33 @@ pub fn after_removal(store: &mut Store, kind: &Kind, object: &Object) {
     } else if kind.custom.is_some() {
         definitions::finish(store, kind);
     }
+    // What the garbage collector does.
+    for (storage, key) in store.orphans(object["metadata"]["uid"].as_str().unwrap_or_default()) {
+        end(store, &storage, key);
+    }
     let namespace = key_of(object).0;
     if !namespace.is_empty() {
         finish_namespace(store, &namespace);
     }
 }
 
+/// Removes an object, or marks it as deleted while it has finalizers.
+pub fn end(store: &mut Store, storage: &Arc<str>, key: Key) {
+    let Some(object) = store.get(storage, &key) else { return };
+    if finalizers(&object).is_empty() {
+        store.remove(storage, &key);
+    } else if !is_deleting(&object) {
+        let mut marked = Value::clone(&object);
+        marked["metadata"]["deletionTimestamp"] = now().into();
+        marked["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+        store.put(storage, key, marked);
+    }
+}
+
 /// Deletes what is in a namespace, as the namespace controller does.
 fn empty(store: &mut Store, namespace: &str) {
     for (storage, key) in store.keys_in_namespace(namespace) {
-        let Some(object) = store.get(&storage, &key) else { continue };
-        if finalizers(&object).is_empty() {
-            store.remove(&storage, &key);
-        } else if !is_deleting(&object) {
-            let mut marked = Value::clone(&object);
-            marked["metadata"]["deletionTimestamp"] = now().into();
-            marked["metadata"]["deletionGracePeriodSeconds"] = 0.into();
-            store.put(&storage, key, marked);
-        }
+        end(store, &storage, key);
     }
     finish_namespace(store, namespace);
 }

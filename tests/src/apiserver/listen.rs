@@ -2,7 +2,6 @@
 
 use std::{
     fs::File,
-    future::Future,
     io,
     net::SocketAddr,
     path::PathBuf,
@@ -165,35 +164,30 @@ type Events = Pin<Box<dyn stream::Stream<Item = Result<Frame<Bytes>, io::Error>>
 type Body = Either<Full<Bytes>, StreamBody<Events>>;
 
 /// Answers one request; an error closes the connection.
-fn respond(
-    server: Arc<Server>,
-    request: Request<Incoming>,
-) -> impl Future<Output = io::Result<Response<Body>>> + Send {
-    async move {
-        let (head, body) = request.into_parts();
-        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-        let reply = server.answer(&head.method, &head.uri, &head.headers, body).await;
-        let builder = Response::builder().header(header::CACHE_CONTROL, "no-cache, private");
-        let response = match reply {
-            Reply::Nothing => return Err(io::ErrorKind::ConnectionReset.into()),
-            Reply::Full { code, body, retry_after } => {
-                let json = matches!(body.first(), Some(b'{' | b'['));
-                let content = if json { "application/json" } else { "text/plain; charset=utf-8" };
-                let mut builder = builder.status(code).header(header::CONTENT_TYPE, content);
-                if let Some(seconds) = retry_after {
-                    builder = builder.header(header::RETRY_AFTER, seconds);
-                }
-                builder.body(Either::Left(Full::new(body.into())))
+async fn respond(server: Arc<Server>, request: Request<Incoming>) -> io::Result<Response<Body>> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let reply = server.answer(&head.method, &head.uri, &head.headers, body).await;
+    let builder = Response::builder().header(header::CACHE_CONTROL, "no-cache, private");
+    let response = match reply {
+        Reply::Nothing => return Err(io::ErrorKind::ConnectionReset.into()),
+        Reply::Full { code, body, retry_after } => {
+            let json = matches!(body.first(), Some(b'{' | b'['));
+            let content = if json { "application/json" } else { "text/plain; charset=utf-8" };
+            let mut builder = builder.status(code).header(header::CONTENT_TYPE, content);
+            if let Some(seconds) = retry_after {
+                builder = builder.header(header::RETRY_AFTER, seconds);
             }
-            Reply::Stream(source) => {
-                let events = stream::unfold(source, async |mut source| {
-                    source.recv().await.map(|event| (Ok(Frame::data(event)), source))
-                });
-                let events: Events = Box::pin(events);
-                let builder = builder.header(header::CONTENT_TYPE, "application/json");
-                builder.body(Either::Right(StreamBody::new(events)))
-            }
-        };
-        response.map_err(io::Error::other)
-    }
+            builder.body(Either::Left(Full::new(body.into())))
+        }
+        Reply::Stream(source) => {
+            let events = stream::unfold(source, async |mut source| {
+                source.recv().await.map(|event| (Ok(Frame::data(event)), source))
+            });
+            let events: Events = Box::pin(events);
+            let builder = builder.header(header::CONTENT_TYPE, "application/json");
+            builder.body(Either::Right(StreamBody::new(events)))
+        }
+    };
+    response.map_err(io::Error::other)
 }

@@ -112,7 +112,13 @@ fn manageable(kind: &Kind, part: Part, object: &Value) -> Value {
         remove(&mut object, field);
     }
     match part {
-        Part::Main if kind.status => remove(&mut object, "status"),
+        Part::Main if kind.status => {
+            remove(&mut object, "status");
+            // A namespace's only spec is a finalizer that the server sets.
+            if &*kind.storage == "namespaces" {
+                remove(&mut object, "spec");
+            }
+        }
         Part::Main => {}
         Part::Status if kind.custom.is_some() => {
             let status = object["status"].take();
@@ -145,7 +151,10 @@ pub fn update(kind: &Kind, part: Part, manager: &Manager, old: Option<&Value>, n
     // As in Kubernetes, where new objects are compared with an empty one of their type: these are
     // there from the start and nobody's.
     let before = old.map_or_else(
-        || json!({ "metadata": {}, "spec": {}, "status": {} }),
+        || match kind.custom {
+            Some(_) => json!({ "metadata": {} }),
+            None => json!({ "metadata": {}, "spec": {}, "status": {} }),
+        },
         |old| manageable(kind, part, old),
     );
     let after = manageable(kind, part, new);
@@ -227,7 +236,6 @@ pub fn applied(
         gone = gone.difference(&entry.fields.parents());
     }
     gone.difference(&set.parents()).remove_from(&mut merged, &shape);
-    prune_empty(&mut merged, live, config);
     let difference = fields::compare(&manageable(kind, part, live), &manageable(kind, part, &merged), &shape);
     let mut conflicts = Vec::new();
     for entry in all.iter_mut().filter(|entry| !is_own(entry)) {
@@ -247,20 +255,4 @@ pub fn applied(
     all.push(entry);
     set_entries(&mut merged, all);
     Ok(merged)
-}
-
-/// Maps of the metadata that an apply has emptied are left out, as Go leaves them out.
-fn prune_empty(merged: &mut Value, live: &Value, config: &Value) {
-    for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
-        let value = &merged["metadata"][field];
-        let empty = match value {
-            Value::Object(fields) => fields.is_empty(),
-            Value::Array(items) => items.is_empty(),
-            Value::Null => merged["metadata"].get(field).is_some(),
-            _ => false,
-        };
-        if empty && (live["metadata"].get(field).is_some() || config["metadata"].get(field).is_some()) {
-            remove(&mut merged["metadata"], field);
-        }
-    }
 }

@@ -1,10 +1,21 @@
 //! An API server double: HTTP that kube-rs and kubectl speak to over a kubeconfig, with the parts of
 //! Kubernetes that Pointsman depends on, and with faults on demand.
 //!
-//! What it answers is held against a real API server by `tests/api_double.rs`, which runs against
-//! either.
+//! What it answers is held against a real API server by `tests/api_double*.rs`, which run against
+//! either ([`cluster::TestCluster`]). What they do not ask is as good as unknown.
+//!
+//! - [`ApiServer::start`] and a client, in one process. Without a token one is the administrator; with
+//!   the token of a ServiceAccount ([`ApiServer::client_as`]) roles apply, once they are enforced.
+//! - For processes in network namespaces: [`ApiServer::listen`] at an address in each, and
+//!   [`ApiServer::write_kubeconfig`]. An address that goes down cuts off that node alone.
+//! - [`ApiServer::faults`] makes things go wrong, [`ApiServer::requests`] tells what was asked.
+//!
+//! Left out on purpose: TLS, protobuf (`kubectl create namespace` sends it; `kubectl apply` does not),
+//! admission, controllers other than those that end namespaces and collect garbage, the schemas of
+//! built-in kinds beyond Services and EndpointSlices.
 
 mod access;
+mod allocation;
 mod apply;
 mod bootstrap;
 mod call;
@@ -21,6 +32,7 @@ mod listen;
 mod managed;
 mod names;
 mod objects;
+mod openapi;
 mod patch;
 mod rbac;
 mod read;
@@ -33,6 +45,7 @@ mod server;
 mod service;
 mod service_rules;
 mod shape;
+mod slices;
 mod store;
 mod strategy;
 mod versions;
@@ -93,6 +106,21 @@ pub struct ApiServer {
     runtime: Option<Runtime>,
 }
 
+/// Begins the name of a server's directory; its process and a number follow.
+const DIRECTORY: &str = "pointsman-api-";
+
+/// Removes the directories of processes that were killed.
+fn remove_left_over() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(DIRECTORY)?.split('-').next());
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Distinguishes the servers of one process.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -116,7 +144,8 @@ impl ApiServer {
         let server = Arc::new(Server::new(options.minor, options.bookmark_interval));
         let handle = runtime.handle().clone();
         let endpoint = Endpoint::new(server.clone(), handle, options.address, options.namespace.clone())?;
-        let name = format!("pointsman-api-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        remove_left_over();
+        let name = format!("{DIRECTORY}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(name);
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let double = Self { server, endpoint, directory, runtime: Some(runtime) };

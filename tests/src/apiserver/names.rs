@@ -10,9 +10,6 @@ const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower ca
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and \
      must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for \
      validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
-const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start \
-     with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', \
-     regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', \
      '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or \
      '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
@@ -103,11 +100,8 @@ pub fn check_metadata(kind: &Kind, object: &Value) -> Vec<Cause> {
 
 fn wrong_name(kind: &Kind, name: &str) -> Option<&'static str> {
     match &*kind.storage {
-        "services" => {
-            let good = is_label(name) && name.starts_with(|first: char| first.is_ascii_lowercase());
-            (!good).then_some(LABEL_1035)
-        }
-        "namespaces" => (!is_label(name)).then_some(LABEL),
+        // Before Kubernetes 1.36, a Service's name had to begin with a letter.
+        "services" | "namespaces" => (!is_label(name)).then_some(LABEL),
         // Roles may be called anything that can be part of a path.
         storage if storage.starts_with("rbac.") => {
             (name.contains(['/', '%']) || name == "." || name == "..").then_some("may not contain '/' or '%'")
@@ -128,7 +122,7 @@ mod tests {
         let registry = Registry::default();
         let cases = [
             ("services", "a-b", true),
-            ("services", "1a", false),
+            ("services", "1a", true),
             ("services", "a.b", false),
             ("configmaps", "1.2.3.4", true),
             ("configmaps", "a..b", false),

@@ -134,8 +134,9 @@ pub fn create(store: &mut Store, write: &Write, key: &Key, mut object: Value) ->
     if store.get(&kind.storage, &key).is_some() {
         return Err(Failure::already_exists(&kind.group, &kind.plural, &key.1));
     }
-    hooks::after_validation(store, kind, &mut object)?;
     managed::update(kind, write.part, &write.manager, None, &mut object);
+    // Nobody manages what the server gives out.
+    hooks::after_validation(store, kind, &mut object)?;
     if write.dry_run {
         return Ok(Written::Created(Arc::new(object)));
     }
@@ -153,6 +154,7 @@ fn system_metadata(store: &mut Store, metadata: &mut Value) -> String {
     }
     let uid = store.uid();
     metadata["uid"] = uid.clone().into();
+    drop_empty(metadata);
     metadata["creationTimestamp"] = now().into();
     uid
 }
@@ -201,8 +203,8 @@ pub fn replace(store: &mut Store, write: &Write, key: &Key, mut new: Value) -> O
         let generation = old["metadata"]["generation"].as_u64().unwrap_or_default();
         new["metadata"]["generation"] = (generation + 1).into();
     }
-    hooks::after_validation(store, kind, &mut new)?;
     managed::update(kind, write.part, &write.manager, Some(&old), &mut new);
+    hooks::after_validation(store, kind, &mut new)?;
     if write.dry_run {
         return Ok(Written::Updated(Arc::new(new)));
     }
@@ -230,7 +232,7 @@ fn check_versions(kind: &Kind, old: &Value, new: &mut Value, write: &Write) -> O
                 field: "metadata.resourceVersion".into(),
                 message: "Invalid value: 0: must be specified for an update".into(),
             }];
-            return Err(Failure::invalid(&kind.group, &kind.kind, name, &causes));
+            return Err(Failure::invalid(&kind.group, &kind.plural, name, &causes));
         }
     } else if Some(given) != old["metadata"]["resourceVersion"].as_str() {
         return Err(Failure::modified(&kind.group, &kind.plural, name));
@@ -259,6 +261,20 @@ fn keep_metadata(old: &Value, new: &mut Value) {
         strategy::copy(&old["metadata"], &mut new["metadata"], field);
     }
     remove(&mut new["metadata"], "selfLink");
+    drop_empty(&mut new["metadata"]);
+}
+
+/// Empty maps and lists of metadata are left out, as Go leaves them out.
+fn drop_empty(metadata: &mut Value) {
+    for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        let value = &metadata[field];
+        let is_empty = value.as_object().is_some_and(serde_json::Map::is_empty)
+            || value.as_array().is_some_and(Vec::is_empty)
+            || value.is_null();
+        if is_empty {
+            remove(metadata, field);
+        }
+    }
 }
 
 fn check_finalizers(kind: &Kind, old: &Value, new: &Value) -> Outcome<()> {
@@ -324,14 +340,18 @@ pub fn delete(store: &mut Store, write: &Write, key: &Key, only: &Preconditions)
     let Some(old) = store.get(&kind.storage, key) else {
         return Err(Failure::not_found(&kind.group, &kind.plural, &key.1));
     };
-    let conditions = [("UID", "uid", &only.uid), ("ResourceVersion", "resourceVersion", &only.version)];
-    for (title, field, expected) in conditions {
+    let conditions = [
+        ("UID", "uid", &only.uid, "deleted and then recreated"),
+        ("ResourceVersion", "resourceVersion", &only.version, "modified"),
+    ];
+    for (title, field, expected, what) in conditions {
         let current = old["metadata"][field].as_str().unwrap_or_default();
         if let Some(expected) = expected.as_deref().filter(|expected| *expected != current) {
             let why = format!(
-                "Precondition failed: {title} in precondition: {expected}, {title} in object meta: {current}"
+                "the {title} in the precondition ({expected}) does not match the {title} in record \
+                 ({current}). The object might have been {what}"
             );
-            return Err(Failure::conflict(&kind.group, &kind.plural, &key.1, &why));
+            return Err(Failure::conflict(&kind.group, &kind.kind, &key.1, &why));
         }
     }
     if write.dry_run {

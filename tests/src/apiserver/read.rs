@@ -96,6 +96,14 @@ pub fn namespace(call: &Call) -> Option<&str> {
     (!call.namespace.is_empty()).then_some(call.namespace.as_str())
 }
 
+/// A resource version that is none.
+pub fn bad_version(text: &str) -> Failure {
+    Failure::bad_request(format!(
+        "invalid resource version: resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing \
+         {text:?}: invalid syntax"
+    ))
+}
+
 /// An error in the parameters of a list or watch.
 pub fn bad_options(cause: Cause) -> Failure {
     Failure::invalid("meta.k8s.io", "ListOptions", "", &[cause])
@@ -144,9 +152,7 @@ pub fn list(store: &mut Store, kind: &Arc<Kind>, call: &Call) -> Outcome<List> {
 fn whole(store: &Store, kind: &Kind, call: &Call, limit: usize) -> Outcome<(u64, Vec<Object>)> {
     let asked: u64 = match call.query.get("resourceVersion") {
         "" => 0,
-        text => text.parse().map_err(|_| {
-            bad_options(Cause::invalid("resourceVersion", &text.into(), "invalid resource version"))
-        })?,
+        text => text.parse().map_err(|_| bad_version(text))?,
     };
     let matching = call.query.get("resourceVersionMatch");
     // Without a match, a limit makes it exact, for reasons of history.

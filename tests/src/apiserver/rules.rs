@@ -27,6 +27,14 @@ pub fn compile(rule: &str) -> Result<Program, String> {
     LANGUAGE.compile(rule).map_err(|error| format!("compilation failed: {error}"))
 }
 
+/// Whether a schema has rules, anywhere.
+#[must_use]
+pub fn has_any(schema: &Value) -> bool {
+    let below = schema["properties"].as_object().into_iter().flatten().map(|(_, schema)| schema);
+    schema.get("x-kubernetes-validations").is_some()
+        || below.chain(schema.get("items")).chain(schema.get("additionalProperties")).any(has_any)
+}
+
 /// Checks the rules of a schema, and of all that is in it.
 pub fn check(schema: &Value, old: Option<&Value>, value: &Value, path: &str, causes: &mut Vec<Cause>) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
@@ -93,16 +101,9 @@ fn check_one(rule: &Value, old: Option<&Value>, value: &Value, path: &str, cause
     let field = format!("{path}{}", rule["fieldPath"].as_str().unwrap_or_default());
     let field = field.trim_start_matches('.');
     let field = if field.is_empty() { "<nil>".to_owned() } else { field.to_owned() };
-    let shown = if value.is_object() || value.is_array() {
-        format!("\"{}\"", if value.is_object() { "object" } else { "array" })
-    } else {
-        value.to_string()
-    };
-    let shown = if prefix == "Invalid value" {
-        format!("{prefix}: {shown}: {message}")
-    } else {
-        format!("{prefix}: {message}")
-    };
+    // Objects and lists are not shown.
+    let scalar = !value.is_object() && !value.is_array() && prefix == "Invalid value";
+    let shown = if scalar { format!("{prefix}: {value}: {message}") } else { format!("{prefix}: {message}") };
     causes.push(Cause { reason, field, message: shown });
 }
 

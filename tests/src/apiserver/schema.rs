@@ -81,6 +81,10 @@ pub fn check(schema: &Value, old: Option<&Value>, object: &Value) -> Vec<Cause> 
     if causes.is_empty() {
         // Rules may count on the types, so they come last.
         rules::check(schema, old, object, "", &mut causes);
+    } else if rules::has_any(schema) {
+        let why = "some validation rules were not checked because the object was invalid; correct the existing \
+                   errors to complete validation";
+        causes.push(Cause::invalid("<nil>", &Value::Null, why));
     }
     causes
 }

@@ -19,6 +19,7 @@ use super::{
     kinds::Kind,
     managed::Manager,
     objects::{self, Preconditions, Write, Written},
+    openapi,
     patch::{self, Type},
     read,
     record::{Record, Request},
@@ -128,7 +129,9 @@ impl Server {
         if let Some(call) = Call::parse(method, uri, headers, body)? {
             return Ok(self.answer_call(call, &user).await);
         }
-        let found = discovery::answer(&self.store(), uri.path(), self.minor);
+        let store = self.store();
+        let found =
+            discovery::answer(&store, uri.path(), self.minor).or_else(|| openapi::answer(&store, uri.path()));
         found.map(|answer| Reply::json(200, &answer)).ok_or_else(Failure::no_such_path)
     }
 
@@ -303,6 +306,10 @@ fn delete_all(store: &mut Store, kind: &Arc<Kind>, call: &Call) -> Outcome<Answe
 
 impl Reply {
     fn failure(failure: &Failure) -> Self {
+        if failure.is_no_path() {
+            // Not even a Status: it comes from Go's own handler.
+            return Self::Full { code: 404, body: b"404 page not found\n".to_vec(), retry_after: None };
+        }
         let body = to_bytes(&failure.to_status());
         Self::Full { code: failure.code, body, retry_after: failure.retry_after }
     }

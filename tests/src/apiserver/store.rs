@@ -2,7 +2,7 @@
 //! etcd is to Kubernetes.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -48,9 +48,12 @@ pub struct Store {
     /// Changes up to this one are forgotten.
     compacted: u64,
     objects: HashMap<Arc<str>, BTreeMap<Key, Object>>,
+    /// Which objects name an owner, by the owner's uid.
+    owned: HashMap<String, BTreeSet<(Arc<str>, Key)>>,
     log: VecDeque<Change>,
     pages: VecDeque<Page>,
     next_uid: u64,
+    last_address: u32,
     epoch: u64,
 }
 
@@ -69,9 +72,11 @@ impl Default for Store {
             revision: 1,
             compacted: 0,
             objects: HashMap::new(),
+            owned: HashMap::new(),
             log: VecDeque::new(),
             pages: VecDeque::new(),
             next_uid: 0,
+            last_address: 1,
             epoch: 0,
         }
     }
@@ -111,6 +116,12 @@ impl Store {
         )
     }
 
+    /// A number that no Service's address has yet. 1 is the API server's own.
+    pub fn next_address(&mut self) -> u32 {
+        self.last_address += 1;
+        self.last_address
+    }
+
     /// One object.
     #[must_use]
     pub fn get(&self, storage: &str, key: &Key) -> Option<Object> {
@@ -142,11 +153,27 @@ impl Store {
         all
     }
 
+    /// The objects that are left without an owner now that this one is gone.
+    pub fn orphans(&mut self, uid: &str) -> Vec<(Arc<str>, Key)> {
+        let mut named: Vec<_> = self.owned.remove(uid).unwrap_or_default().into_iter().collect();
+        // Another owner may have been named since, or may still be there.
+        named.retain(|(storage, key)| {
+            self.get(storage, key).is_some_and(|object| {
+                let mut owners = owners(&object).peekable();
+                owners.peek().is_some() && owners.all(|owner| owner == uid)
+            })
+        });
+        named
+    }
+
     /// Stores an object, with the next resource version in it; gives it as it is stored.
     pub fn put(&mut self, storage: &Arc<str>, key: Key, mut object: Value) -> Object {
         self.revision += 1;
         object["metadata"]["resourceVersion"] = self.revision.to_string().into();
         let object = Arc::new(object);
+        for owner in owners(&object) {
+            self.owned.entry(owner.to_owned()).or_default().insert((storage.clone(), key.clone()));
+        }
         let old = self.objects.entry(storage.clone()).or_default().insert(key, object.clone());
         self.append(storage, old, Some(object.clone()), object.clone());
         object
@@ -256,6 +283,12 @@ impl Store {
         }
         Ok(objects.into_values().collect())
     }
+}
+
+/// The uids of an object's owners.
+fn owners(object: &Value) -> impl Iterator<Item = &str> {
+    let references = object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+    references.filter_map(|reference| reference["uid"].as_str())
 }
 
 /// Namespace and name of an object.

@@ -7,7 +7,7 @@ use super::{
     definitions,
     failure::{Cause, Failure, Outcome},
     kinds::{CRD_STORAGE, Kind},
-    names, schema, service, service_rules,
+    names, schema, service, service_rules, slices,
 };
 
 /// Which part of an object a request may change.
@@ -120,6 +120,10 @@ fn specific(kind: &Kind, before: Option<(Part, &Value)>, object: &mut Value) -> 
         "services" => {
             service::prepare(before, object);
             service_rules::check(before, object)
+        }
+        "discovery.k8s.io/endpointslices" => {
+            slices::prepare(object);
+            slices::check(before.map(|(_, old)| old), object)
         }
         CRD_STORAGE => {
             definitions::prepare(object);

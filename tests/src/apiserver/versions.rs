@@ -48,7 +48,13 @@ pub fn stored(kind: &Kind, object: &mut Value) {
     }
     if &*kind.storage == "events" {
         // What core/v1 always has, because its fields are no pointers.
-        for (field, default) in [("source", json!({})), ("eventTime", Value::Null)] {
+        let defaults = [
+            ("source", json!({})),
+            ("eventTime", Value::Null),
+            ("firstTimestamp", Value::Null),
+            ("lastTimestamp", Value::Null),
+        ];
+        for (field, default) in defaults {
             if object.get(field).is_none() {
                 object[field] = default;
             }

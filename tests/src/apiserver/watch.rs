@@ -83,9 +83,7 @@ pub fn begin(store: &Store, kind: &Arc<Kind>, call: &Call, user: &str, closes: u
     let version = call.query.get("resourceVersion");
     let asked: u64 = match version {
         "" => 0,
-        text => text.parse().map_err(|_| {
-            read::bad_options(Cause::invalid("resourceVersion", &text.into(), "invalid resource version"))
-        })?,
+        text => text.parse().map_err(|_| read::bad_version(text))?,
     };
     let initial = check_initial(call)?;
     let bookmarks = call.query.is("allowWatchBookmarks");

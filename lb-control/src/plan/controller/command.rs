@@ -119,7 +119,7 @@ pub enum Command {
 }
 
 /// What an Event is about.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventTarget {
     /// Its `apiVersion`, as in `v1`.
     pub api_version: &'static str,

@@ -18,19 +18,7 @@ pub use connect::{Access, ConnectError, Connection, connect};
 pub use follow::watch;
 pub use words::causes;
 
-use crate::model::{ObjectChange, Problem};
-
-/// What changed in the cluster.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Update {
-    /// Whether all kinds have been listed. Before, there are no changes, only problems; the first
-    /// update with `synced` holds all objects.
-    pub synced: bool,
-    /// What changed, in the order in which it did for each kind.
-    pub changes: Vec<ObjectChange>,
-    /// All problems of the source, if they have changed.
-    pub problems: Option<Vec<Problem>>,
-}
+pub use super::Update;
 
 /// Why it makes no sense to go on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,256 @@
+//! The agent as part of a cluster: what it hears from the API server, and what it writes there.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{error, info, warn};
+
+use super::{live::Served, shared::Shared, writer::Writer};
+use crate::{
+    plan::{controller::ControllerOptions, election::Timing},
+    publish::{Claim, Count, Executor, Hold, hold},
+    source::{
+        Update,
+        kube::{self, Access, Connection, kinds},
+    },
+    telemetry::metrics::Outcome,
+};
+
+/// The Lease of whoever writes for all.
+pub const LEADER_LEASE: &str = "pointsman-controller";
+
+/// How the cluster is reached, and what is decided for all of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterSettings {
+    /// A kubeconfig; without one, the ServiceAccount of the pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// The namespace of our own Leases.
+    pub namespace: Option<String>,
+    /// Whether addresses are written to `spec.externalIPs` too.
+    pub publish_external_ips: bool,
+    /// A watch that says nothing for so long is begun anew.
+    pub watch_idle: Duration,
+}
+
+/// How long leaving may take.
+const LEAVE: Duration = Duration::from_secs(5);
+
+/// The tasks that speak with the API server.
+pub struct Cluster {
+    leave: Option<oneshot::Sender<Leave>>,
+    task: JoinHandle<()>,
+}
+
+/// How to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Others take over what this node serves.
+    GiveUp,
+    /// The next agent of this node goes on.
+    Stay,
+}
+
+impl Cluster {
+    /// Begins to watch; the updates are for the agent. Nothing is written before the first of them
+    /// that is complete.
+    ///
+    /// # Errors
+    /// When there is no way to the API server at all. One that does not answer is no error.
+    pub async fn start(
+        settings: &ClusterSettings,
+        node: &str,
+        link_device: &str,
+        default_class: bool,
+        served: mpsc::UnboundedReceiver<Served>,
+        shared: Arc<Shared>,
+    ) -> Result<(Self, mpsc::Receiver<Update>)> {
+        let access =
+            Access { kubeconfig: settings.kubeconfig.clone(), namespace: settings.namespace.clone() };
+        let connection = kube::connect(&access).await?;
+        info!(server = connection.server, namespace = connection.namespace, node, "Kubernetes");
+        let timing = kube::Timing { idle: settings.watch_idle, ..kube::Timing::default() };
+        let source = kube::watch(connection.client.clone(), connection.namespace.clone(), timing);
+        let options = ControllerOptions {
+            default_class,
+            publish_external_ips: settings.publish_external_ips,
+            node_lease_grace: Duration::ZERO,
+        };
+        let (updates, receiver) = mpsc::channel(1);
+        let (leave, leaving) = oneshot::channel();
+        let tasks = Tasks {
+            own: own_lease(&connection, node, link_device),
+            leader: leader_lease(&connection, node),
+            executor: Executor::new(connection.client, node, count(&shared)),
+            writer: Writer::new(node, options),
+            started: Instant::now(),
+            updates,
+            shared,
+        };
+        let task = tokio::spawn(tasks.run(source, served, leaving));
+        Ok((Self { leave: Some(leave), task }, receiver))
+    }
+
+    /// Leaves the cluster.
+    pub async fn leave(mut self, how: Leave) {
+        if let Some(leave) = self.leave.take() {
+            let _ = leave.send(how);
+        }
+        if timeout(LEAVE, &mut self.task).await.is_err() {
+            warn!("leaving: the API server does not answer; others take over when our Leases run out");
+            self.task.abort();
+        }
+    }
+}
+
+fn count(shared: &Arc<Shared>) -> Count {
+    let shared = Arc::clone(shared);
+    Arc::new(move |verb, resource, status| {
+        shared.recorder.api_write(verb, resource, Outcome::of_status(status));
+    })
+}
+
+fn own_lease(connection: &Connection, node: &str, link_device: &str) -> Hold {
+    let claim = Claim {
+        namespace: connection.namespace.clone(),
+        name: format!("{}{node}", kinds::AGENT_LEASE_PREFIX),
+        identity: node.to_owned(),
+        labels: [(kinds::LABEL_AGENT.to_owned(), "true".to_owned())].into(),
+        annotations: [(kinds::ANNOTATION_LINK_DEVICE.to_owned(), link_device.to_owned())].into(),
+        timing: Timing::default(),
+    };
+    hold(connection.client.clone(), claim)
+}
+
+fn leader_lease(connection: &Connection, node: &str) -> Hold {
+    let claim = Claim {
+        namespace: connection.namespace.clone(),
+        name: LEADER_LEASE.to_owned(),
+        identity: node.to_owned(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        timing: Timing::default(),
+    };
+    hold(connection.client.clone(), claim)
+}
+
+struct Tasks {
+    own: Hold,
+    leader: Hold,
+    executor: Executor,
+    writer: Writer,
+    started: Instant,
+    updates: mpsc::Sender<Update>,
+    shared: Arc<Shared>,
+}
+
+impl Tasks {
+    async fn run(
+        mut self,
+        mut source: mpsc::Receiver<Result<Update, kube::Fatal>>,
+        mut served: mpsc::UnboundedReceiver<Served>,
+        mut leaving: oneshot::Receiver<Leave>,
+    ) {
+        let mut leader = self.leader.holds.clone();
+        // An update on its way to the agent: it may be busy, and writing must not wait for it.
+        let mut waiting: Option<Update> = None;
+        let how = loop {
+            let now = self.started.elapsed();
+            for command in self.writer.commands(now) {
+                self.executor.submit(command);
+            }
+            let due = self.writer.next_due();
+            tokio::select! {
+                how = &mut leaving => break how.unwrap_or(Leave::Stay),
+                permit = self.updates.reserve(), if waiting.is_some() => match (permit, waiting.take()) {
+                    (Ok(permit), Some(update)) => permit.send(update),
+                    _ => break Leave::Stay,
+                },
+                update = source.recv() => match update {
+                    Some(Ok(update)) => {
+                        if update.synced {
+                            self.writer.changed(update.changes.clone(), self.started.elapsed());
+                        }
+                        waiting = Some(match waiting.take() {
+                            Some(before) => before.followed_by(update),
+                            None => update,
+                        });
+                    }
+                    Some(Err(fatal)) => {
+                        error!("{fatal}");
+                        return;
+                    }
+                    None => return,
+                },
+                Some(served) = served.recv() => self.writer.serves(served),
+                Some((command, outcome)) = self.executor.outcomes.recv() => {
+                    self.writer.done(&command, &outcome, self.started.elapsed());
+                }
+                Ok(()) = leader.changed() => {
+                    let leads = *leader.borrow_and_update();
+                    self.executor.leads(leads);
+                    self.writer.leads(leads);
+                    self.shared.recorder.leads(leads);
+                }
+                () = until(due.map(|due| self.started + due)) => {}
+            }
+        };
+        self.end(how, source, served).await;
+    }
+
+    /// Tells the others.
+    async fn end(
+        mut self,
+        how: Leave,
+        mut source: mpsc::Receiver<Result<Update, kube::Fatal>>,
+        mut served: mpsc::UnboundedReceiver<Served>,
+    ) {
+        self.executor.leads(false);
+        self.writer.leads(false);
+        self.leader.release().await;
+        if how == Leave::Stay {
+            return;
+        }
+        // The data plane has withdrawn: what it said last is here already.
+        while let Ok(one) = served.try_recv() {
+            self.writer.serves(one);
+        }
+        while !self.writer.has_let_go() {
+            for command in self.writer.commands(self.started.elapsed()) {
+                self.executor.submit(command);
+            }
+            let due = self.writer.next_due();
+            tokio::select! {
+                Some(Ok(update)) = source.recv() => {
+                    self.writer.changed(update.changes, self.started.elapsed());
+                }
+                Some((command, outcome)) = self.executor.outcomes.recv() => {
+                    self.writer.done(&command, &outcome, self.started.elapsed());
+                }
+                () = until(due.map(|due| self.started + due)) => {}
+                else => break,
+            }
+        }
+        self.own.release().await;
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The name of this node, if nobody says another: what Kubernetes takes as well.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn host_name() -> Result<String> {
+    let name = nix::unistd::gethostname().context("the name of this host")?;
+    Ok(name.to_string_lossy().to_lowercase())
+}

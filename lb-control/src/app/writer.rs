@@ -1,0 +1,224 @@
+//! What this node wants of the API server: the status of the addresses that it has and, while it
+//! leads, everything else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::live::Served;
+use crate::{
+    model::{ObjectChange, ObjectRef, VirtualIp},
+    plan::controller::{Command, Controller, ControllerOptions, Outcome, agent_status_of},
+};
+
+/// Waits before a status is written again that could not be written.
+const SHORTEST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// A status that is on its way, or has to wait.
+#[derive(Clone, Copy, Debug, Default)]
+struct Attempt {
+    is_under_way: bool,
+    failures: u32,
+    not_before: Duration,
+}
+
+/// Decides what to write. Pure but for what it is told.
+pub struct Writer {
+    node: String,
+    controller: Controller,
+    leads: bool,
+    /// Whether all objects have been told of.
+    synced: bool,
+    virtual_ips: BTreeMap<IpAddr, Arc<VirtualIp>>,
+    served: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+    dirty: BTreeSet<IpAddr>,
+    attempts: BTreeMap<IpAddr, Attempt>,
+}
+
+impl Writer {
+    /// For the agent of a node.
+    #[must_use]
+    pub fn new(node: impl Into<String>, options: ControllerOptions) -> Self {
+        Self {
+            node: node.into(),
+            controller: Controller::new(options),
+            leads: false,
+            synced: false,
+            virtual_ips: BTreeMap::new(),
+            served: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            attempts: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over what the source tells.
+    pub fn changed(&mut self, changes: Vec<ObjectChange>, now: Duration) {
+        for change in changes {
+            if let ObjectChange::VirtualIp(address, new) = &change {
+                match new {
+                    Some(new) => drop(self.virtual_ips.insert(*address, Arc::clone(new))),
+                    None => drop(self.virtual_ips.remove(address)),
+                }
+                self.dirty.insert(*address);
+            }
+            self.controller.change(change, now);
+        }
+        self.synced = true;
+    }
+
+    /// Whether this node leads from now on.
+    pub fn leads(&mut self, leads: bool) {
+        if self.leads && !leads {
+            self.controller.reset();
+        }
+        self.leads = leads;
+    }
+
+    /// What an address serves on this node from now on.
+    pub fn serves(&mut self, (address, services): Served) {
+        if services.is_empty() {
+            self.served.remove(&address);
+        } else {
+            self.served.insert(address, services);
+        }
+        self.dirty.insert(address);
+    }
+
+    /// Commands that are due.
+    pub fn commands(&mut self, now: Duration) -> Vec<Command> {
+        if !self.synced {
+            return Vec::new();
+        }
+        let attempts = &self.attempts;
+        let waits = |address: &IpAddr| {
+            let attempt = attempts.get(address).copied().unwrap_or_default();
+            attempt.is_under_way || now < attempt.not_before
+        };
+        let due: Vec<IpAddr> = self.dirty.iter().filter(|address| !waits(address)).copied().collect();
+        for address in &due {
+            self.dirty.remove(address);
+        }
+        let mut commands = agent_status_of(&self.node, &due, &self.virtual_ips, &self.served);
+        for command in &commands {
+            if let Command::SetVirtualIpStatus { address, .. } = command {
+                self.attempts.entry(*address).or_default().is_under_way = true;
+            }
+        }
+        if self.leads {
+            commands.extend(self.controller.decide(now));
+        }
+        commands
+    }
+
+    /// What became of a command.
+    pub fn done(&mut self, command: &Command, outcome: &Outcome, now: Duration) {
+        let Command::SetVirtualIpStatus { address, .. } = command else {
+            return self.controller.done(command, outcome, now);
+        };
+        let attempt = self.attempts.entry(*address).or_default();
+        attempt.is_under_way = false;
+        match outcome {
+            // The watch shows what is there now; a status that did not change is not written again.
+            Outcome::Done | Outcome::Gone => {
+                self.attempts.remove(address);
+            }
+            Outcome::Conflict(_) | Outcome::Forbidden(_) | Outcome::Failed(_) => {
+                let wait = SHORTEST_WAIT.saturating_mul(1 << attempt.failures.min(10)).min(LONGEST_WAIT);
+                attempt.failures += 1;
+                attempt.not_before = now + wait;
+                self.dirty.insert(*address);
+            }
+        }
+    }
+
+    /// When there is something to do even if nothing happens.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Duration> {
+        let attempts = self.dirty.iter().filter_map(|address| self.attempts.get(address));
+        let statuses = attempts.filter(|attempt| !attempt.is_under_way).map(|attempt| attempt.not_before);
+        statuses.chain(self.controller.next_due().filter(|_| self.leads)).min()
+    }
+
+    /// Whether everything that this node served has been taken back at the API server.
+    #[must_use]
+    pub fn has_let_go(&self) -> bool {
+        self.served.is_empty()
+            && !self.virtual_ips.values().any(|vip| vip.live_node.as_deref() == Some(self.node.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn virtual_ip(node: &str, live: Option<&str>) -> ObjectChange {
+        let services: BTreeSet<_> = [ObjectRef::new("default", "web")].into();
+        let vip = VirtualIp {
+            address: [192, 0, 2, 1].into(),
+            pool: None,
+            services: services.clone(),
+            node: Some(node.into()),
+            live_node: live.map(str::to_owned),
+            live: if live.is_some() { services } else { BTreeSet::new() },
+            uid: "u".into(),
+            resource_version: "1".into(),
+            deleting: false,
+        };
+        ObjectChange::VirtualIp(vip.address, Some(vip.into()))
+    }
+
+    fn served(names: &[&str]) -> Served {
+        ([192, 0, 2, 1].into(), names.iter().map(|name| ObjectRef::new("default", *name)).collect())
+    }
+
+    fn writer() -> Writer {
+        let options = ControllerOptions {
+            default_class: true,
+            publish_external_ips: false,
+            node_lease_grace: Duration::ZERO,
+        };
+        Writer::new("me", options)
+    }
+
+    const START: Duration = Duration::from_secs(100);
+
+    #[test]
+    fn a_status_is_written_once_and_again_after_a_failure() {
+        let mut writer = writer();
+        writer.serves(served(&["web"]));
+        assert!(writer.commands(START).is_empty(), "not before all objects are known");
+        writer.changed(vec![virtual_ip("me", None)], START);
+        let commands = writer.commands(START);
+        assert_eq!(commands.len(), 1, "{commands:?}");
+        writer.changed(vec![virtual_ip("me", None)], START);
+        assert!(writer.commands(START).is_empty(), "it is under way");
+
+        writer.done(&commands[0], &Outcome::Failed("no answer".into()), START);
+        assert!(writer.commands(START).is_empty(), "not at once");
+        let due = writer.next_due().expect("it is to be tried again");
+        assert!(due > START);
+        let commands = writer.commands(due);
+        assert_eq!(commands.len(), 1);
+        writer.done(&commands[0], &Outcome::Done, due);
+        writer.changed(vec![virtual_ip("me", Some("me"))], due);
+        assert!(writer.commands(due).is_empty());
+        assert_eq!(writer.next_due(), None);
+    }
+
+    #[test]
+    fn it_has_let_go_when_the_api_server_knows() {
+        let mut writer = writer();
+        writer.changed(vec![virtual_ip("me", Some("me"))], START);
+        writer.serves(served(&["web"]));
+        assert!(writer.commands(START).is_empty() && !writer.has_let_go());
+        writer.serves(served(&[]));
+        assert_eq!(writer.commands(START).len(), 1, "it serves nothing any more");
+        assert!(!writer.has_let_go());
+        writer.changed(vec![virtual_ip("me", None)], START);
+        assert!(writer.has_let_go());
+    }
+}
