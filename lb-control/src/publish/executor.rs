@@ -22,9 +22,8 @@ use super::{
     requests::{Call, Requests},
 };
 use crate::{
-    model::ObjectRef,
+    model::{ObjectRef, causes},
     plan::controller::{Command, Outcome},
-    source::kube::causes,
 };
 
 /// Requests at a time.
@@ -185,7 +184,9 @@ impl Shared {
         (self.count)(verb, resource, status);
         match &outcome {
             Outcome::Forbidden(why) | Outcome::Failed(why) => warn!("{verb} {resource}: {why}"),
-            Outcome::Done | Outcome::Conflict(_) | Outcome::Gone => debug!(?command, ?outcome, "{verb} {resource}"),
+            Outcome::Done | Outcome::Conflict(_) | Outcome::Gone => {
+                debug!(?command, ?outcome, "{verb} {resource}")
+            }
         }
         outcome
     }

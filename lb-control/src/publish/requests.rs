@@ -71,7 +71,8 @@ impl Requests {
     pub async fn send(&self, command: &Command) -> Result<(), Error> {
         match command {
             Command::CreateVirtualIp { address, pool, services, node } => {
-                let mut object = crd::VirtualIp::new(&virtual_ip_name(*address), crd::VirtualIpSpec::default());
+                let mut object =
+                    crd::VirtualIp::new(&virtual_ip_name(*address), crd::VirtualIpSpec::default());
                 object.spec.address = address.to_string();
                 object.spec.pool.clone_from(pool);
                 object.spec.services = services.iter().map(ServiceName::from).collect();
@@ -101,7 +102,9 @@ impl Requests {
             }
             Command::AddFinalizers { service, uid, finalizers, .. } => {
                 self.finalizers(service, uid, |all| {
-                    all.extend(finalizers.iter().filter(|one| !all.contains(one)).cloned().collect::<Vec<_>>());
+                    all.extend(
+                        finalizers.iter().filter(|one| !all.contains(one)).cloned().collect::<Vec<_>>(),
+                    );
                 })
                 .await
             }
@@ -131,7 +134,9 @@ impl Requests {
             Command::SetPoolStatus { pool, assigned, available, conditions } => {
                 self.pool_status(pool, *assigned, *available, conditions).await
             }
-            Command::Event { about, warning, reason, note } => self.event(about, *warning, reason, note).await,
+            Command::Event { about, warning, reason, note } => {
+                self.event(about, *warning, reason, note).await
+            }
         }
     }
 
@@ -232,9 +237,13 @@ impl Requests {
 
     async fn event(&self, about: &EventTarget, warning: bool, reason: &str, note: &str) -> Result<(), Error> {
         // Events of objects without a namespace are kept in `default`, as client-go does.
-        let namespace = Some(about.object.namespace.as_str()).filter(|it| !it.is_empty()).unwrap_or("default");
+        let namespace =
+            Some(about.object.namespace.as_str()).filter(|it| !it.is_empty()).unwrap_or("default");
         let event = Event {
-            metadata: ObjectMeta { generate_name: Some(format!("{}.", about.object.name)), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                generate_name: Some(format!("{}.", about.object.name)),
+                ..ObjectMeta::default()
+            },
             action: Some(reason.to_owned()),
             event_time: Some(MicroTime(Timestamp::now())),
             // The API server refuses longer ones.
