@@ -335,13 +335,14 @@ fn turn() -> Result<fs::File> {
 /// A way from a namespace to the API server, and a kubeconfig for it.
 fn reach(namespace: &Namespace, lab: &Lab, cluster: &TestCluster) -> Result<(Relay, PathBuf)> {
     let text = fs::read_to_string(cluster.kubeconfig()).context("cannot read the kubeconfig")?;
-    let line =
-        text.lines().find_map(|line| line.trim().strip_prefix("server:")).context("no server in it")?;
-    let url = line.trim().trim_matches('"');
+    let config = kube::config::Kubeconfig::from_yaml(&text)?;
+    let server = config.clusters.first().and_then(|one| one.cluster.as_ref()?.server.clone());
+    let server = server.context("no server in the kubeconfig")?;
+    let url = server.as_str();
     let (scheme, authority) = url.split_once("://").context("a URL")?;
     let authority = authority.trim_end_matches('/');
-    let server = authority.to_socket_addrs().with_context(|| authority.to_owned())?.next();
-    let relay = Relay::new(namespace, server.context("no address of the API server")?)?;
+    let mut servers = authority.to_socket_addrs().with_context(|| authority.to_owned())?;
+    let relay = Relay::new(namespace, servers.next().context("no address of the API server")?)?;
     // The name in its certificate stays what it is.
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
     ensure!(
