@@ -206,8 +206,7 @@ async fn try_free(api: &Api<Service>, service: &Service) -> Result<(), Error> {
     let mut version = service.resource_version();
     if ours.status {
         // What is left out of what we apply, and was ours, goes (server-side apply).
-        let nothing =
-            json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "status": {} });
+        let nothing = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name } });
         let parameters = PatchParams::apply(FIELD_MANAGER);
         version = api.patch_status(&name, &parameters, &Patch::Apply(nothing)).await?.resource_version();
     }
@@ -232,9 +231,10 @@ impl Ours {
         let metadata = &service.metadata;
         let entries = metadata.managed_fields.as_deref().unwrap_or_default();
         let status = entries.iter().any(|entry| {
+            let fields = entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:status")?.as_object());
             entry.manager.as_deref() == Some(FIELD_MANAGER)
                 && entry.operation.as_deref() == Some("Apply")
-                && entry.fields_v1.as_ref().is_some_and(|fields| fields.0.pointer("/f:status").is_some())
+                && fields.is_some_and(|fields| !fields.is_empty())
         });
         let spec = service.spec.as_ref();
         let finalizers = metadata.finalizers.as_deref().unwrap_or_default();
@@ -320,7 +320,8 @@ mod tests {
             json!({ "metadata": {} }),
             json!({ "metadata": { "finalizers": [FINALIZER_KUBERNETES, "x.example/y"] } }),
             json!({ "metadata": { "managedFields": [
-                { "manager": "other", "operation": "Apply", "fieldsV1": { "f:status": {} } },
+                { "manager": "other", "operation": "Apply", "fieldsV1": { "f:status": { "f:x": {} } } },
+                { "manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": { "f:status": {} } },
                 { "manager": FIELD_MANAGER, "operation": "Update", "fieldsV1": { "f:metadata": {} } },
             ] }, "spec": { "externalIPs": ["192.0.2.1"] } }),
         ] {
