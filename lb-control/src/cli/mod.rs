@@ -1,5 +1,6 @@
 //! The command line. A flag beats the environment, the environment beats the default.
 
+mod cleanup;
 mod run;
 mod show;
 #[cfg(test)]
@@ -12,6 +13,7 @@ use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use lb_common::abi::{ABI_VERSION, maps};
 
+pub use cleanup::CleanupArgs;
 pub use run::{HttpAddress, OnExit, PortRange, RunArgs, XdpMode};
 pub use show::{DropsArgs, FlowsArgs, StatusArgs};
 
@@ -48,6 +50,11 @@ pub enum Command {
     Flows(FlowsArgs),
     /// Show why packets were not forwarded
     Drops(DropsArgs),
+    /// Take everything of Pointsman's out of the cluster, before it is uninstalled
+    ///
+    /// Finalizers, addresses and conditions of Services, VirtualIPs, Leases. Agents that still run take
+    /// their addresses down, and write nothing for a minute after. May be repeated.
+    Cleanup(CleanupArgs),
     /// Print the definitions of the resources AddressPool and VirtualIP, for `kubectl apply -f -`
     Crds,
     /// Show versions
@@ -82,6 +89,7 @@ impl Cli {
             Command::Status(args) => show::status(&args).await,
             Command::Flows(args) => show::flows(&args).await,
             Command::Drops(args) => show::drops(&args).await,
+            Command::Cleanup(args) => cleanup::run(&args).await,
             Command::Crds => show::write(&definitions()?),
             Command::Version => show::write(&version()),
         }

@@ -1,0 +1,358 @@
+//! Takes everything of ours out of a cluster, so that it can do without us: what an uninstallation
+//! begins with.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::{
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        core::v1::Service,
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, Error, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+use tracing::info;
+
+use crate::{
+    crd,
+    model::{ANNOTATION_EXTERNAL_IPS, FIELD_MANAGER},
+    plan::{
+        controller::{FINALIZER, FINALIZER_KUBERNETES},
+        election::Timing,
+    },
+};
+
+/// Objects that are changed at a time.
+const CONCURRENCY: usize = 8;
+/// Objects of one answer to a list.
+const PAGE: u32 = 500;
+/// How often a Service is tried that changes meanwhile.
+const ATTEMPTS: u32 = 5;
+/// How often everything is looked through: an agent that led until a moment ago may have had a write
+/// on its way.
+const ROUNDS: u32 = 3;
+/// Holds the Lease of the leader from now on.
+const HOLDER: &str = "pointsman-cleanup";
+/// For how long no agent leads after the end: until then the agents have to be gone.
+const SILENCE: i32 = 60;
+
+/// What is ours beside what is marked as such.
+#[derive(Clone, Debug)]
+pub struct Cleanup {
+    /// The namespace of our Leases.
+    pub namespace: String,
+    /// The Lease of the one who writes.
+    pub leader_lease: String,
+    /// Selects the Leases of agents.
+    pub agent_selector: String,
+    /// How long an agent that leads may take to notice that it does not any more.
+    pub patience: Duration,
+}
+
+impl Cleanup {
+    /// With the usual patience.
+    #[must_use]
+    pub fn new(namespace: impl Into<String>, leader_lease: &str, agent_selector: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            leader_lease: leader_lease.to_owned(),
+            agent_selector: agent_selector.to_owned(),
+            patience: Timing::default().give_up,
+        }
+    }
+
+    /// Does it; says how many Services, VirtualIPs and Leases were changed or deleted. It may be done
+    /// again at any time, and while agents run: none of them leads for a minute after.
+    ///
+    /// # Errors
+    /// When the API server does not let us, or something of ours is still there at the end.
+    pub async fn run(&self, client: &Client) -> Result<Removed> {
+        let leases = Api::namespaced(client.clone(), &self.namespace);
+        self.silence(&leases)
+            .await
+            .with_context(|| format!("cannot take the Lease {}/{}", self.namespace, self.leader_lease))?;
+        let mut removed = Removed::default();
+        for round in 1.. {
+            let services = services(client).await?;
+            let addresses = virtual_ips(client).await?;
+            removed.services += services;
+            removed.virtual_ips += addresses;
+            if services + addresses == 0 {
+                break;
+            }
+            if round == ROUNDS {
+                bail!(
+                    "something still writes: {services} Services and {addresses} VirtualIPs were ours again; stop \
+                     the agents (kubectl delete daemonset) and do this again"
+                );
+            }
+        }
+        removed.leases = self.agents(&leases).await.context("cannot delete the Leases of the agents")?;
+        Ok(removed)
+    }
+
+    /// Takes the Lease away from whoever leads, and waits until that is known there.
+    async fn silence(&self, leases: &Api<Lease>) -> Result<(), Error> {
+        for _ in 0..ATTEMPTS {
+            let found = leases.get_opt(&self.leader_lease).await?;
+            let before = found.as_ref().and_then(|lease| lease.spec.as_ref()?.holder_identity.clone());
+            let lease = self.lease(found.as_ref());
+            let written = match found {
+                Some(_) => leases.replace(&self.leader_lease, &PostParams::default(), &lease).await,
+                None => leases.create(&PostParams::default(), &lease).await,
+            };
+            match written {
+                Ok(_) => {
+                    if before.is_some_and(|holder| !holder.is_empty() && holder != HOLDER) {
+                        info!("waiting until the agent that led has noticed that it does not any more");
+                        sleep(self.patience).await;
+                    }
+                    return Ok(());
+                }
+                // It was just renewed.
+                Err(Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn lease(&self, found: Option<&Lease>) -> Lease {
+        let now = MicroTime(Timestamp::now());
+        let metadata = match found {
+            Some(lease) => lease.metadata.clone(),
+            None => ObjectMeta { name: Some(self.leader_lease.clone()), ..ObjectMeta::default() },
+        };
+        let spec = LeaseSpec {
+            holder_identity: Some(HOLDER.to_owned()),
+            lease_duration_seconds: Some(SILENCE),
+            acquire_time: Some(now.clone()),
+            renew_time: Some(now),
+            ..LeaseSpec::default()
+        };
+        Lease { metadata, spec: Some(spec) }
+    }
+
+    async fn agents(&self, leases: &Api<Lease>) -> Result<usize, Error> {
+        let all = leases.list(&ListParams::default().labels(&self.agent_selector)).await?;
+        let mut count = 0;
+        for lease in all {
+            count += usize::from(delete(leases, &lease.name_any()).await?);
+        }
+        Ok(count)
+    }
+}
+
+/// How much was ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Services that had something of ours.
+    pub services: usize,
+    /// VirtualIPs.
+    pub virtual_ips: usize,
+    /// Leases of agents.
+    pub leases: usize,
+}
+
+/// Frees all Services; how many there were to be freed.
+async fn services(client: &Client) -> Result<usize> {
+    let all: Api<Service> = Api::all(client.clone());
+    let mut params = ListParams::default().limit(PAGE);
+    let mut count = 0;
+    loop {
+        let page = all.list(&params).await.context("cannot list Services")?;
+        params.continue_token = page.metadata.continue_.clone().filter(|token| !token.is_empty());
+        let ours: Vec<Service> = page.into_iter().filter(|service| Ours::of(service).is_any()).collect();
+        count += ours.len();
+        stream::iter(ours.into_iter().map(Ok::<_, anyhow::Error>))
+            .try_for_each_concurrent(CONCURRENCY, |service| async move { free(client, service).await })
+            .await?;
+        if params.continue_token.is_none() {
+            return Ok(count);
+        }
+    }
+}
+
+/// Takes out of a Service what is ours.
+async fn free(client: &Client, mut service: Service) -> Result<()> {
+    let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+    let api: Api<Service> = Api::namespaced(client.clone(), &namespace);
+    for attempt in 1.. {
+        let outcome = match try_free(&api, &service).await {
+            // It changed meanwhile.
+            Err(Error::Api(status)) if status.code == 409 && attempt < ATTEMPTS => api.get_opt(&name).await,
+            Err(Error::Api(status)) if status.code == 404 => return Ok(()),
+            other => return other.with_context(|| format!("cannot free Service {namespace}/{name}")),
+        };
+        match outcome.with_context(|| format!("cannot read Service {namespace}/{name}"))? {
+            Some(found) => service = found,
+            None => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+async fn try_free(api: &Api<Service>, service: &Service) -> Result<(), Error> {
+    let name = service.name_any();
+    let ours = Ours::of(service);
+    let mut version = service.resource_version();
+    if ours.status {
+        // What is left out of what we apply, and was ours, goes (server-side apply).
+        let nothing = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name } });
+        let parameters = PatchParams::apply(FIELD_MANAGER);
+        version = api.patch_status(&name, &parameters, &Patch::Apply(nothing)).await?.resource_version();
+    }
+    let Some(mut patch) = ours.patch() else { return Ok(()) };
+    patch["metadata"]["resourceVersion"] = json!(version);
+    api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+}
+
+/// What a Service has of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Ours {
+    /// Fields of its status.
+    status: bool,
+    /// The finalizers that remain, if some go.
+    finalizers: Option<Vec<String>>,
+    /// The `externalIPs` that remain, if our mark is there.
+    external_ips: Option<Vec<String>>,
+}
+
+impl Ours {
+    fn of(service: &Service) -> Self {
+        let metadata = &service.metadata;
+        let entries = metadata.managed_fields.as_deref().unwrap_or_default();
+        let status = entries.iter().any(|entry| {
+            let fields = entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:status")?.as_object());
+            entry.manager.as_deref() == Some(FIELD_MANAGER)
+                && entry.operation.as_deref() == Some("Apply")
+                && fields.is_some_and(|fields| !fields.is_empty())
+        });
+        let spec = service.spec.as_ref();
+        let finalizers = metadata.finalizers.as_deref().unwrap_or_default();
+        let marked = finalizers.iter().any(|one| one == FINALIZER);
+        // The common one may be another's, also a cloud's: ours only beside our own, and without a class.
+        let no_class = spec.is_none_or(|spec| spec.load_balancer_class.is_none());
+        let goes = |one: &String| one == FINALIZER || (no_class && one == FINALIZER_KUBERNETES);
+        let mark = metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_EXTERNAL_IPS));
+        let external_ips = mark.map(|mark| {
+            let ours: BTreeSet<&str> = mark.split(',').map(str::trim).collect();
+            let all = spec.and_then(|spec| spec.external_ips.as_deref()).unwrap_or_default();
+            all.iter().filter(|ip| !ours.contains(ip.as_str())).cloned().collect()
+        });
+        Self {
+            status,
+            finalizers: marked.then(|| finalizers.iter().filter(|one| !goes(one)).cloned().collect()),
+            external_ips,
+        }
+    }
+
+    fn is_any(&self) -> bool {
+        self.status || self.finalizers.is_some() || self.external_ips.is_some()
+    }
+
+    /// A merge patch that takes it out, apart from the status.
+    fn patch(&self) -> Option<Value> {
+        let or_null = |list: &[String]| if list.is_empty() { Value::Null } else { json!(list) };
+        let mut patch = json!({ "metadata": {} });
+        if let Some(finalizers) = &self.finalizers {
+            patch["metadata"]["finalizers"] = or_null(finalizers);
+        }
+        if let Some(external_ips) = &self.external_ips {
+            patch["metadata"]["annotations"] = json!({ ANNOTATION_EXTERNAL_IPS: null });
+            patch["spec"] = json!({ "externalIPs": or_null(external_ips) });
+        }
+        (self.finalizers.is_some() || self.external_ips.is_some()).then_some(patch)
+    }
+}
+
+/// Deletes all VirtualIPs; how many.
+async fn virtual_ips(client: &Client) -> Result<usize> {
+    let api: Api<crd::VirtualIp> = Api::all(client.clone());
+    let names = match api.list_metadata(&ListParams::default()).await {
+        Ok(list) => list.into_iter().map(|object| object.name_any()).collect::<Vec<_>>(),
+        // Without the definition there are none.
+        Err(Error::Api(status)) if status.code == 404 => return Ok(0),
+        Err(error) => return Err(error).context("cannot list VirtualIPs"),
+    };
+    let deleted: Vec<bool> = stream::iter(names)
+        .map(|name| {
+            let api = api.clone();
+            async move { delete(&api, &name).await.with_context(|| format!("cannot delete VirtualIP {name}")) }
+        })
+        .buffer_unordered(CONCURRENCY)
+        .try_collect()
+        .await?;
+    Ok(deleted.into_iter().filter(|there| *there).count())
+}
+
+/// Deletes an object; whether it was there.
+async fn delete<K>(api: &Api<K>, name: &str) -> Result<bool, Error>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    match api.delete(name, &DeleteParams::default()).await {
+        Ok(_) => Ok(true),
+        Err(Error::Api(status)) if status.code == 404 => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(value: Value) -> Service {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn what_is_anothers_is_not_ours() {
+        for value in [
+            json!({ "metadata": {} }),
+            json!({ "metadata": { "finalizers": [FINALIZER_KUBERNETES, "x.example/y"] } }),
+            json!({ "metadata": { "managedFields": [
+                { "manager": "other", "operation": "Apply", "fieldsV1": { "f:status": { "f:x": {} } } },
+                { "manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": { "f:status": {} } },
+                { "manager": FIELD_MANAGER, "operation": "Update", "fieldsV1": { "f:metadata": {} } },
+            ] }, "spec": { "externalIPs": ["192.0.2.1"] } }),
+        ] {
+            let ours = Ours::of(&service(value.clone()));
+            assert!(!ours.is_any() && ours.patch().is_none(), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_common_finalizer_goes_where_we_set_it() {
+        let with = |class: Option<&str>| {
+            Ours::of(&service(json!({
+                "metadata": { "finalizers": [FINALIZER_KUBERNETES, FINALIZER, "x.example/y"] },
+                "spec": { "loadBalancerClass": class },
+            })))
+            .finalizers
+            .unwrap()
+        };
+        assert_eq!(with(None), ["x.example/y"]);
+        assert_eq!(with(Some("pointsman.dev/pointsman")), [FINALIZER_KUBERNETES, "x.example/y"]);
+    }
+
+    #[test]
+    fn only_the_addresses_that_we_wrote_go() {
+        let ours = Ours::of(&service(json!({
+            "metadata": { "annotations": { ANNOTATION_EXTERNAL_IPS: "192.0.2.1,192.0.2.2" } },
+            "spec": { "externalIPs": ["192.0.2.2", "198.51.100.1", "192.0.2.1"] },
+        })));
+        let patch = ours.patch().unwrap();
+        assert_eq!(patch["spec"]["externalIPs"], json!(["198.51.100.1"]));
+        assert_eq!(patch["metadata"]["annotations"], json!({ ANNOTATION_EXTERNAL_IPS: null }));
+        assert_eq!(patch["metadata"].get("finalizers"), None);
+    }
+}

@@ -1,0 +1,201 @@
+//! Uninstalling, and who leads, against the API server double.
+
+#[path = "api_source/harness.rs"]
+#[allow(dead_code, unused_imports, reason = "made for another suite")]
+mod harness;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Service};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use lb_control::{
+    crd,
+    plan::election::Timing,
+    publish::{Claim, Cleanup, Hold, Removed, hold},
+};
+use pointsman_tests::apiserver::Filter;
+use serde_json::json;
+use tokio::time::timeout;
+
+use harness::{apply, install, run, server};
+
+const LEADER: &str = "pointsman-controller";
+
+fn cleanup() -> Cleanup {
+    let mut cleanup = Cleanup::new("default", LEADER, "pointsman.dev/agent=true");
+    cleanup.patience = Duration::from_millis(300);
+    cleanup
+}
+
+fn claim(identity: &str) -> Claim {
+    let milliseconds = Duration::from_millis;
+    Claim {
+        namespace: "default".into(),
+        name: LEADER.into(),
+        identity: identity.into(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        timing: Timing {
+            // A Lease's duration is in whole seconds.
+            duration: Duration::from_secs(1),
+            give_up: milliseconds(600),
+            renew: milliseconds(100),
+            retry: milliseconds(50),
+        },
+    }
+}
+
+async fn until(hold: &mut Hold, leads: bool) -> Result<()> {
+    let wanted = hold.holds.wait_for(|now| *now == leads);
+    timeout(Duration::from_secs(10), wanted).await.with_context(|| format!("never: {leads}"))??;
+    Ok(())
+}
+
+/// A Service with all that we write into one, and something of others.
+async fn taken(client: &Client, name: &str) -> Result<()> {
+    harness::service(client, name, 80).await?;
+    let api: Api<Service> = Api::namespaced(client.clone(), "default");
+    let patch = json!({
+        "metadata": {
+            "finalizers": ["service.kubernetes.io/load-balancer-cleanup", "pointsman.dev/cleanup", "x.example/y"],
+            "annotations": { "pointsman.dev/external-ips": "192.0.2.1", "kept": "yes" },
+        },
+        "spec": { "externalIPs": ["198.51.100.1", "192.0.2.1"] },
+    });
+    api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    let status = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
+        "status": {
+            "loadBalancer": { "ingress": [{ "ip": "192.0.2.1", "ipMode": "VIP" }] },
+            "conditions": [{
+                "type": "pointsman.dev/Allocated", "status": "True", "reason": "AddressAllocated", "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }],
+        },
+    });
+    api.patch_status(name, &PatchParams::apply("pointsman"), &Patch::Apply(status)).await?;
+    Ok(())
+}
+
+#[test]
+fn nothing_of_ours_remains_and_nothing_of_others_goes() -> Result<()> {
+    run(async {
+        let server = server()?;
+        let client = server.client()?;
+        install(&client).await?;
+        taken(&client, "web").await?;
+        harness::service(&client, "foreign", 80).await?;
+        let api: Api<Service> = Api::namespaced(client.clone(), "default");
+        let foreign = Patch::Merge(json!({ "metadata": {
+            "finalizers": ["service.kubernetes.io/load-balancer-cleanup"],
+        } }));
+        let foreign = api.patch("foreign", &PatchParams::default(), &foreign).await?;
+        apply(
+            &client,
+            "pointsman.dev/v1alpha1",
+            "VirtualIP",
+            json!({
+                "metadata": { "name": "192.0.2.1" }, "spec": { "address": "192.0.2.1" },
+            }),
+        )
+        .await?;
+        apply(&client, "coordination.k8s.io/v1", "Lease", json!({
+            "metadata": {
+                "name": "pointsman-agent-a", "namespace": "default", "labels": { "pointsman.dev/agent": "true" },
+            },
+        }))
+        .await?;
+
+        assert_eq!(cleanup().run(&client).await?, Removed { services: 1, virtual_ips: 1, leases: 1 });
+        let web = api.get("web").await?;
+        assert_eq!(web.metadata.finalizers, Some(vec!["x.example/y".into()]));
+        let annotations = web.metadata.annotations.context("annotations")?;
+        assert_eq!(annotations.keys().collect::<Vec<_>>(), ["kept"]);
+        assert_eq!(web.spec.context("spec")?.external_ips, Some(vec!["198.51.100.1".into()]));
+        let status = web.status.unwrap_or_default();
+        assert!(status.load_balancer.and_then(|status| status.ingress).unwrap_or_default().is_empty());
+        assert!(status.conditions.unwrap_or_default().is_empty());
+        assert_eq!(api.get("foreign").await?, foreign);
+        let vips: Api<crd::VirtualIp> = Api::all(client.clone());
+        assert!(vips.list(&ListParams::default()).await?.items.is_empty());
+
+        server.forget_requests();
+        assert_eq!(cleanup().run(&client).await?, Removed::default(), "the second time there is nothing");
+        let changed = server.requests().into_iter().filter(|request| request.changed);
+        assert!(changed.map(|request| request.resource).all(|resource| resource == "leases"));
+
+        let leaving = json!({ "metadata": { "finalizers": null } });
+        api.patch("web", &PatchParams::default(), &Patch::Merge(leaving)).await?;
+        api.delete("web", &DeleteParams::default()).await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn cleaning_up_survives_conflicts_and_missing_definitions() -> Result<()> {
+    run(async {
+        let server = server()?;
+        let client = server.client()?;
+        for number in 0..20 {
+            taken(&client, &format!("web-{number}")).await?;
+        }
+        server.faults().error(Filter::of("patch", "services"), 409, None, 3);
+        server.faults().error(Filter::of("patch", "services/status"), 409, None, 3);
+        assert_eq!(cleanup().run(&client).await?.services, 20);
+        Ok(())
+    })
+}
+
+#[test]
+fn who_led_does_not_lead_after_a_cleanup() -> Result<()> {
+    run(async {
+        let server = server()?;
+        let client = server.client()?;
+        let mut agent = hold(client.clone(), claim("a"));
+        until(&mut agent, true).await?;
+        cleanup().run(&client).await?;
+        assert!(!*agent.holds.borrow(), "it has noticed by now");
+        let lease = Api::<Lease>::namespaced(client, "default").get(LEADER).await?.spec.context("spec")?;
+        assert_eq!(lease.holder_identity.as_deref(), Some("pointsman-cleanup"));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_lease_is_handed_over_at_once_when_it_is_released() -> Result<()> {
+    run(async {
+        let server = server()?;
+        let client = server.client()?;
+        let mut first = hold(client.clone(), claim("a"));
+        until(&mut first, true).await?;
+        let mut second = hold(client.clone(), claim("b"));
+        assert!(!*second.holds.borrow_and_update());
+        first.release().await;
+        until(&mut second, true).await?;
+        let lease = Api::<Lease>::namespaced(client, "default").get(LEADER).await?.spec.context("spec")?;
+        assert_eq!(lease.holder_identity.as_deref(), Some("b"));
+        assert_eq!(lease.lease_transitions, Some(1));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_leader_that_is_cut_off_stops_before_another_begins() -> Result<()> {
+    run(async {
+        let server = server()?;
+        let client = server.client()?;
+        let mut first = hold(server.client_as("default", "a")?, claim("a"));
+        until(&mut first, true).await?;
+        let mut second = hold(client.clone(), claim("b"));
+        let a = Filter { user: "system:serviceaccount:default:a".into(), ..Filter::of("", "leases") };
+        server.faults().stall(a);
+        let mut watched = first.holds.clone();
+        until(&mut second, true).await?;
+        assert!(!*watched.borrow_and_update(), "it knew before the other led");
+        Ok(())
+    })
+}
