@@ -113,9 +113,15 @@ pub async fn run(settings: Settings) -> Result<()> {
     let (mut agent, shared) = Agent::start(&settings, live).await?;
     let (cluster, mut updates) = match (files, served, &settings.source) {
         (None, Some(served), Source::Cluster(cluster)) => {
-            let (cluster, updates) =
-                Cluster::start(cluster, &settings.node, &settings.link_device, settings.default_class, served, Arc::clone(&shared))
-                    .await?;
+            let (cluster, updates) = Cluster::start(
+                cluster,
+                &settings.node,
+                &settings.link_device,
+                settings.default_class,
+                served,
+                Arc::clone(&shared),
+            )
+            .await?;
             (Some(cluster), updates)
         }
         (Some(files), ..) => (None, files),

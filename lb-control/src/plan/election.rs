@@ -131,7 +131,8 @@ mod tests {
     #[test]
     fn a_holder_is_left_alone_until_it_is_silent_for_its_duration() {
         let mut candidate = Candidate::new("b", Timing::default());
-        let record = |renewed: &str| Record { holder: "a".into(), renewed: renewed.into(), duration: seconds(15) };
+        let record =
+            |renewed: &str| Record { holder: "a".into(), renewed: renewed.into(), duration: seconds(15) };
         assert_eq!(candidate.observe(Some(&record("1")), seconds(100)), Step::Leave);
         assert_eq!(candidate.observe(Some(&record("1")), seconds(114)), Step::Leave);
         assert_eq!(candidate.observe(Some(&record("2")), seconds(114)), Step::Leave);

@@ -185,7 +185,9 @@ impl Shared {
         (self.count)(verb, resource, status);
         match &outcome {
             Outcome::Forbidden(why) | Outcome::Failed(why) => warn!("{verb} {resource}: {why}"),
-            Outcome::Done | Outcome::Conflict(_) | Outcome::Gone => debug!(?command, ?outcome, "{verb} {resource}"),
+            Outcome::Done | Outcome::Conflict(_) | Outcome::Gone => {
+                debug!(?command, ?outcome, "{verb} {resource}")
+            }
         }
         outcome
     }

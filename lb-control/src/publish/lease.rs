@@ -131,7 +131,10 @@ impl Holder {
     }
 
     fn until_over(&self) -> Option<Instant> {
-        self.candidate.held_until().filter(|_| self.candidate.holds(self.now())).map(|until| self.started + until)
+        self.candidate
+            .held_until()
+            .filter(|_| self.candidate.holds(self.now()))
+            .map(|until| self.started + until)
     }
 
     fn tell(&self) {

@@ -51,6 +51,10 @@ impl Call {
     }
 }
 
+/// Bytes of an Event's note; the API server refuses longer ones (`NoteLengthLimit` of its
+/// validation of events.k8s.io/v1).
+const NOTE: usize = 1_024;
+
 /// Speaks with the API server.
 pub struct Requests {
     client: Client,
@@ -71,7 +75,8 @@ impl Requests {
     pub async fn send(&self, command: &Command) -> Result<(), Error> {
         match command {
             Command::CreateVirtualIp { address, pool, services, node } => {
-                let mut object = crd::VirtualIp::new(&virtual_ip_name(*address), crd::VirtualIpSpec::default());
+                let mut object =
+                    crd::VirtualIp::new(&virtual_ip_name(*address), crd::VirtualIpSpec::default());
                 object.spec.address = address.to_string();
                 object.spec.pool.clone_from(pool);
                 object.spec.services = services.iter().map(ServiceName::from).collect();
@@ -101,7 +106,9 @@ impl Requests {
             }
             Command::AddFinalizers { service, uid, finalizers, .. } => {
                 self.finalizers(service, uid, |all| {
-                    all.extend(finalizers.iter().filter(|one| !all.contains(one)).cloned().collect::<Vec<_>>());
+                    all.extend(
+                        finalizers.iter().filter(|one| !all.contains(one)).cloned().collect::<Vec<_>>(),
+                    );
                 })
                 .await
             }
@@ -131,7 +138,9 @@ impl Requests {
             Command::SetPoolStatus { pool, assigned, available, conditions } => {
                 self.pool_status(pool, *assigned, *available, conditions).await
             }
-            Command::Event { about, warning, reason, note } => self.event(about, *warning, reason, note).await,
+            Command::Event { about, warning, reason, note } => {
+                self.event(about, *warning, reason, note).await
+            }
         }
     }
 
@@ -186,7 +195,8 @@ impl Requests {
             status["loadBalancer"] = json!({"ingress": ingress});
         }
         if !conditions.is_empty() {
-            let found = api.get_status(&service.name).await?;
+            // The object has it too, and reading the subresource would be one more right to grant.
+            let found = api.get(&service.name).await?;
             let old = found.status.and_then(|status| status.conditions).unwrap_or_default();
             let now = Time(Timestamp::now());
             let since = |one: &Condition| {
@@ -217,7 +227,7 @@ impl Requests {
             return Ok(());
         }
         let api: Api<crd::AddressPool> = Api::all(self.client.clone());
-        let found = api.get_status(pool).await?;
+        let found = api.get(pool).await?;
         let old = found.status.map(|status| status.conditions).unwrap_or_default();
         let now = Time(Timestamp::now());
         let since = |one: &Condition| {
@@ -232,13 +242,16 @@ impl Requests {
 
     async fn event(&self, about: &EventTarget, warning: bool, reason: &str, note: &str) -> Result<(), Error> {
         // Events of objects without a namespace are kept in `default`, as client-go does.
-        let namespace = Some(about.object.namespace.as_str()).filter(|it| !it.is_empty()).unwrap_or("default");
+        let namespace =
+            Some(about.object.namespace.as_str()).filter(|it| !it.is_empty()).unwrap_or("default");
         let event = Event {
-            metadata: ObjectMeta { generate_name: Some(format!("{}.", about.object.name)), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                generate_name: Some(format!("{}.", about.object.name)),
+                ..ObjectMeta::default()
+            },
             action: Some(reason.to_owned()),
             event_time: Some(MicroTime(Timestamp::now())),
-            // The API server refuses longer ones.
-            note: Some(note.chars().take(1_000).collect()),
+            note: Some(note[..note.floor_char_boundary(NOTE)].to_owned()),
             reason: Some(reason.to_owned()),
             regarding: Some(ObjectReference {
                 api_version: Some(about.api_version.to_owned()),
