@@ -2,6 +2,7 @@
 
 pub mod apiserver;
 pub mod bench;
+pub mod cluster_world;
 pub mod demo;
 pub mod dump;
 pub mod kit;

@@ -4,13 +4,14 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use lb_common::abi::{Config, maps};
 
 use super::Place;
-use crate::app::{Settings, Source};
+use crate::app::{ClusterSettings, Settings, Source, host_name};
 use crate::dataplane::{Mode, Sizes};
 
 /// Settings of the agent.
@@ -19,7 +20,7 @@ pub struct RunArgs {
     /// Device that the VIPs are put on, and that clients come in by
     #[arg(long, env = "LINKDEVICE", value_name = "DEVICE", value_parser = device_name)]
     pub link_device: String,
-    /// Take Services from the Kubernetes API (not in this version yet); false: from --config
+    /// Take Services from the Kubernetes API; false: from --config
     #[arg(long, env = "KUBERNETES", value_name = "BOOL", default_value = "true", num_args = 0..=1,
           default_missing_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub kubernetes: bool,
@@ -30,7 +31,20 @@ pub struct RunArgs {
     /// Credentials for the Kubernetes API; without them those of the Pod
     #[arg(long, env = "KUBECONFIG", value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
-    /// Name of this node, as in EndpointSlices (nodeName)
+    /// Namespace of our Leases; without it, that of the Pod, or pointsman-system
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Write addresses to spec.externalIPs too, which Kubernetes has deprecated since 1.36; entries of
+    /// others stay
+    #[arg(long, env = "PUBLISH_EXTERNAL_IPS", value_name = "BOOL", default_value = "false", num_args = 0..=1,
+          require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = BoolishValueParser::new())]
+    pub publish_external_ips: bool,
+    /// A watch of the Kubernetes API that says nothing for so long is begun anew
+    #[arg(long, env = "WATCH_IDLE_SECONDS", value_name = "SECONDS", default_value_t = 150,
+          value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub watch_idle_seconds: u64,
+    /// Name of this node, as in EndpointSlices (nodeName); without it, with Kubernetes, the host name
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
     /// Serve Services without a loadBalancerClass too
@@ -206,18 +220,17 @@ impl RunArgs {
     /// A sentence with the way out, when arguments do not go together.
     pub fn settings(self) -> Result<Settings, String> {
         let default_http = if self.kubernetes { HttpAddress::IN_CLUSTER } else { HttpAddress::Nowhere };
-        let config = match (self.kubernetes, self.config) {
-            (false, Some(config)) => config,
+        let source = match (self.kubernetes, self.config) {
+            (false, Some(config)) => Source::Files(config),
             (false, None) => {
                 return Err("--kubernetes=false needs Services from files: add --config PATH".to_owned());
             }
-            (true, None) => {
-                return Err(
-                    "this version takes Services from files only: add --kubernetes=false --config PATH \
-                            (or set KUBERNETES=false)"
-                        .to_owned(),
-                );
-            }
+            (true, None) => Source::Cluster(ClusterSettings {
+                kubeconfig: self.kubeconfig,
+                namespace: self.namespace,
+                publish_external_ips: self.publish_external_ips,
+                watch_idle: Duration::from_secs(self.watch_idle_seconds),
+            }),
             (true, Some(config)) => {
                 return Err(format!(
                     "Services come either from Kubernetes or from files: to use {}, add --kubernetes=false",
@@ -225,9 +238,15 @@ impl RunArgs {
                 ));
             }
         };
+        let node = match (self.node_name, &source) {
+            (Some(name), _) => name,
+            // What the kubelet takes when nobody says another.
+            (None, Source::Cluster(_)) => host_name().map_err(|error| format!("--node-name: {error:#}"))?,
+            (None, Source::Files(_)) => String::new(),
+        };
         Ok(Settings {
-            source: Source::Files(config),
-            node: self.node_name.unwrap_or_default(),
+            source,
+            node,
             default_class: self.default_class,
             link_device: self.link_device,
             pin_directory: self.place.pin_dir,

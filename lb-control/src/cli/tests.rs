@@ -151,7 +151,6 @@ fn contradictions_name_the_way_out() {
     assert!(
         refusal(&["--kubernetes=true", "--config", "x.yaml"]).contains("use x.yaml, add --kubernetes=false")
     );
-    assert!(refusal(&["--kubernetes=true"]).contains("from files only"));
 }
 
 #[test]

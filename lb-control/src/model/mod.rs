@@ -20,7 +20,7 @@ pub use cluster::{Advertisement, AgentLease, LABEL_EXCLUDE, LABEL_ZONE, Namespac
 pub use desired::{Backends, Desired, DesiredBackend, DesiredEntry, Role, ServiceKey};
 pub use object::{ObjectRef, Objects, Place};
 pub use pool::{AddressRange, BadRange, Pool, PoolOrigin};
-pub use problem::{Problem, Severity};
+pub use problem::{Problem, Severity, causes};
 pub use report::{BackendReport, PortReport, ServiceReport, ServiceState, VipReport};
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{

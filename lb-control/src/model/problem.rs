@@ -93,3 +93,32 @@ impl fmt::Display for Problem {
         f.write_str(&self.message)
     }
 }
+
+/// An error with its causes, each once: outer errors tend to repeat the inner ones.
+#[must_use]
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        next = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once_each() {
+        let inner = std::io::Error::other("refused");
+        let outer = std::io::Error::other(std::io::Error::new(std::io::ErrorKind::NotFound, inner));
+        assert_eq!(causes(&outer), "refused");
+        let parse = "x".parse::<u8>().unwrap_err();
+        assert_eq!(causes(&parse), "invalid digit found in string");
+    }
+}

@@ -22,9 +22,8 @@ use super::{
     requests::{Call, Requests},
 };
 use crate::{
-    model::ObjectRef,
+    model::{ObjectRef, causes},
     plan::controller::{Command, Outcome},
-    source::kube::causes,
 };
 
 /// Requests at a time.

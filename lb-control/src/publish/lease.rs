@@ -19,8 +19,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    model::causes,
     plan::election::{Candidate, Record, Step, Timing},
-    source::kube::causes,
 };
 
 /// How long one request may take.

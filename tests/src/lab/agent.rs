@@ -29,6 +29,7 @@ pub struct Agent<'lab> {
     lab: &'lab Lab,
     binary: PathBuf,
     flags: Vec<String>,
+    kubeconfig: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -46,16 +47,30 @@ impl<'lab> Agent<'lab> {
     /// # Errors
     /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
     pub fn start_with(lab: &'lab Lab, yaml: &str, flags: &[&str]) -> Result<Self> {
+        let mut agent = Self::new(lab, flags, None)?;
+        agent.write_config(yaml)?;
+        agent.run()?;
+        Ok(agent)
+    }
+
+    /// Starts an agent that takes Services from a cluster, which must be reachable from the edge.
+    ///
+    /// # Errors
+    /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
+    pub fn start_in_cluster(lab: &'lab Lab, kubeconfig: &Path, flags: &[&str]) -> Result<Self> {
+        let mut agent = Self::new(lab, flags, Some(kubeconfig.to_owned()))?;
+        agent.run()?;
+        Ok(agent)
+    }
+
+    fn new(lab: &'lab Lab, flags: &[&str], kubeconfig: Option<PathBuf>) -> Result<Self> {
         let binary = std::env::var_os("POINTSMAN_BIN").ok_or_else(|| {
             anyhow!(
                 "POINTSMAN_BIN is not set: `cargo xtask build` prints the path, `cargo xtask test` sets it"
             )
         })?;
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut agent = Self { lab, binary: binary.into(), flags, process: None };
-        agent.write_config(yaml)?;
-        agent.run()?;
-        Ok(agent)
+        Ok(Self { lab, binary: binary.into(), flags, kubeconfig, process: None })
     }
 
     /// The file that the agent watches.
@@ -104,17 +119,21 @@ impl<'lab> Agent<'lab> {
         let log = File::options().create(true).append(true).open(self.log_path());
         let log = log.with_context(|| format!("cannot open {}", self.log_path().display()))?;
         let mut command = Command::new(&self.binary);
+        command.arg("run");
+        match &self.kubeconfig {
+            Some(path) => command.arg("--kubeconfig").arg(path),
+            None => command.arg("--config").arg(self.config_path().parent().unwrap_or(Path::new("/"))),
+        };
         command
-            .arg("run")
-            .arg("--config")
-            .arg(self.config_path().parent().unwrap_or(Path::new("/")))
             // Many labs run side by side, and maps take their memory at once.
             .args(["--max-flows", MAX_FLOWS, "--link-device", "uplink", "--pin-dir"])
             .arg(self.lab.pin_directory())
             .arg("--socket")
             .arg(self.socket())
             .args(&self.flags)
-            .env("KUBERNETES", "false")
+            .env("KUBERNETES", if self.kubeconfig.is_some() { "true" } else { "false" })
+            .env_remove("POD_NAMESPACE")
+            .env_remove("DEFAULT_CLASS")
             .env_remove("HTTP_ADDRESS")
             .env_remove("METRICS_PER_BACKEND")
             .env_remove("NODE_NAME")

@@ -12,6 +12,7 @@ pub mod agent;
 pub mod manifest;
 mod netns;
 pub mod registry;
+pub mod relay;
 mod topology;
 pub mod wire;
 mod xdp_pass;

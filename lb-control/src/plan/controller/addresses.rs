@@ -25,7 +25,7 @@ impl Controller {
         let present = self.objects.virtual_ips.get(&address).cloned();
         let services = self.may_have(address, present.as_deref());
         let node = self.place(address, &services, present.as_deref());
-        let pool = self.pool_name(address, &services);
+        let pool = self.pool_key(address, &services);
         let command = match present {
             None if services.is_empty() => None,
             None => Some(Command::CreateVirtualIp { address, pool, services, node }),
@@ -136,17 +136,15 @@ impl Controller {
         local.map(|service| slices(&service.object)).collect()
     }
 
-    /// The name of the pool that an address was taken from.
-    fn pool_name(&self, address: IpAddr, services: &BTreeSet<ObjectRef>) -> Option<String> {
+    /// The pool that an address was taken from, by its key.
+    fn pool_key(&self, address: IpAddr, services: &BTreeSet<ObjectRef>) -> Option<String> {
         let assigned = services.iter().filter_map(|service| self.ipam.as_ref()?.assigned(service));
         let mut pools = assigned.flat_map(|assigned| &assigned.addresses).filter(|(it, _)| *it == address);
         pools.find_map(|(_, pool)| pool.clone())
     }
 
     fn pool_of(&self, address: IpAddr, services: &BTreeSet<ObjectRef>) -> Option<&Pool> {
-        let name = self.pool_name(address, services)?;
-        let pools = self.objects.pools.values().map(Arc::as_ref);
-        pools.into_iter().find(|pool| pool.name == name && pool.contains(address))
+        self.objects.pools.get(&self.pool_key(address, services)?).map(Arc::as_ref)
     }
 
     /// Puts a VirtualIP right.

@@ -221,8 +221,9 @@ impl Controller {
 
     /// Who may announce the addresses of MetalLB's pools has changed.
     fn touch_metallb(&mut self) {
-        let pools = self.objects.pools.values().filter(|pool| matches!(pool.origin, PoolOrigin::MetalLb(_)));
-        let addresses = pools.flat_map(|pool| self.index.from_pool.get(&pool.name));
+        let pools = self.objects.pools.iter();
+        let pools = pools.filter(|(_, pool)| matches!(pool.origin, PoolOrigin::MetalLb(_)));
+        let addresses = pools.flat_map(|(key, _)| self.index.from_pool.get(key));
         self.dirty.addresses.extend(addresses.copied().collect::<Vec<_>>());
     }
 }

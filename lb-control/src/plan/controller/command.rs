@@ -11,7 +11,7 @@ pub enum Command {
     CreateVirtualIp {
         /// The address, which also names the object.
         address: IpAddr,
-        /// The pool that it was taken from.
+        /// The pool that it was taken from, by [`Pool::key`](crate::model::Pool::key).
         pool: Option<String>,
         /// Who it is given to.
         services: BTreeSet<ObjectRef>,
@@ -24,7 +24,7 @@ pub enum Command {
         address: IpAddr,
         /// Precondition.
         resource_version: String,
-        /// The pool that it was taken from.
+        /// The pool that it was taken from, by [`Pool::key`](crate::model::Pool::key).
         pool: Option<String>,
         /// Who it is given to.
         services: BTreeSet<ObjectRef>,

@@ -168,13 +168,16 @@ impl Controller {
             Outcome::Conflict(why) => {
                 if let Command::ApplyServiceStatus { service, ingress, .. } = command
                     && !ingress.is_empty()
+                    && !self.is_outdated(command)
                 {
                     self.refused(service, why, now);
                 }
                 self.flights.failed(&key, outcome, self.is_outdated(command), now);
             }
             Outcome::Gone | Outcome::Forbidden(_) | Outcome::Failed(_) => {
-                self.flights.failed(&key, outcome, is_shown, now);
+                // The watch shows Services and VirtualIPs, and so whether it is done all the same.
+                let is_done = is_shown && !matches!(key, Key::Pool(_));
+                self.flights.failed(&key, outcome, is_done, now);
             }
         }
         if let Key::Address(address) = &key

@@ -19,10 +19,10 @@ impl Backoff {
     }
 
     /// The wait after one more failure.
-    pub fn next(&mut self) -> Duration {
-        let wait = self.shortest.saturating_mul(1 << self.failures.min(20)).min(self.longest);
+    pub fn wait(&mut self) -> Duration {
+        let longest = self.shortest.saturating_mul(1 << self.failures.min(20)).min(self.longest);
         self.failures = self.failures.saturating_add(1);
-        wait.mul_f64(0.5 + fastrand::f64() / 2.0)
+        longest.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
     /// Failures in a row.
@@ -45,11 +45,11 @@ mod tests {
     fn waits_double_up_to_the_longest() {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
-            let (longest, wait) = (Duration::from_secs(seconds), backoff.next());
+            let (longest, wait) = (Duration::from_secs(seconds), backoff.wait());
             assert!(wait <= longest && wait >= longest / 2, "{wait:?} of {longest:?}");
         }
         assert_eq!(backoff.failures(), 7);
         backoff.reset();
-        assert!(backoff.next() <= Duration::from_secs(1));
+        assert!(backoff.wait() <= Duration::from_secs(1));
     }
 }

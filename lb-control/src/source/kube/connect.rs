@@ -8,7 +8,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::words;
+use crate::model::causes;
 
 /// Where the API server is and who we are there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub async fn connect(access: &Access) -> Result<Connection, ConnectError> {
     let (mut config, pod_namespace) = match &access.kubeconfig {
         Some(path) => {
             let failed = |error: &dyn std::error::Error| {
-                ConnectError(format!("kubeconfig {}: {}", path.display(), words::causes(error)))
+                ConnectError(format!("kubeconfig {}: {}", path.display(), causes(error)))
             };
             let file = Kubeconfig::read_from(path).map_err(|error| failed(&error))?;
             let options = KubeConfigOptions::default();
@@ -69,7 +69,7 @@ pub async fn connect(access: &Access) -> Result<Connection, ConnectError> {
                 ConnectError(format!(
                     "no Kubernetes cluster to speak with: neither --kubeconfig (KUBECONFIG) is given, nor is this \
                      a pod with a ServiceAccount ({})",
-                    words::causes(&error)
+                    causes(&error)
                 ))
             })?;
             let namespace = config.default_namespace.clone();
@@ -83,7 +83,7 @@ pub async fn connect(access: &Access) -> Result<Connection, ConnectError> {
     config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
     let server = config.cluster_url.to_string();
     let client = Client::try_from(config)
-        .map_err(|error| ConnectError(format!("API server {server}: {}", words::causes(&error))))?;
+        .map_err(|error| ConnectError(format!("API server {server}: {}", causes(&error))))?;
     let namespace = access.namespace.clone().or(pod_namespace).unwrap_or_else(|| NAMESPACE.to_owned());
     Ok(Connection { client, namespace, server })
 }

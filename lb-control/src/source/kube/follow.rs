@@ -111,7 +111,7 @@ impl Starter {
                 Err(_) => words::unreachable("no answer to /version"),
             };
             self.trouble(Some(problem)).await;
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.wait()).await;
         }
     }
 
@@ -138,7 +138,7 @@ impl Starter {
                     tokio::time::sleep(self.timing.discovery).await;
                 }
                 Err(problem) => {
-                    let wait = backoff.next();
+                    let wait = backoff.wait();
                     if backoff.failures() > 1 {
                         self.trouble(Some(problem)).await;
                     }

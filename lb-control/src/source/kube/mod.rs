@@ -16,9 +16,9 @@ use std::{fmt, time::Duration};
 pub use backoff::Backoff;
 pub use connect::{Access, ConnectError, Connection, connect};
 pub use follow::watch;
-pub use words::causes;
 
 pub use super::Update;
+pub use crate::model::causes;
 
 /// Why it makes no sense to go on.
 #[derive(Clone, Debug, PartialEq, Eq)]

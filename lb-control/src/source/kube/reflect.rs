@@ -134,7 +134,7 @@ impl<K: Kind> Reflector<K> {
             };
             let wait = match result {
                 // A watch that ends as soon as it has begun must not become a loop without pause.
-                Ok(true) => (began.elapsed() < SETTLED).then(|| self.backoff.next()),
+                Ok(true) => (began.elapsed() < SETTLED).then(|| self.backoff.wait()),
                 Ok(false) => None,
                 Err(Failure::Closed) => return,
                 Err(failure) => match self.failed(failure).await {
@@ -298,13 +298,13 @@ impl<K: Kind> Reflector<K> {
                     Remedy::Relist => {
                         info!(kind = K::NAMES.kind, "the version is too old: listing again");
                         self.version = None;
-                        let wait = self.backoff.next();
+                        let wait = self.backoff.wait();
                         return Ok((self.backoff.failures() > 1).then_some(wait));
                     }
                     // Whoever started this finds out, and stops it.
                     Remedy::Missing if self.optional => {
                         self.version = None;
-                        return Ok(Some(self.backoff.next()));
+                        return Ok(Some(self.backoff.wait()));
                     }
                     Remedy::Missing => self.version = None,
                     _ => {}
@@ -314,7 +314,7 @@ impl<K: Kind> Reflector<K> {
                 (words::problem(&error, verb, K::NAMES), patience)
             }
         };
-        let wait = self.backoff.next();
+        let wait = self.backoff.wait();
         debug!(kind = K::NAMES.kind, ?wait, %problem, "failed");
         if self.backoff.failures() > patience {
             self.tell_trouble(Some(problem)).await?;

@@ -3,7 +3,7 @@
 use kube::Error;
 
 use super::kinds::Names;
-use crate::model::Problem;
+use crate::model::{Problem, causes};
 
 /// What was tried, as RBAC calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,21 +125,6 @@ pub fn unreachable(cause: &str) -> Problem {
         "the API server cannot be reached ({cause}): what is known stays in effect, changes in the cluster go \
          unnoticed until it answers"
     ))
-}
-
-/// An error with its causes, each once: outer errors tend to repeat the inner ones.
-#[must_use]
-pub fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        next = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -230,3 +230,81 @@ fn nobody_else_is_fought_for_the_status() {
     }
     assert!(taken < 16, "written {taken} times in ten minutes against somebody who clears it");
 }
+
+#[test]
+fn of_two_leaders_that_give_an_address_the_faster_one_is_right() {
+    let mut world = World::new(&["n1"]);
+    world.pool("p 192.0.2.1-192.0.2.9");
+    world.elect();
+    let protect = |world: &mut World, text: &str| {
+        let service = world.service(text);
+        world.edit(&service, |it| {
+            it.api.finalizers = ["pointsman.dev/cleanup", "service.kubernetes.io/load-balancer-cleanup"]
+                .map(str::to_owned)
+                .to_vec();
+        });
+        service
+    };
+    let any = protect(&mut world, "any");
+    world.watch(1, usize::MAX);
+    let exact = protect(&mut world, "exact ip=192.0.2.1");
+    world.watch(0, usize::MAX);
+    world.decide(0);
+    let given = world.virtual_ips();
+    assert_eq!(given, ["192.0.2.1 exact n1 -/", "192.0.2.2 any n1 -/"]);
+    world.decide(1);
+    assert_eq!(world.virtual_ips(), given, "the API server refuses a second VirtualIP of that name");
+    world.leaders.remove(0);
+    world.pass(5);
+    assert_eq!(
+        (world.shown(&exact), world.shown(&any)),
+        (vec!["192.0.2.1".into()], vec!["192.0.2.2".into()])
+    );
+    world.server.check_at_rest(true);
+}
+
+#[test]
+fn both_families_are_published_together() {
+    let mut world = World::new(&["n1"]);
+    world.pool("p 192.0.2.1-192.0.2.9 2001:db8::1-2001:db8::9");
+    let web = world.service("web families=dual");
+    world.calm();
+    assert_eq!(world.shown(&web), ["192.0.2.1", "2001:db8::1"]);
+    assert_eq!(kinds(&mut world).iter().filter(|it| **it == "publish").count(), 1);
+
+    world.service("web families=IPv4");
+    world.watch(0, usize::MAX);
+    world.decide(0);
+    assert_eq!(world.shown(&web), ["192.0.2.1"]);
+    assert_eq!(world.virtual_ips().len(), 2, "what is not shown any more goes after that");
+    world.calm();
+    assert_eq!(world.virtual_ips(), ["192.0.2.1 web n1 n1/web"]);
+
+    world.service("web families=prefer");
+    world.agents.get_mut("n1").unwrap().is_alive = false;
+    world.calm();
+    assert_eq!(world.virtual_ips().len(), 2);
+    assert_eq!(world.shown(&web), ["192.0.2.1"], "until the second is served the first stays alone");
+    world.agents.get_mut("n1").unwrap().is_alive = true;
+    world.calm();
+    assert_eq!(world.shown(&web), ["192.0.2.1", "2001:db8::1"]);
+}
+
+#[test]
+fn what_we_may_not_write_is_tried_ever_less_often() {
+    let (mut world, web) = served();
+    world.server.delete_service(&web);
+    world.faults.extend(std::iter::repeat_n(super::Fault::Lost, 6));
+    world.writes();
+    let mut times = Vec::new();
+    for second in 0..80 {
+        if !world.writes().is_empty() {
+            times.push(second);
+        }
+        world.pass(1);
+    }
+    let pauses: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // One of the writes that got lost is the status of the pool.
+    assert_eq!(pauses[..4], [1, 2, 4, 8], "{times:?}");
+    assert!(world.server.service(&web).is_none());
+}

@@ -1,6 +1,8 @@
+mod costs;
 mod life;
 mod nodes;
 mod properties;
+mod scenarios;
 mod server;
 mod world;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::World;
 use crate::{
     model::{Endpoint, EndpointSlice, Node, ObjectChange, ObjectRef},
-    plan::controller::ANNOUNCED,
+    plan::controller::{ANNOUNCED, Command},
 };
 
 fn exclude(world: &mut World, name: &str, excluded: bool) {
@@ -209,4 +209,52 @@ fn hands_in_virtual_ips_are_put_right() {
     world.pass(10);
     assert_eq!(world.virtual_ips().len(), 1, "{:?}", world.virtual_ips());
     assert_eq!(world.shown(&web), ["192.0.2.0"]);
+}
+
+#[test]
+fn addresses_of_metallbs_pools_follow_its_advertisements() {
+    use crate::model::{Advertisement, PoolOrigin};
+
+    let mut world = World::new(&["n1"]);
+    let mut pool = crate::plan::testing::pool("p 192.0.2.0/24");
+    pool.origin = PoolOrigin::MetalLb("metallb-system".into());
+    world.server.put(ObjectChange::Pool(pool.key(), Some(Arc::new(pool))));
+    let web = world.service("web");
+    world.calm();
+    assert_eq!(owner(&world, 0), "-");
+    assert!(condition(&world, &web).1.ends_with("1 not selected by any advertisement of the pool"));
+
+    let object = ObjectRef::new("metallb-system", "l2");
+    let advertisement = Advertisement { object: object.clone(), ..Advertisement::default() };
+    world.server.put(ObjectChange::Advertisement(object.clone(), Some(Arc::new(advertisement))));
+    world.calm();
+    assert_eq!((owner(&world, 0).as_str(), world.shown(&web)), ("n1", vec!["192.0.2.0".into()]));
+    let statuses = world.commands.iter().filter(|it| matches!(it, Command::SetPoolStatus { .. }));
+    assert_eq!(statuses.count(), 0, "the status of MetalLB's pools is MetalLB's");
+
+    world.server.put(ObjectChange::Advertisement(object, None));
+    world.calm();
+    assert_eq!(owner(&world, 0), "-");
+    assert_eq!(condition(&world, &web).0, "NoNode");
+}
+
+#[test]
+fn the_status_of_a_pool_is_written_once_in_five_seconds() {
+    let mut world = cluster(&["n1"]);
+    world.writes();
+    let mut statuses = Vec::new();
+    for index in 0..20 {
+        world.service(&format!("s{index}"));
+        world.pass(1);
+        statuses.extend(std::mem::take(&mut world.commands).into_iter().filter_map(|it| match it {
+            Command::SetPoolStatus { assigned, .. } => Some(assigned),
+            _ => None,
+        }));
+    }
+    assert!((4..=5).contains(&statuses.len()), "{statuses:?}");
+    world.pass(5);
+    assert!(
+        world.commands.iter().any(|it| matches!(it, Command::SetPoolStatus { assigned: 20, .. })),
+        "the last word is always said"
+    );
 }

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use super::super::{Command, FINALIZER, Outcome, conditions::PREFIX};
-use crate::model::{Condition, Ingress, ObjectChange, ObjectRef, Objects, Service, VirtualIp};
+use crate::{
+    model::{Condition, Ingress, ObjectChange, ObjectRef, Objects, Service, VirtualIp},
+    plan::controller::{Command, FINALIZER, Outcome, conditions::PREFIX},
+};
 
 /// Objects, and the log that watches read.
 #[derive(Default)]

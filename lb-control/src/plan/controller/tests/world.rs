@@ -7,13 +7,13 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    super::{Command, Controller, ControllerOptions, Outcome, agent_status},
-    server::Server,
-};
+use super::server::Server;
 use crate::{
     model::{AgentLease, Node, ObjectChange, ObjectRef, Objects, Service},
-    plan::testing,
+    plan::{
+        controller::{Command, Controller, ControllerOptions, Outcome, agent_status},
+        testing,
+    },
 };
 
 pub const OPTIONS: ControllerOptions = ControllerOptions {
@@ -36,6 +36,12 @@ pub enum Fault {
 pub struct Agent {
     pub is_alive: bool,
     pub live: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+}
+
+impl Agent {
+    pub fn new() -> Self {
+        Self { is_alive: true, live: BTreeMap::new() }
+    }
 }
 
 pub struct Leader {
@@ -72,7 +78,7 @@ impl World {
         for name in nodes {
             let node = Node { name: (*name).into(), ..Node::default() };
             world.server.put(ObjectChange::Node((*name).into(), Some(Arc::new(node))));
-            world.agents.insert((*name).into(), Agent { is_alive: true, live: BTreeMap::new() });
+            world.agents.insert((*name).into(), Agent::new());
         }
         world.renew();
         world.elect();
@@ -230,7 +236,7 @@ impl World {
     pub fn pass(&mut self, seconds: u64) {
         for _ in 0..seconds {
             self.now += Duration::from_secs(1);
-            if self.now.as_secs() % 5 == 0 {
+            if self.now.as_secs().is_multiple_of(5) {
                 self.renew();
             }
             self.calm();
