@@ -42,7 +42,8 @@ impl Events {
     pub fn admit(&mut self, about: &EventTarget, reason: &str, note: &str, now: Duration) -> Verdict {
         self.forget(now);
         let key = (about.clone(), reason.to_owned(), note.to_owned());
-        if self.told.contains_key(&key) {
+        // What is out of date may not have been forgotten yet.
+        if self.told.get(&key).is_some_and(|at| now - *at < QUIET) {
             return Verdict::Known;
         }
         let bucket = self.buckets.entry(about.clone()).or_insert(Bucket { left: BURST, since: now });

@@ -51,6 +51,10 @@ impl Call {
     }
 }
 
+/// Bytes of an Event's note; the API server refuses longer ones (`NoteLengthLimit` of its
+/// validation of events.k8s.io/v1).
+const NOTE: usize = 1_024;
+
 /// Speaks with the API server.
 pub struct Requests {
     client: Client,
@@ -191,7 +195,8 @@ impl Requests {
             status["loadBalancer"] = json!({"ingress": ingress});
         }
         if !conditions.is_empty() {
-            let found = api.get_status(&service.name).await?;
+            // The object has it too, and reading the subresource would be one more right to grant.
+            let found = api.get(&service.name).await?;
             let old = found.status.and_then(|status| status.conditions).unwrap_or_default();
             let now = Time(Timestamp::now());
             let since = |one: &Condition| {
@@ -222,7 +227,7 @@ impl Requests {
             return Ok(());
         }
         let api: Api<crd::AddressPool> = Api::all(self.client.clone());
-        let found = api.get_status(pool).await?;
+        let found = api.get(pool).await?;
         let old = found.status.map(|status| status.conditions).unwrap_or_default();
         let now = Time(Timestamp::now());
         let since = |one: &Condition| {
@@ -246,8 +251,7 @@ impl Requests {
             },
             action: Some(reason.to_owned()),
             event_time: Some(MicroTime(Timestamp::now())),
-            // The API server refuses longer ones.
-            note: Some(note.chars().take(1_000).collect()),
+            note: Some(note[..note.floor_char_boundary(NOTE)].to_owned()),
             reason: Some(reason.to_owned()),
             regarding: Some(ObjectReference {
                 api_version: Some(about.api_version.to_owned()),
