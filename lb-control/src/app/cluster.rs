@@ -10,7 +10,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{live::Served, shared::Shared, writer::Writer};
+use super::{Settings, live::Served, shared::Shared, writer::Writer};
 use crate::{
     plan::{controller::ControllerOptions, election::Timing},
     publish::{Claim, Count, Executor, Hold, hold},
@@ -63,12 +63,11 @@ impl Cluster {
     /// When there is no way to the API server at all. One that does not answer is no error.
     pub async fn start(
         settings: &ClusterSettings,
-        node: &str,
-        link_device: &str,
-        default_class: bool,
+        agent: &Settings,
         served: mpsc::UnboundedReceiver<Served>,
         shared: Arc<Shared>,
     ) -> Result<(Self, mpsc::Receiver<Update>)> {
+        let node = agent.node.as_str();
         let access =
             Access { kubeconfig: settings.kubeconfig.clone(), namespace: settings.namespace.clone() };
         let connection = kube::connect(&access).await?;
@@ -76,14 +75,14 @@ impl Cluster {
         let timing = kube::Timing { idle: settings.watch_idle, ..kube::Timing::default() };
         let source = kube::watch(connection.client.clone(), connection.namespace.clone(), timing);
         let options = ControllerOptions {
-            default_class,
+            default_class: agent.default_class,
             publish_external_ips: settings.publish_external_ips,
             node_lease_grace: Duration::ZERO,
         };
         let (updates, receiver) = mpsc::channel(1);
         let (leave, leaving) = oneshot::channel();
         let tasks = Tasks {
-            own: own_lease(&connection, node, link_device),
+            own: own_lease(&connection, node, &agent.link_device),
             leader: leader_lease(&connection, node),
             executor: Executor::new(connection.client, node, count(&shared)),
             writer: Writer::new(node, options),

@@ -28,9 +28,9 @@ impl Live {
 
     /// With the other end.
     #[must_use]
-    pub fn channel() -> (Self, Option<mpsc::UnboundedReceiver<Served>>) {
+    pub fn channel() -> (Self, mpsc::UnboundedReceiver<Served>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { told: BTreeMap::new(), listener: Some(sender) }, Some(receiver))
+        (Self { told: BTreeMap::new(), listener: Some(sender) }, receiver)
     }
 
     /// Addresses that serve something.
@@ -70,8 +70,7 @@ mod tests {
 
     #[test]
     fn only_what_is_other_than_before_is_told() {
-        let (mut live, told) = Live::channel();
-        let mut told = told.expect("somebody listens");
+        let (mut live, mut told) = Live::channel();
         let address = IpAddr::from([192, 0, 2, 1]);
         let web: BTreeSet<_> = [ObjectRef::new("default", "web")].into();
         live.is_now(address, BTreeSet::new());

@@ -17,20 +17,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tracing::{info, warn};
 
 use crate::dataplane::{Mode, Sizes};
 use crate::http;
 use crate::net::Monitor;
+use crate::source::Update;
 
 pub use cluster::{ClusterSettings, LEADER_LEASE, host_name};
 
 use agent::Agent;
 use cluster::{Cluster, Leave};
 use live::Live;
+use shared::Shared;
 use upkeep::Upkeep;
 
 /// What the agent is started with.
@@ -97,8 +101,7 @@ const RESYNC: Duration = Duration::from_secs(60);
 /// When the agent cannot begin: no such device, no right to load programs, a configuration that
 /// cannot be read at all. What goes wrong later is reported, and what works goes on.
 pub async fn run(settings: Settings) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let signals = Signals::new()?;
     // The socket is first: it tells whether another agent is at work here.
     let listener = http::bind(&settings.socket)?;
     let port = settings.http.map(listen).transpose()?;
@@ -108,35 +111,63 @@ pub async fn run(settings: Settings) -> Result<()> {
         Source::Cluster(_) => None,
     };
     // From here on changes are noticed, so what is read next cannot be outdated unseen.
-    let mut monitor = Monitor::start()?;
-    let (live, served) = if files.is_some() { (Live::untold(), None) } else { Live::channel() };
+    let monitor = Monitor::start()?;
+    let (live, served) = Live::channel();
+    let live = if files.is_some() { Live::untold() } else { live };
     let (mut agent, shared) = Agent::start(&settings, live).await?;
-    let (cluster, mut updates) = match (files, served, &settings.source) {
-        (None, Some(served), Source::Cluster(cluster)) => {
-            let (cluster, updates) = Cluster::start(
-                cluster,
-                &settings.node,
-                &settings.link_device,
-                settings.default_class,
-                served,
-                Arc::clone(&shared),
-            )
-            .await?;
+    let (cluster, updates) = match (&settings.source, files) {
+        (Source::Cluster(cluster), _) => {
+            let (cluster, updates) = Cluster::start(cluster, &settings, served, Arc::clone(&shared)).await?;
             (Some(cluster), updates)
         }
-        (Some(files), ..) => (None, files),
-        _ => unreachable!("a source is one or the other"),
+        (Source::Files(config), None) => (None, feed::files(config)?),
+        (Source::Files(_), Some(files)) => (None, files),
     };
-    let (stop_serving, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(http::serve(listener, Arc::clone(&shared) as Arc<dyn http::Inspect>, async {
-        let _ = stopped.await;
-    }));
-    let port = port.map(|port| {
-        tokio::spawn(http::serve_port(port, Arc::clone(&shared) as Arc<dyn http::Inspect>)).abort_handle()
-    });
+    let servers = Servers::start(listener, port, &shared);
+    serve(&mut agent, &shared, updates, monitor, signals).await?;
+    if settings.keep_on_exit {
+        agent.hand_over().await?;
+        if let Some(cluster) = cluster {
+            cluster.leave(Leave::Stay).await;
+        }
+        info!("programs, maps and addresses stay for the next agent");
+    } else {
+        // What it served is taken back first: whoever follows finds the addresses free.
+        let withdrawn = agent.withdraw().await;
+        if let Some(cluster) = cluster {
+            cluster.leave(Leave::GiveUp).await;
+        }
+        withdrawn?;
+    }
+    servers.stop().await;
+    let _ = std::fs::remove_file(&settings.socket);
+    Ok(())
+}
+
+/// What ends the agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+}
+
+/// The agent's loop: one thing after the other, until a signal ends it.
+async fn serve(
+    agent: &mut Agent,
+    shared: &Shared,
+    mut updates: mpsc::Receiver<Update>,
+    mut monitor: Monitor,
+    mut signals: Signals,
+) -> Result<()> {
     let mut health_problems = agent.health_problems();
     let mut upkeep = Upkeep::start(agent.pins());
-
     let now = Instant::now();
     let mut renewal = interval_at(now + RENEWAL, RENEWAL);
     let mut resync = interval_at(now + RESYNC, RESYNC);
@@ -148,8 +179,8 @@ pub async fn run(settings: Settings) -> Result<()> {
         let retry = agent.retry_at();
         tokio::select! {
             biased;
-            _ = terminate.recv() => break info!("SIGTERM: leaving"),
-            _ = interrupt.recv() => break info!("SIGINT: leaving"),
+            _ = signals.terminate.recv() => { info!("SIGTERM: leaving"); return Ok(()) }
+            _ = signals.interrupt.recv() => { info!("SIGINT: leaving"); return Ok(()) }
             update = updates.recv() => {
                 let Some(update) = update else { bail!("the source of the configuration has ended; see above") };
                 agent.update(update).await;
@@ -170,30 +201,40 @@ pub async fn run(settings: Settings) -> Result<()> {
             sweep = upkeep.next() => agent.swept(&sweep),
         }
     }
-    drop(upkeep);
-    if settings.keep_on_exit {
-        agent.hand_over().await?;
-        if let Some(cluster) = cluster {
-            cluster.leave(Leave::Stay).await;
+}
+
+/// Those who answer questions.
+struct Servers {
+    socket: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+    port: Option<AbortHandle>,
+}
+
+impl Servers {
+    fn start(socket: UnixListener, port: Option<TcpListener>, shared: &Arc<Shared>) -> Self {
+        let inspect = || Arc::clone(shared) as Arc<dyn http::Inspect>;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let answers = http::serve(socket, inspect(), async {
+            let _ = stopped.await;
+        });
+        let socket = tokio::spawn(async move {
+            if let Err(error) = answers.await {
+                warn!("the socket: {error:#}");
+            }
+        });
+        let port = port.map(|port| tokio::spawn(http::serve_port(port, inspect())).abort_handle());
+        Self { socket, stop, port }
+    }
+
+    async fn stop(self) {
+        let _ = self.stop.send(());
+        if let Some(port) = self.port {
+            port.abort();
         }
-        info!("programs, maps and addresses stay for the next agent");
-    } else {
-        // What it served is taken back first: whoever follows finds the addresses free.
-        let withdrawn = agent.withdraw().await;
-        if let Some(cluster) = cluster {
-            cluster.leave(Leave::GiveUp).await;
+        if tokio::time::timeout(Duration::from_secs(2), self.socket).await.is_err() {
+            warn!("a request on the socket did not end");
         }
-        withdrawn?;
     }
-    let _ = stop_serving.send(());
-    if let Some(port) = port {
-        port.abort();
-    }
-    if tokio::time::timeout(Duration::from_secs(2), server).await.is_err() {
-        warn!("a request on the socket did not end");
-    }
-    let _ = std::fs::remove_file(&settings.socket);
-    Ok(())
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener> {

@@ -90,12 +90,12 @@ impl Local {
     }
 
     fn handshake(&mut self, device: &mut dyn Device) {
-        self.from_client(device, SYN, b"");
-        self.from_backend(device, SYN | ACK, b"");
-        self.from_client(device, ACK, b"");
+        self.client_sends(device, SYN, b"");
+        self.backend_sends(device, SYN | ACK, b"");
+        self.client_sends(device, ACK, b"");
     }
 
-    fn from_client(&mut self, device: &mut dyn Device, flags: u8, payload: &[u8]) -> Seen {
+    fn client_sends(&mut self, device: &mut dyn Device, flags: u8, payload: &[u8]) -> Seen {
         let seen = delivered(device, &self.0.client_segment(flags, payload));
         assert_eq!(seen.source, self.0.ip.client(self.0.client), "the client's own address");
         assert_eq!(seen.ports().1, HTTP_BACKEND);
@@ -105,7 +105,7 @@ impl Local {
         seen
     }
 
-    fn from_backend(&mut self, device: &mut dyn Device, flags: u8, payload: &[u8]) -> Seen {
+    fn backend_sends(&mut self, device: &mut dyn Device, flags: u8, payload: &[u8]) -> Seen {
         let spec = self.0.backend_segment(flags, payload);
         // On its way into the node nothing happens to it.
         passed(device, &spec.build());
@@ -133,21 +133,21 @@ pub fn whole_life(device: &mut dyn Device) {
     set_up_local(device, 1);
     for ip in Ip::BOTH {
         let mut local = Local::new(ip, 1, 40_000);
-        let seen = local.from_client(device, SYN, b"");
+        let seen = local.client_sends(device, SYN, b"");
         assert_eq!((seen.destination, seen.ports().0), (ip.backend(0), 40_000), "its own port");
         local.expect(device, FlowState::SynSent, TRANSIENT);
-        local.from_backend(device, SYN | ACK, b"");
+        local.backend_sends(device, SYN | ACK, b"");
         local.expect(device, FlowState::SynReceived, TRANSIENT);
-        local.from_client(device, ACK, b"");
+        local.client_sends(device, ACK, b"");
         local.expect(device, FlowState::Established, ESTABLISHED);
-        local.from_client(device, PSH | ACK, b"request");
-        local.from_backend(device, PSH | ACK, b"odd answer.");
-        local.from_client(device, FIN | ACK, b"");
+        local.client_sends(device, PSH | ACK, b"request");
+        local.backend_sends(device, PSH | ACK, b"odd answer.");
+        local.client_sends(device, FIN | ACK, b"");
         local.expect(device, FlowState::ClientClosed, ESTABLISHED);
-        local.from_backend(device, PSH | ACK, b"goes on");
-        local.from_backend(device, FIN | ACK, b"");
+        local.backend_sends(device, PSH | ACK, b"goes on");
+        local.backend_sends(device, FIN | ACK, b"");
         local.expect(device, FlowState::TimeWait, TRANSIENT);
-        local.from_client(device, ACK, b"");
+        local.client_sends(device, ACK, b"");
         let stats = device.stats();
         let service = stats.services[&ip.service(IPPROTO_TCP)];
         assert_eq!((service.packets_in, service.packets_out, service.new_flows), (5, 4, 1));
@@ -168,7 +168,7 @@ pub fn mixed_with_remote(device: &mut dyn Device) {
             let mut remote = Connection::open(device, ip, 1, 50_000 + turn);
             assert_eq!((remote.backend(), remote.source().0), (ip.backend(1), ip.snat(1)));
             remote.talk(device);
-            local.from_client(device, PSH | ACK, b"still there");
+            local.client_sends(device, PSH | ACK, b"still there");
             // What leaves the node for a remote backend's client by the stack is not ours.
             left_alone(device, &remote.backend_segment(ACK, b"").build());
         }
@@ -200,7 +200,7 @@ pub fn gone_backend(device: &mut dyn Device) {
         let index = ip.backend_index(IPPROTO_TCP, 0);
         let free = Backend { generation: 2, state: BackendState::Free as u8, ..Backend::default() };
         device.set_backend(index, free);
-        local.from_backend(device, ACK, b"last words");
+        local.backend_sends(device, ACK, b"last words");
         let refusal = answered(device, &local.0.client_segment(ACK, b"more"));
         assert_eq!(refusal.flags() & RST, RST);
         assert_eq!(refusal.source, ip.vip());
@@ -213,15 +213,15 @@ pub fn lost_half_is_rebuilt(device: &mut dyn Device) {
     set_up_local(device, 1);
     for ip in Ip::BOTH {
         let mut local = Local::new(ip, 1, 40_000);
-        local.from_client(device, SYN, b"");
+        local.client_sends(device, SYN, b"");
         assert!(device.evict(local.0.key()));
-        local.from_backend(device, SYN | ACK, b"");
+        local.backend_sends(device, SYN | ACK, b"");
         local.expect(device, FlowState::SynReceived, TRANSIENT);
         assert!(device.evict(local.0.reply_key()));
-        local.from_client(device, ACK, b"");
+        local.client_sends(device, ACK, b"");
         local.expect(device, FlowState::Established, ESTABLISHED);
-        local.from_backend(device, ACK, b"data");
-        local.from_client(device, ACK, b"data");
+        local.backend_sends(device, ACK, b"data");
+        local.client_sends(device, ACK, b"data");
     }
 }
 
@@ -242,8 +242,8 @@ pub fn same_tuple_by_another_vip(device: &mut dyn Device) {
         tcp.destination = seen.ports().0;
         let reply = left(device, &answer(&seen, Body::Tcp(tcp)));
         assert_eq!((reply.source, reply.ports()), (ip.vip(), (OTHER, 40_000)));
-        first.from_client(device, PSH | ACK, b"first");
-        first.from_backend(device, PSH | ACK, b"first");
+        first.client_sends(device, PSH | ACK, b"first");
+        first.backend_sends(device, PSH | ACK, b"first");
     }
 }
 
@@ -253,15 +253,15 @@ pub fn same_tuple_directly(device: &mut dyn Device) {
     set_up_local(device, 1);
     for ip in Ip::BOTH {
         let mut local = Local::new(ip, 1, 40_000);
-        local.from_client(device, SYN, b"");
+        local.client_sends(device, SYN, b"");
         let direct = local.0.backend_segment(PSH | ACK, b"of the other connection").build();
         left_alone(device, &direct);
         left_alone(device, &direct);
         local.0.client_sequence = 1_000_000;
-        let seen = local.from_client(device, SYN, b"");
+        let seen = local.client_sends(device, SYN, b"");
         assert_ne!(seen.ports().0, 40_000);
-        local.from_backend(device, SYN | ACK, b"");
-        local.from_client(device, ACK, b"");
+        local.backend_sends(device, SYN | ACK, b"");
+        local.client_sends(device, ACK, b"");
         local.expect(device, FlowState::Established, ESTABLISHED);
         left_alone(device, &direct);
     }
@@ -272,9 +272,9 @@ pub fn direct_connection_afterwards(device: &mut dyn Device) {
     set_up_local(device, 1);
     for ip in Ip::BOTH {
         let mut local = Local::open(device, ip, 1, 40_000);
-        local.from_client(device, FIN | ACK, b"");
-        local.from_backend(device, FIN | ACK, b"");
-        local.from_client(device, ACK, b"");
+        local.client_sends(device, FIN | ACK, b"");
+        local.backend_sends(device, FIN | ACK, b"");
+        local.client_sends(device, ACK, b"");
         local.expect(device, FlowState::TimeWait, TRANSIENT);
         for flags in [SYN | ACK, ACK, PSH | ACK] {
             left_alone(device, &local.0.backend_segment(flags, b"").build());
@@ -295,18 +295,18 @@ pub fn port_reuse(device: &mut dyn Device) {
     for ip in Ip::BOTH {
         for (wait, own) in [(1, false), (120, true)] {
             let mut local = Local::open(device, ip, 1, 40_000);
-            local.from_client(device, FIN | ACK, b"");
-            local.from_backend(device, FIN | ACK, b"");
-            local.from_client(device, ACK, b"");
+            local.client_sends(device, FIN | ACK, b"");
+            local.backend_sends(device, FIN | ACK, b"");
+            local.client_sends(device, ACK, b"");
             device.wait(ticks_from_seconds(wait));
             let mut again = Local::new(ip, 1, 40_000);
             again.0.client_sequence = 9_000_000;
-            let seen = again.from_client(device, SYN, b"");
+            let seen = again.client_sends(device, SYN, b"");
             assert_eq!(seen.ports().0 == 40_000, own, "after {wait} s: {}", seen.ports().0);
-            again.from_backend(device, SYN | ACK, b"");
-            again.from_client(device, ACK, b"");
+            again.backend_sends(device, SYN | ACK, b"");
+            again.client_sends(device, ACK, b"");
             again.expect(device, FlowState::Established, ESTABLISHED);
-            again.from_client(device, RST | ACK, b"");
+            again.client_sends(device, RST | ACK, b"");
             device.wait(ticks_from_seconds(120));
         }
     }
