@@ -19,8 +19,8 @@ pub struct CleanupArgs {
     /// Credentials for the Kubernetes API; without them those of the Pod
     #[arg(long, env = "KUBECONFIG", value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
-    /// Namespace that Pointsman is installed in; in a Pod its own, elsewhere pointsman-system
-    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
+    /// Namespace of our Leases, as with `pointsman run`. Without: kube-system
+    #[arg(long, env = "LEASE_NAMESPACE", value_name = "NAME")]
     pub namespace: Option<String>,
 }
 

@@ -31,8 +31,9 @@ pub struct RunArgs {
     /// Credentials for the Kubernetes API; without them those of the Pod
     #[arg(long, env = "KUBECONFIG", value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
-    /// Namespace of our Leases; without it, that of the Pod, or pointsman-system
-    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
+    /// Namespace of our Leases: who writes, and which agents are alive; the same for all agents of a
+    /// cluster. Without: kube-system
+    #[arg(long, env = "LEASE_NAMESPACE", value_name = "NAME")]
     pub namespace: Option<String>,
     /// Write addresses to spec.externalIPs too, which Kubernetes has deprecated since 1.36; entries of
     /// others stay

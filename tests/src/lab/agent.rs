@@ -132,7 +132,7 @@ impl<'lab> Agent<'lab> {
             .arg(self.socket())
             .args(&self.flags)
             .env("KUBERNETES", if self.kubeconfig.is_some() { "true" } else { "false" })
-            .env_remove("POD_NAMESPACE")
+            .env_remove("LEASE_NAMESPACE")
             .env_remove("DEFAULT_CLASS")
             .env_remove("HTTP_ADDRESS")
             .env_remove("METRICS_PER_BACKEND")

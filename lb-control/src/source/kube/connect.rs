@@ -15,13 +15,13 @@ use crate::model::causes;
 pub struct Access {
     /// A kubeconfig; without one, the ServiceAccount of the pod.
     pub kubeconfig: Option<PathBuf>,
-    /// The namespace of our own objects; without one, that of the pod, and [`NAMESPACE`] outside of
-    /// a pod.
+    /// The namespace of our Leases; without one, [`NAMESPACE`].
     pub namespace: Option<String>,
 }
 
-/// The namespace that our manifests install into.
-pub const NAMESPACE: &str = "pointsman-system";
+/// Where Leases are if nobody says another place. Not the namespace of the pod: agents of several
+/// installations work as one only if they elect one writer.
+pub const NAMESPACE: &str = "kube-system";
 
 /// A way to the API server.
 #[derive(Clone)]
@@ -53,28 +53,22 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// # Errors
 /// When there is neither a kubeconfig nor a ServiceAccount, or what there is cannot be used.
 pub async fn connect(access: &Access) -> Result<Connection, ConnectError> {
-    let (mut config, pod_namespace) = match &access.kubeconfig {
+    let mut config = match &access.kubeconfig {
         Some(path) => {
             let failed = |error: &dyn std::error::Error| {
                 ConnectError(format!("kubeconfig {}: {}", path.display(), causes(error)))
             };
             let file = Kubeconfig::read_from(path).map_err(|error| failed(&error))?;
             let options = KubeConfigOptions::default();
-            let config =
-                Config::from_custom_kubeconfig(file, &options).await.map_err(|error| failed(&error))?;
-            (config, None)
+            Config::from_custom_kubeconfig(file, &options).await.map_err(|error| failed(&error))?
         }
-        None => {
-            let config = Config::incluster().map_err(|error| {
+        None => Config::incluster().map_err(|error| {
                 ConnectError(format!(
                     "no Kubernetes cluster to speak with: neither --kubeconfig (KUBECONFIG) is given, nor is this \
                      a pod with a ServiceAccount ({})",
                     causes(&error)
                 ))
-            })?;
-            let namespace = config.default_namespace.clone();
-            (config, Some(namespace))
-        }
+            })?,
     };
     config.connect_timeout = Some(CONNECT);
     // Whoever asks has a wait of their own: two on top of each other would multiply.
@@ -84,7 +78,7 @@ pub async fn connect(access: &Access) -> Result<Connection, ConnectError> {
     let server = config.cluster_url.to_string();
     let client = Client::try_from(config)
         .map_err(|error| ConnectError(format!("API server {server}: {}", causes(&error))))?;
-    let namespace = access.namespace.clone().or(pod_namespace).unwrap_or_else(|| NAMESPACE.to_owned());
+    let namespace = access.namespace.clone().unwrap_or_else(|| NAMESPACE.to_owned());
     Ok(Connection { client, namespace, server })
 }
 
