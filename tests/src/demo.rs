@@ -3,6 +3,7 @@
 use std::{fmt::Write, net::SocketAddr};
 
 use anyhow::{Context, Result, ensure};
+use lb_common::abi::ABI_VERSION;
 use serde_json::Value;
 
 use crate::{
@@ -92,7 +93,7 @@ fn show(lab: &Lab, agent: &Agent<'_>) -> Result<()> {
     for device in ["uplink", "lan"] {
         println!("{}", xdp_line(lab, device)?);
     }
-    let pin = lab.pin_directory().join("v1/services");
+    let pin = lab.pin_directory().join(format!("v{ABI_VERSION}/services"));
     let dump = lab.edge.run(["bpftool", "map", "dump", "pinned", &pin.display().to_string()])?;
     println!("\n== bpftool map dump pinned {}\n\n{}", pin.display(), used_entries(&dump));
     println!("== Step in\n\n{}", agent.hints());
