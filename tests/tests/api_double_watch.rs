@@ -31,11 +31,14 @@ fn a_watch_may_begin_with_what_is_there() -> Result<()> {
             object.metadata.labels = Some([("mine".to_owned(), "yes".to_owned())].into());
             object
         };
+        // From a version that has both: "0" would let the server begin with an older one.
+        let mut version = String::new();
         for name in ["a", "b"] {
-            api.create(&PostParams::default(), &label(config_map(name))).await?;
+            let made = api.create(&PostParams::default(), &label(config_map(name))).await?;
+            version = made.metadata.resource_version.context("a version")?;
         }
         let params = WatchParams::default().labels("mine=yes").initial_events();
-        let mut events = std::pin::pin!(api.watch(&params, "0").await?);
+        let mut events = std::pin::pin!(api.watch(&params, &version).await?);
         let mut names = Vec::new();
         let bookmark = loop {
             match events.next().await.context("an event")?? {
