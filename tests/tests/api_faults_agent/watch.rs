@@ -51,8 +51,7 @@ impl<'a> AddressWatch<'a> {
         self.wait_mark("127.0.0.102")?;
         let text = self.text()?;
         let is_vip = |line: &str| line.contains(" 192.0.2.") || line.contains(" 2001:db8:1:");
-        let gone: Vec<_> =
-            text.lines().filter(|line| line.starts_with("Deleted") && is_vip(line)).collect();
+        let gone: Vec<_> = text.lines().filter(|line| line.starts_with("Deleted") && is_vip(line)).collect();
         ensure!(gone.is_empty(), "{gone:#?}");
         Ok(())
     }
