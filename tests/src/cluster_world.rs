@@ -4,7 +4,7 @@
 use std::{
     fs,
     net::{SocketAddr, ToSocketAddrs},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     apiserver::cluster::TestCluster,
-    lab::{Agent, Lab, Namespace, Options, is_root, relay::Relay, wait_for},
+    lab::{Agent, ExtraEdge, Lab, Namespace, Options, Seat, is_root, relay::Relay, wait_for},
     traffic::Server,
 };
 
@@ -35,10 +35,23 @@ const KINDS: [(&str, &str, &str, &str); 8] = [
     ("VirtualIP", "pointsman.dev", "v1alpha1", "virtualips"),
 ];
 
+/// A node without traffic.
+pub struct OtherNode {
+    /// Its network.
+    pub edge: ExtraEdge,
+    /// Its way to the API server.
+    pub relay: Relay,
+    /// Its name.
+    pub node: String,
+    kubeconfig: PathBuf,
+}
+
 /// A cluster, and a lab whose edge is a node of it.
 pub struct ClusterWorld {
     /// Servers on the backends.
     pub servers: Vec<Server>,
+    /// Nodes besides the lab's edge.
+    pub others: Vec<OtherNode>,
     /// The lab.
     pub lab: Lab,
     /// The cluster.
@@ -71,12 +84,13 @@ impl ClusterWorld {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let cluster = runtime.block_on(TestCluster::from_env())?;
         let turn = if cluster.double().is_none() { Some(turn()?) } else { None };
-        let (relay, kubeconfig) = reach(&lab.edge, &lab, &cluster)?;
+        let (relay, kubeconfig) = reach(&lab.edge, lab.directory(), &cluster)?;
         let node = cluster.name("edge");
         let world = Self {
             servers: Server::start_all(&lab.backends)?,
             namespace: runtime.block_on(cluster.namespace("svc"))?,
             made: std::sync::Mutex::default(),
+            others: Vec::new(),
             lab,
             cluster,
             relay,
@@ -102,16 +116,52 @@ impl ClusterWorld {
     /// # Errors
     /// When it cannot be started.
     pub fn agent(&self, flags: &[&str]) -> Result<Agent<'_>> {
-        let standard = [
-            "--node-name",
-            &self.node,
-            "--namespace",
-            &self.namespace,
-            "--http-address",
-            "none",
-            "--debug=true",
-        ];
-        Agent::start_in_cluster(&self.lab, &self.kubeconfig, &[&standard, flags].concat())
+        self.start(self.lab.seat(), &self.node, &self.kubeconfig, flags)
+    }
+
+    /// One more node.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn add_node(&mut self) -> Result<()> {
+        let role = format!("edge{}", self.others.len() + 2);
+        let edge = ExtraEdge::new(&self.lab, &role)?;
+        let (relay, kubeconfig) = reach(&edge.namespace, &edge.seat().directory, &self.cluster)?;
+        let node = self.cluster.name(&role);
+        self.node(&node, &json!({}))?;
+        self.others.push(OtherNode { edge, relay, node, kubeconfig });
+        Ok(())
+    }
+
+    /// An agent on a node of [`Self::add_node`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn other_agent(&self, number: usize, flags: &[&str]) -> Result<Agent<'_>> {
+        let other = self.others.get(number).context("no such node")?;
+        self.start(other.edge.seat(), &other.node, &other.kubeconfig, flags)
+    }
+
+    /// An agent on the edge with the rights of a ServiceAccount. With the double only.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn agent_as(&self, account: (&str, &str), flags: &[&str]) -> Result<Agent<'_>> {
+        let double = self.cluster.double().context("a real cluster")?;
+        let kubeconfig = double.write_kubeconfig("account", self.relay.address(), Some(account))?;
+        self.start(self.lab.seat(), &self.node, &kubeconfig, flags)
+    }
+
+    fn start<'a>(
+        &'a self,
+        seat: Seat<'a>,
+        node: &str,
+        kubeconfig: &Path,
+        flags: &[&str],
+    ) -> Result<Agent<'a>> {
+        let standard =
+            ["--node-name", node, "--namespace", &self.namespace, "--http-address", "none", "--debug=true"];
+        Agent::start_in_cluster(&self.lab, seat, kubeconfig, &[&standard, flags].concat())
     }
 
     /// A node with labels.
@@ -163,6 +213,21 @@ impl ClusterWorld {
     pub fn patch(&self, kind: &str, name: &str, patch: &Value) -> Result<()> {
         let (api, _) = self.api(kind)?;
         self.block(api.patch(name, &PatchParams::default(), &Patch::Merge(patch)))
+            .with_context(|| format!("{kind} {name}"))?;
+        Ok(())
+    }
+
+    /// Applies an object's status as somebody else, who takes whatever fields it wants.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn seize_status(&self, kind: &str, name: &str, manager: &str, status: &Value) -> Result<()> {
+        let (api, resource) = self.api(kind)?;
+        let object = json!({
+            "apiVersion": resource.api_version, "kind": kind, "metadata": {"name": name}, "status": status,
+        });
+        let parameters = PatchParams::apply(manager).force();
+        self.block(api.patch_status(name, &parameters, &Patch::Apply(&object)))
             .with_context(|| format!("{kind} {name}"))?;
         Ok(())
     }
@@ -333,7 +398,7 @@ fn turn() -> Result<fs::File> {
 }
 
 /// A way from a namespace to the API server, and a kubeconfig for it.
-fn reach(namespace: &Namespace, lab: &Lab, cluster: &TestCluster) -> Result<(Relay, PathBuf)> {
+fn reach(namespace: &Namespace, directory: &Path, cluster: &TestCluster) -> Result<(Relay, PathBuf)> {
     let text = fs::read_to_string(cluster.kubeconfig()).context("cannot read the kubeconfig")?;
     let config = kube::config::Kubeconfig::from_yaml(&text)?;
     let server = config.clusters.first().and_then(|one| one.cluster.as_ref()?.server.clone());
@@ -349,10 +414,12 @@ fn reach(namespace: &Namespace, lab: &Lab, cluster: &TestCluster) -> Result<(Rel
         host == "127.0.0.1" || scheme == "http",
         "the API server {url} must be on 127.0.0.1 for these tests"
     );
-    let path = lab.directory().join("kubeconfig");
+    let path = directory.join("kubeconfig");
     fs::write(&path, text.replace(url, &format!("{scheme}://{}", relay.address())))?;
     Ok((relay, path))
 }
 
 /// How long a Lease lasts, and a bit.
 pub const LEASE: Duration = Duration::from_secs(20);
+/// How long it may take until others have what an agent left that said goodbye: less than a Lease.
+pub const GOODBYE: Duration = Duration::from_secs(8);

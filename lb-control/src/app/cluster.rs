@@ -39,6 +39,9 @@ pub struct ClusterSettings {
 
 /// How long leaving may take.
 const LEAVE: Duration = Duration::from_secs(5);
+/// How much of that for what this node served. Its Lease is given back afterwards in any case:
+/// the data plane has withdrawn by then.
+const LET_GO: Duration = Duration::from_secs(3);
 
 /// The tasks that speak with the API server.
 pub struct Cluster {
@@ -205,7 +208,7 @@ impl Tasks {
     async fn end(
         mut self,
         how: Leave,
-        mut source: mpsc::Receiver<Result<Update, kube::Fatal>>,
+        source: mpsc::Receiver<Result<Update, kube::Fatal>>,
         mut served: mpsc::UnboundedReceiver<Served>,
     ) {
         self.executor.leads(false);
@@ -218,23 +221,35 @@ impl Tasks {
         while let Ok(one) = served.try_recv() {
             self.writer.serves(one);
         }
-        while !self.writer.has_let_go() {
-            for command in self.writer.commands(self.started.elapsed()) {
-                self.executor.submit(command);
-            }
-            let due = self.writer.next_due();
-            tokio::select! {
-                Some(Ok(update)) = source.recv() => {
-                    self.writer.changed(update.changes, self.started.elapsed());
-                }
-                Some((command, outcome)) = self.executor.outcomes.recv() => {
-                    self.writer.done(&command, &outcome, self.started.elapsed());
-                }
-                () = until(due.map(|due| self.started + due)) => {}
-                else => break,
-            }
+        let Self { own, mut executor, mut writer, started, .. } = self;
+        let let_go = let_go(&mut writer, &mut executor, source, started);
+        if timeout(LET_GO, let_go).await.is_err() {
+            warn!("leaving: what this node served could not be taken back at the API server");
         }
-        self.own.release().await;
+        own.release().await;
+    }
+}
+
+/// Writes that nothing is served here any more, until the API server shows it.
+async fn let_go(
+    writer: &mut Writer,
+    executor: &mut Executor,
+    mut source: mpsc::Receiver<Result<Update, kube::Fatal>>,
+    started: Instant,
+) {
+    while !writer.has_let_go() {
+        for command in writer.commands(started.elapsed()) {
+            executor.submit(command);
+        }
+        let due = writer.next_due();
+        tokio::select! {
+            Some(Ok(update)) = source.recv() => writer.changed(update.changes, started.elapsed()),
+            Some((command, outcome)) = executor.outcomes.recv() => {
+                writer.done(&command, &outcome, started.elapsed());
+            }
+            () = until(due.map(|due| started + due)) => {}
+            else => break,
+        }
     }
 }
 

@@ -143,11 +143,13 @@ impl Writer {
         statuses.chain(self.controller.next_due().filter(|_| self.leads)).min()
     }
 
-    /// Whether everything that this node served has been taken back at the API server.
+    /// Whether everything that this node served has been taken back at the API server. Addresses
+    /// may still be given to it: they move once its Lease is given back.
     #[must_use]
     pub fn has_let_go(&self) -> bool {
-        self.served.is_empty()
-            && !self.virtual_ips.values().any(|vip| vip.live_node.as_deref() == Some(self.node.as_str()))
+        let serves =
+            |vip: &VirtualIp| vip.live_node.as_deref() == Some(self.node.as_str()) && !vip.live.is_empty();
+        self.served.is_empty() && !self.virtual_ips.values().any(|vip| serves(vip))
     }
 }
 
@@ -219,6 +221,13 @@ mod tests {
         assert_eq!(writer.commands(START).len(), 1, "it serves nothing any more");
         assert!(!writer.has_let_go());
         writer.changed(vec![virtual_ip("me", None)], START);
+        assert!(writer.has_let_go());
+        // What the API server shows after the agent's own last write, until the leader moves it.
+        let ObjectChange::VirtualIp(address, Some(vip)) = virtual_ip("me", Some("me")) else {
+            unreachable!("made above")
+        };
+        let vip = VirtualIp { live: BTreeSet::new(), ..(*vip).clone() };
+        writer.changed(vec![ObjectChange::VirtualIp(address, Some(vip.into()))], START);
         assert!(writer.has_let_go());
     }
 }

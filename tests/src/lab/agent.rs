@@ -15,7 +15,10 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{netns::Process, topology::Lab};
+use super::{
+    netns::{Namespace, Process},
+    topology::Lab,
+};
 
 /// How long the agent may take for anything. Generous: tests run in parallel on few CPUs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,10 +26,22 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Room for flows: more than the busiest test has open or closing.
 const MAX_FLOWS: &str = "65536";
 
+/// Where an agent runs, and where its files and pins are.
+#[derive(Debug)]
+pub struct Seat<'lab> {
+    /// Its node.
+    pub namespace: &'lab Namespace,
+    /// Of its own.
+    pub directory: PathBuf,
+    /// Where it pins.
+    pub pins: PathBuf,
+}
+
 /// `pointsman run` on the edge of a lab. When dropped in a failing test, its log is shown.
 #[derive(Debug)]
 pub struct Agent<'lab> {
     lab: &'lab Lab,
+    seat: Seat<'lab>,
     binary: PathBuf,
     flags: Vec<String>,
     kubeconfig: Option<PathBuf>,
@@ -47,42 +62,47 @@ impl<'lab> Agent<'lab> {
     /// # Errors
     /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
     pub fn start_with(lab: &'lab Lab, yaml: &str, flags: &[&str]) -> Result<Self> {
-        let mut agent = Self::new(lab, flags, None)?;
+        let mut agent = Self::new(lab, lab.seat(), flags, None)?;
         agent.write_config(yaml)?;
         agent.run()?;
         Ok(agent)
     }
 
-    /// Starts an agent that takes Services from a cluster, which must be reachable from the edge.
+    /// Starts an agent that takes Services from a cluster, which must be reachable from its seat.
     ///
     /// # Errors
     /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
-    pub fn start_in_cluster(lab: &'lab Lab, kubeconfig: &Path, flags: &[&str]) -> Result<Self> {
-        let mut agent = Self::new(lab, flags, Some(kubeconfig.to_owned()))?;
+    pub fn start_in_cluster(
+        lab: &'lab Lab,
+        seat: Seat<'lab>,
+        kubeconfig: &Path,
+        flags: &[&str],
+    ) -> Result<Self> {
+        let mut agent = Self::new(lab, seat, flags, Some(kubeconfig.to_owned()))?;
         agent.run()?;
         Ok(agent)
     }
 
-    fn new(lab: &'lab Lab, flags: &[&str], kubeconfig: Option<PathBuf>) -> Result<Self> {
+    fn new(lab: &'lab Lab, seat: Seat<'lab>, flags: &[&str], kubeconfig: Option<PathBuf>) -> Result<Self> {
         let binary = std::env::var_os("POINTSMAN_BIN").ok_or_else(|| {
             anyhow!(
                 "POINTSMAN_BIN is not set: `cargo xtask build` prints the path, `cargo xtask test` sets it"
             )
         })?;
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Ok(Self { lab, binary: binary.into(), flags, kubeconfig, process: None })
+        Ok(Self { lab, seat, binary: binary.into(), flags, kubeconfig, process: None })
     }
 
     /// The file that the agent watches.
     #[must_use]
     pub fn config_path(&self) -> PathBuf {
-        self.lab.directory().join("config/services.yaml")
+        self.seat.directory.join("config/services.yaml")
     }
 
     /// The socket that `pointsman status` asks.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.lab.directory().join("agent.sock")
+        self.seat.directory.join("agent.sock")
     }
 
     /// What the agent and its predecessors have written.
@@ -92,7 +112,7 @@ impl<'lab> Agent<'lab> {
     }
 
     fn log_path(&self) -> PathBuf {
-        self.lab.directory().join("agent.log")
+        self.seat.directory.join("agent.log")
     }
 
     /// Replaces the configuration, in one step.
@@ -102,7 +122,7 @@ impl<'lab> Agent<'lab> {
     pub fn write_config(&self, yaml: &str) -> Result<()> {
         let path = self.config_path();
         // Not next to it: the agent reads every file of the directory.
-        let fresh = self.lab.directory().join("services.yaml.new");
+        let fresh = self.seat.directory.join("services.yaml.new");
         let directory = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(directory)
             .and_then(|()| fs::write(&fresh, yaml))
@@ -127,7 +147,7 @@ impl<'lab> Agent<'lab> {
         command
             // Many labs run side by side, and maps take their memory at once.
             .args(["--max-flows", MAX_FLOWS, "--link-device", "uplink", "--pin-dir"])
-            .arg(self.lab.pin_directory())
+            .arg(&self.seat.pins)
             .arg("--socket")
             .arg(self.socket())
             .args(&self.flags)
@@ -142,7 +162,7 @@ impl<'lab> Agent<'lab> {
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("cannot share the log")?)
             .stderr(log);
-        self.process = Some(self.lab.edge.spawn(&mut command)?);
+        self.process = Some(self.seat.namespace.spawn(&mut command)?);
         Ok(())
     }
 
@@ -162,6 +182,15 @@ impl<'lab> Agent<'lab> {
         wait_for("the agent to end", || Ok(process.child().try_wait()?))
     }
 
+    /// Waits until the agent has ended by itself.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end in time.
+    pub fn ended(&mut self) -> Result<ExitStatus> {
+        let mut process = self.process.take().context("the agent does not run")?;
+        wait_for("the agent to end", || Ok(process.child().try_wait()?))
+    }
+
     /// Kills and starts it.
     ///
     /// # Errors
@@ -178,23 +207,22 @@ impl<'lab> Agent<'lab> {
     /// When it fails.
     pub fn cli(&self, args: &[&str]) -> Result<String> {
         let binary = self.binary.display().to_string();
-        let (socket, pins) =
-            (self.socket().display().to_string(), self.lab.pin_directory().display().to_string());
+        let (socket, pins) = (self.socket().display().to_string(), self.seat.pins.display().to_string());
         let line = [&[binary.as_str()], args, &["--socket", &socket, "--pin-dir", &pins]].concat();
-        self.lab.edge.run(line)
+        self.seat.namespace.run(line)
     }
 
     /// Command lines for people who want to look for themselves.
     #[must_use]
     pub fn hints(&self) -> String {
-        let edge = self.lab.edge_shell_hint();
+        let edge = format!("nsenter --net={}", self.seat.namespace.path().display());
         let client = self.lab.client.path();
         format!(
             "{edge}                                  # a shell on the edge\n{edge} {} status --watch --socket {} \
              --pin-dir {}\nnsenter --net={} curl http://VIP/              # as the client\n",
             self.binary.display(),
             self.socket().display(),
-            self.lab.pin_directory().display(),
+            self.seat.pins.display(),
             client.display()
         )
     }

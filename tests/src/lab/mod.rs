@@ -9,6 +9,7 @@
 //! one-armed lab the client and the edge's `uplink` are plugged into the switch, too.
 
 pub mod agent;
+mod extra_edge;
 pub mod manifest;
 mod netns;
 pub mod registry;
@@ -17,7 +18,8 @@ mod topology;
 pub mod wire;
 mod xdp_pass;
 
-pub use agent::{Agent, wait_for};
+pub use agent::{Agent, Seat, wait_for};
+pub use extra_edge::ExtraEdge;
 pub use netns::{Namespace, Process};
 pub use topology::{HOST, Lab, Options, POD, VIPS_V4, VIPS_V6};
 

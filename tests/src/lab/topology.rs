@@ -13,7 +13,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{agent::wait_for, netns::Namespace, registry, xdp_pass::XdpPass};
+use super::{
+    agent::{Seat, wait_for},
+    netns::Namespace,
+    registry,
+    xdp_pass::XdpPass,
+};
 
 /// Where VIPs are taken from.
 pub const VIPS_V4: &str = "203.0.113.0/28";
@@ -142,6 +147,12 @@ impl Lab {
     #[must_use]
     pub fn pin_directory(&self) -> PathBuf {
         Path::new(registry::BPF_DIR).join(&self.id)
+    }
+
+    /// The edge, for an agent.
+    #[must_use]
+    pub fn seat(&self) -> Seat<'_> {
+        Seat { namespace: &self.edge, directory: self.directory.clone(), pins: self.pin_directory() }
     }
 
     /// Addresses of backend `n`, from 1; of a pod of the edge, from [`POD`]; of the edge, [`HOST`].
