@@ -232,3 +232,10 @@ pub fn released(world: &ClusterWorld, addresses: &[IpAddr]) -> Result<()> {
     }
     Ok(())
 }
+
+/// That requests all come to one backend.
+pub fn sticks(world: &ClusterWorld, to: SocketAddr) -> Result<String> {
+    let names = client::who_answers(&world.lab.client, to, 9)?;
+    ensure!(client::tally(&names).len() == 1, "{names:?}");
+    Ok(names[0].clone())
+}
