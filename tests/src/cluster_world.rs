@@ -77,17 +77,27 @@ impl ClusterWorld {
     /// # Errors
     /// When the lab, the cluster or a server cannot be had.
     pub fn new(backends: u8) -> Result<Option<Self>> {
+        Self::with(Options { backends, ..Options::default() })
+    }
+
+    /// As [`Self::new`], with options.
+    ///
+    /// # Errors
+    /// When the lab, the cluster or a server cannot be had.
+    pub fn with(options: Options) -> Result<Option<Self>> {
         if !is_root() {
             return Ok(None);
         }
-        let lab = Lab::new(Options { backends, ..Options::default() })?;
+        let lab = Lab::new(options)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let cluster = runtime.block_on(TestCluster::from_env())?;
         let turn = if cluster.double().is_none() { Some(turn()?) } else { None };
         let (relay, kubeconfig) = reach(&lab.edge, lab.directory(), &cluster)?;
         let node = cluster.name("edge");
+        let mut servers = Server::start_all(&lab.backends)?;
+        servers.extend(Server::start_all(&lab.pods)?);
         let world = Self {
-            servers: Server::start_all(&lab.backends)?,
+            servers,
             namespace: runtime.block_on(cluster.namespace("svc"))?,
             made: std::sync::Mutex::default(),
             others: Vec::new(),
@@ -229,6 +239,17 @@ impl ClusterWorld {
         let parameters = PatchParams::apply(manager).force();
         self.block(api.patch_status(name, &parameters, &Patch::Apply(&object)))
             .with_context(|| format!("{kind} {name}"))?;
+        Ok(())
+    }
+
+    /// Changes an object's status by a merge patch.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn patch_status(&self, kind: &str, name: &str, patch: &Value) -> Result<()> {
+        let (api, _) = self.api(kind)?;
+        self.block(api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)))
+            .with_context(|| format!("status of {kind} {name}"))?;
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{Command, EventTarget};
 use crate::{
-    model::{Condition, Service, Severity},
+    model::{Condition, Protocol, Service, Severity},
     plan::ipam::{Assigned, reason},
 };
 
@@ -14,6 +14,9 @@ pub(super) const PREFIX: &str = "pointsman.dev/";
 pub const ALLOCATED: &str = "pointsman.dev/Allocated";
 /// Condition: whether nodes announce all of them.
 pub const ANNOUNCED: &str = "pointsman.dev/Announced";
+
+/// Condition: whether all ports are served. Stands only while one is not.
+pub const PORTS_SERVED: &str = "pointsman.dev/PortsServed";
 
 /// Whether the addresses of a Service are announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +76,14 @@ pub(super) fn announced(service: &Service, state: &Announced) -> Condition {
         Announced::Waiting(why) => (false, "NotServed", why.clone()),
     };
     condition(service, ANNOUNCED, holds, reason, message)
+}
+
+/// What of its ports is not served by any node, if there is such.
+pub(super) fn unserved_ports(service: &Service) -> Option<Condition> {
+    let sctp = service.ports.iter().filter(|port| port.protocol == Protocol::Sctp);
+    let ports: Vec<_> = sctp.map(|port| port.port.to_string()).collect();
+    let message = format!("SCTP is not supported: port {} is not served; use TCP or UDP", list(&ports));
+    (!ports.is_empty()).then(|| condition(service, PORTS_SERVED, false, "ProtocolNotSupported", message))
 }
 
 fn condition(service: &Service, kind: &str, holds: bool, reason: &str, message: String) -> Condition {

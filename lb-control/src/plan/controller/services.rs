@@ -116,6 +116,7 @@ impl Controller {
         } else if !assigned.addresses.is_empty() {
             new.push(conditions::announced(service, &state));
         }
+        new.extend(conditions::unserved_ports(service));
         if shows(service, &ingress) && old == new {
             return None;
         }

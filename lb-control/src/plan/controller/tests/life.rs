@@ -1,7 +1,10 @@
 //! The life of a Service.
 
 use super::World;
-use crate::plan::controller::Command;
+use crate::{
+    model::{Protocol, ServicePort},
+    plan::controller::Command,
+};
 
 fn kind(command: &Command) -> &'static str {
     match command {
@@ -74,6 +77,27 @@ fn events_and_conditions_tell_every_decision_once() {
     world.server.delete_service(&thief);
     world.calm();
     assert_eq!(world.shown(&late), ["192.0.2.1"], "whoever waits gets what becomes free");
+}
+
+#[test]
+fn a_port_that_nobody_serves_is_told_while_it_is_there() {
+    let mut world = World::new(&["n1"]);
+    world.pool("p 192.0.2.1/32");
+    let web = world.service("web");
+    let tcp = world.get(&web).ports.clone();
+    world.edit(&web, |it| {
+        let first = it.ports[0].clone();
+        it.ports.push(ServicePort { name: "s".into(), protocol: Protocol::Sctp, port: 5_060, ..first });
+    });
+    world.calm();
+    assert_eq!(world.events(), ["AddressAllocated", "Announced", "ProtocolNotSupported"]);
+    let told = &world.get(&web).api.conditions[2];
+    assert_eq!((told.kind.as_str(), told.status.as_str()), ("pointsman.dev/PortsServed", "False"));
+    assert!(told.message.contains("port 5060"), "{told:?}");
+    world.edit(&web, |it| it.ports = tcp);
+    world.calm();
+    assert_eq!(world.get(&web).api.conditions.len(), 2);
+    assert!(world.events().is_empty());
 }
 
 #[test]
