@@ -1,6 +1,8 @@
-//! `pointsman-bench`: what a packet costs, beside baselines measured in the same run.
+//! `pointsman-bench`: what a packet costs, and what the control plane costs, beside baselines
+//! measured in the same run.
 
 pub mod baselines;
+pub mod control;
 pub mod cost;
 pub mod live;
 pub mod machine;

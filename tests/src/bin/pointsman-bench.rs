@@ -1,9 +1,12 @@
-//! `pointsman-bench datapath`: what the datapath costs, beside baselines of the same run.
+//! `pointsman-bench datapath` and `pointsman-bench control`: what the datapath and the control plane
+//! cost, beside baselines of the same run.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use pointsman_tests::bench::control;
 use pointsman_tests::bench::cost::{self, Effort};
 use pointsman_tests::bench::live;
 use pointsman_tests::bench::machine::{self, Machine};
@@ -22,6 +25,8 @@ struct Options {
 enum Command {
     /// Costs of the kernel datapath. Needs root, and the objects of `cargo xtask build-ebpf`.
     Datapath(Datapath),
+    /// Costs of an agent that follows a large cluster. Needs root, and the agent in POINTSMAN_BIN.
+    Control(Control),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,31 +58,70 @@ struct Datapath {
     cpu: usize,
 }
 
+#[derive(clap::Args)]
+struct Control {
+    /// Few Services and changes: for a look, not for a claim.
+    #[arg(long)]
+    quick: bool,
+    /// Writes every number to a file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Services (10000, or 200 with --quick).
+    #[arg(long)]
+    services: Option<u32>,
+    /// Endpoints of each Service.
+    #[arg(long, default_value_t = 10)]
+    endpoints: u32,
+    /// Endpoints that change, one after another (1000, or 50 with --quick).
+    #[arg(long)]
+    changes: Option<u32>,
+}
+
 fn main() -> Result<()> {
-    let Options { command: Command::Datapath(options) } = Options::parse();
     let mut report = Report::new(Machine::read()?);
+    let file = match Options::parse().command {
+        Command::Datapath(options) => {
+            datapath(&mut report, &options)?;
+            options.json
+        }
+        Command::Control(options) => {
+            let choose = |whole: u32, quick: u32| if options.quick { quick } else { whole };
+            let scale = control::Scale {
+                services: options.services.unwrap_or(choose(10_000, 200)),
+                endpoints: options.endpoints,
+                changes: options.changes.unwrap_or(choose(1_000, 50)),
+                rest: Duration::from_secs(choose(30, 6).into()),
+            };
+            control::measure(&mut report, scale)?;
+            options.json
+        }
+    };
+    print!("{}", report.table());
+    if let Some(file) = file {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn datapath(report: &mut Report, options: &Datapath) -> Result<()> {
     let wanted = |section| options.only.is_none_or(|only| only == section);
     if wanted(Section::Cost) {
         let packets = if options.quick { 1 << 17 } else { 1 << 20 };
         let effort = Effort { repetitions: if options.quick { 3 } else { 7 }, packets };
         Namespace::new()?.inside(|| {
             machine::pin(options.cpu)?;
-            cost::measure(&mut report, effort)
+            cost::measure(report, effort)
         })?;
     }
     if wanted(Section::Live) {
         let packets = if options.quick { 1 << 17 } else { 1 << 20 };
         let effort = Effort { repetitions: if options.quick { 3 } else { 7 }, packets };
-        live::measure(&mut report, effort, options.cpu)?;
+        live::measure(report, effort, options.cpu)?;
     }
     if wanted(Section::Sustained) {
         let seconds = options.seconds.unwrap_or(if options.quick { 10 } else { 60 });
-        sustained::measure(&mut report, seconds)?;
-    }
-    print!("{}", report.table());
-    if let Some(file) = &options.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+        sustained::measure(report, seconds)?;
     }
     Ok(())
 }

@@ -105,6 +105,12 @@ impl<'lab> Agent<'lab> {
         self.seat.directory.join("agent.sock")
     }
 
+    /// Its process, while it runs.
+    #[must_use]
+    pub fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     /// What the agent and its predecessors have written.
     #[must_use]
     pub fn log(&self) -> String {
