@@ -43,6 +43,9 @@ const LEAVE: Duration = Duration::from_secs(5);
 /// the data plane has withdrawn by then.
 const LET_GO: Duration = Duration::from_secs(3);
 
+/// How long the next agent of this node may take to come, when this one leaves everything to it.
+const HANDOVER: Duration = Duration::from_secs(90);
+
 /// The tasks that speak with the API server.
 pub struct Cluster {
     leave: Option<oneshot::Sender<Leave>>,
@@ -215,7 +218,8 @@ impl Tasks {
         self.writer.leads(false);
         self.leader.release().await;
         if how == Leave::Stay {
-            return;
+            // The kernel goes on forwarding: an update of the agent must not move addresses.
+            return self.own.leave(HANDOVER).await;
         }
         // The data plane has withdrawn: what it said last is here already.
         while let Ok(one) = served.try_recv() {

@@ -47,15 +47,33 @@ pub struct Claim {
 pub struct Hold {
     /// Whether the Lease is ours.
     pub holds: watch::Receiver<bool>,
-    release: Option<oneshot::Sender<()>>,
+    end: Option<oneshot::Sender<End>>,
     task: JoinHandle<()>,
+}
+
+/// How a Lease is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nobody has to wait for it to run out.
+    GiveBack,
+    /// It lasts for so long, and somebody goes on.
+    Leave(Duration),
 }
 
 impl Hold {
     /// Gives the Lease back, so that nobody has to wait for it to run out.
-    pub async fn release(mut self) {
-        if let Some(release) = self.release.take() {
-            let _ = release.send(());
+    pub async fn release(self) {
+        self.end(End::GiveBack).await;
+    }
+
+    /// Leaves it to one who comes back within some time.
+    pub async fn leave(self, duration: Duration) {
+        self.end(End::Leave(duration)).await;
+    }
+
+    async fn end(mut self, how: End) {
+        if let Some(end) = self.end.take() {
+            let _ = end.send(how);
         }
         let _ = timeout(ANSWER, &mut self.task).await;
     }
@@ -71,7 +89,7 @@ impl Drop for Hold {
 #[must_use]
 pub fn hold(client: Client, claim: Claim) -> Hold {
     let (sender, holds) = watch::channel(false);
-    let (release, released) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
     let task = tokio::spawn(async move {
         let mut holder = Holder {
             api: Api::namespaced(client, &claim.namespace),
@@ -83,10 +101,10 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
         };
         tokio::select! {
             () = holder.run() => {}
-            Ok(()) = released => holder.give_back().await,
+            Ok(how) = ended => holder.end(how).await,
         }
     });
-    Hold { holds, release: Some(release), task }
+    Hold { holds, end: Some(end), task }
 }
 
 struct Holder {
@@ -207,8 +225,8 @@ impl Holder {
         lease
     }
 
-    /// Leaves the Lease without a holder, if it is ours.
-    async fn give_back(&mut self) {
+    /// Leaves the Lease, if it is ours.
+    async fn end(&mut self, how: End) {
         self.candidate.lost();
         self.tell();
         // A write of ours may just have got its answer: the newest version counts.
@@ -218,7 +236,10 @@ impl Holder {
             if spec.holder_identity.as_ref() != Some(&self.claim.identity) {
                 return;
             }
-            spec.holder_identity = None;
+            match how {
+                End::GiveBack => spec.holder_identity = None,
+                End::Leave(duration) => spec.lease_duration_seconds = i32::try_from(duration.as_secs()).ok(),
+            }
             spec.renew_time = Some(MicroTime(Timestamp::now()));
             if self.api.replace(&self.claim.name, &PostParams::default(), &lease).await.is_ok() {
                 return;

@@ -55,7 +55,7 @@ impl<'lab> Edge<'lab> {
         let probes = PROBES.to_string();
         let flags =
             ["--node-name", seed::NODE, "--namespace", seed::NAMESPACE, "--http-address", probes.as_str()];
-        self.agent = Some(Agent::start_in_cluster(self.lab, &self.kubeconfig, &flags)?);
+        self.agent = Some(Agent::start_in_cluster(self.lab, self.lab.seat(), &self.kubeconfig, &flags)?);
         Ok(())
     }
 
