@@ -170,7 +170,7 @@ impl ClusterWorld {
         flags: &[&str],
     ) -> Result<Agent<'a>> {
         let standard =
-            ["--node-name", node, "--namespace", &self.namespace, "--http-address", "none", "--debug=true"];
+            ["--node-name", node, "--namespace", &self.namespace, "--http-address", METRICS, "--debug=true"];
         Agent::start_in_cluster(&self.lab, seat, kubeconfig, &[&standard, flags].concat())
     }
 
@@ -440,6 +440,8 @@ fn reach(namespace: &Namespace, directory: &Path, cluster: &TestCluster) -> Resu
     Ok((relay, path))
 }
 
+/// Where agents serve their metrics, each on its own node.
+pub const METRICS: &str = "127.0.0.1:9404";
 /// How long a Lease lasts, and a bit.
 pub const LEASE: Duration = Duration::from_secs(20);
 /// How long it may take until others have what an agent left that said goodbye: less than a Lease.

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Settings, live::Served, shared::Shared, writer::Writer};
+use super::{Settings, live::Served, refusals::Refusals, shared::Shared, writer::Writer};
 use crate::{
     plan::{controller::ControllerOptions, election::Timing},
     publish::{Claim, Count, Executor, Hold, hold},
@@ -163,6 +163,7 @@ impl Tasks {
         let mut leader = self.leader.holds.clone();
         // An update on its way to the agent: it may be busy, and writing must not wait for it.
         let mut waiting: Option<Update> = None;
+        let mut refusals = Refusals::default();
         let how = loop {
             let now = self.started.elapsed();
             for command in self.writer.commands(now) {
@@ -176,14 +177,12 @@ impl Tasks {
                     _ => break Leave::Stay,
                 },
                 update = source.recv() => match update {
-                    Some(Ok(update)) => {
+                    Some(Ok(mut update)) => {
+                        update.problems = update.problems.map(|problems| refusals.source(problems));
                         if update.synced {
                             self.writer.changed(update.changes.clone(), self.started.elapsed());
                         }
-                        waiting = Some(match waiting.take() {
-                            Some(before) => before.followed_by(update),
-                            None => update,
-                        });
+                        waiting = Some(waiting.take().unwrap_or_default().followed_by(update));
                     }
                     Some(Err(fatal)) => {
                         error!("{fatal}");
@@ -194,6 +193,10 @@ impl Tasks {
                 Some(served) = served.recv() => self.writer.serves(served),
                 Some((command, outcome)) = self.executor.outcomes.recv() => {
                     self.writer.done(&command, &outcome, self.started.elapsed());
+                    if let Some(problems) = refusals.wrote(&command, &outcome) {
+                        let update = Update { problems: Some(problems), ..Update::default() };
+                        waiting = Some(waiting.take().unwrap_or_default().followed_by(update));
+                    }
                 }
                 Ok(()) = leader.changed() => {
                     let leads = *leader.borrow_and_update();

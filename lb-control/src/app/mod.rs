@@ -5,6 +5,7 @@ mod cluster;
 mod feed;
 mod live;
 mod metrics;
+mod refusals;
 mod shared;
 mod start;
 mod trouble;

@@ -9,3 +9,4 @@ mod requests;
 pub use cleanup::{Cleanup, Removed};
 pub use executor::{Count, Executor};
 pub use lease::{Claim, Hold, hold};
+pub use requests::Call;
