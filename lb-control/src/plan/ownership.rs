@@ -156,12 +156,16 @@ fn local_nodes(of_services: &[BTreeSet<String>]) -> Option<BTreeSet<String>> {
 }
 
 /// Nodes with an endpoint of a Service that takes connections: a ready one, or where there is none
-/// at all, one that is shut down but still serves.
-pub fn endpoint_nodes<'a>(slices: impl Iterator<Item = &'a EndpointSlice> + Clone) -> BTreeSet<String> {
+/// at all, one that is shut down but still serves. `all_ready` is the Service's
+/// `publishNotReadyAddresses`.
+pub fn endpoint_nodes<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    all_ready: bool,
+) -> BTreeSet<String> {
     let endpoints = slices.flat_map(|slice| &slice.endpoints);
     let nodes = |last_resort: bool| {
         let fit = endpoints.clone().filter(move |endpoint| match last_resort {
-            false => endpoint.ready,
+            false => endpoint.ready || all_ready,
             true => endpoint.serving && endpoint.terminating,
         });
         fit.filter_map(|endpoint| endpoint.node.clone()).collect::<BTreeSet<_>>()

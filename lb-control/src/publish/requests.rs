@@ -246,7 +246,9 @@ impl Requests {
             Some(about.object.namespace.as_str()).filter(|it| !it.is_empty()).unwrap_or("default");
         let event = Event {
             metadata: ObjectMeta {
-                generate_name: Some(format!("{}.", about.object.name)),
+                // Not with a dot, as client-go's names have: a prefix has to be a name itself, or one
+                // that ends in a dash.
+                generate_name: Some(format!("{}-", about.object.name)),
                 ..ObjectMeta::default()
             },
             action: Some(reason.to_owned()),

@@ -127,7 +127,18 @@ impl TestCluster {
     /// When it is refused, or not served in time.
     pub async fn install(&self, definition: &CustomResourceDefinition) -> Result<()> {
         let api = Api::<CustomResourceDefinition>::all(self.client());
-        api.create(&PostParams::default(), definition).await?;
+        // One that another test has deleted stays until all of its objects are gone.
+        let created = async {
+            loop {
+                match api.create(&PostParams::default(), definition).await {
+                    Err(kube::Error::Api(status)) if status.message.contains("being deleted") => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    other => return other,
+                }
+            }
+        };
+        timeout(PATIENCE, created).await.context("an older definition does not go")??;
         let name = definition.metadata.name.clone().context("a definition without a name")?;
         lock(&self.definitions).push(name.clone());
         let established = await_condition(api, &name, conditions::is_crd_established());
@@ -165,7 +176,12 @@ impl TestCluster {
         let definitions = std::mem::take(&mut *lock(&self.definitions));
         for name in definitions {
             let api = Api::<CustomResourceDefinition>::all(self.client());
+            // What uid it has, so that one that another test makes next is not waited for.
+            let Some(found) = api.get_opt(&name).await? else { continue };
+            let uid = found.metadata.uid.unwrap_or_default();
             gone(api.delete(&name, &DeleteParams::background()).await)?;
+            let deleted = await_condition(api, &name, conditions::is_deleted(&uid));
+            timeout(PATIENCE, deleted).await.with_context(|| format!("{name} does not go"))??;
         }
         Ok(())
     }

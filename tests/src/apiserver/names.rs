@@ -68,6 +68,14 @@ pub fn check_metadata(kind: &Kind, object: &Value) -> Vec<Cause> {
     } else if let Some(why) = wrong_name(kind, name) {
         causes.push(Cause::invalid(field, &metadata["name"], why));
     }
+    // As `maskTrailingDash` (apimachinery, pkg/api/validation/generic.go): a dash may end it.
+    let prefix = metadata["generateName"].as_str().unwrap_or_default();
+    let whole = prefix.strip_suffix('-').map(|rest| format!("{rest}a"));
+    if let Some(why) =
+        (!prefix.is_empty()).then(|| wrong_name(kind, whole.as_deref().unwrap_or(prefix))).flatten()
+    {
+        causes.push(Cause::invalid("metadata.generateName", &metadata["generateName"], why));
+    }
     let pairs = |field: &str| metadata[field].as_object().into_iter().flatten();
     for (key, value) in pairs("labels") {
         if !is_qualified(key) {
@@ -136,6 +144,16 @@ mod tests {
             let kind = registry.find("", "v1", plural).unwrap();
             let causes = check_metadata(&kind, &json!({ "metadata": { "name": name } }));
             assert_eq!(causes.is_empty(), good, "{plural} {name}");
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_generated_name_is_checked() {
+        let kind = Registry::default().find("", "v1", "configmaps").unwrap();
+        for (prefix, good) in [("web-", true), ("a.b-", true), ("web", true), ("web.", false), ("A-", false)]
+        {
+            let metadata = json!({ "name": "web-x7k2p", "generateName": prefix });
+            assert_eq!(check_metadata(&kind, &json!({ "metadata": metadata })).is_empty(), good, "{prefix}");
         }
     }
 

@@ -9,11 +9,14 @@ use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
     cluster_world::ClusterWorld,
     lab::{Options, POD},
-    traffic::client::{TIMEOUT, http_get, who_answers},
+    traffic::{
+        client::{TIMEOUT, http_get, who_answers},
+        probe,
+    },
 };
 use serde_json::{Value, json};
 
-use super::kit::{HTTP, POOL, eventually, read, service, slices, sticks, wait_condition, with};
+use super::kit::{HTTP, POOL, eventually, read, service, slices, sticks, with};
 
 fn local() -> Value {
     json!({"externalTrafficPolicy": "Local"})
@@ -69,19 +72,20 @@ fn the_client_is_seen_and_others_get_nothing() -> Result<()> {
         let port = web["spec"]["healthCheckNodePort"].as_u64().context("healthCheckNodePort")?;
         wait_health(world, u16::try_from(port)?, "200")?;
 
-        // All are elsewhere: nobody announces, and the health check tells other load balancers.
+        // No node can do better: the address stays where it is, to refuse instead of being silent, and
+        // other load balancers are told.
         slices(world, "web", &[HTTP], &[(POD, on(&world.node, false)), (1, on("elsewhere", true))])?;
         wait_health(world, u16::try_from(port)?, "503")?;
-        wait_condition(world, "web", "Announced", ("False", "NoNode"))?;
+        for vip in &vips {
+            eventually("a refusal", || {
+                let answer = probe::tcp(&world.lab.client, *vip)?;
+                ensure!(answer.at_once(), "{answer:?}");
+                Ok(())
+            })?;
+        }
         ensure!(world.published("web", 2)? == vips, "the addresses stay");
-        eventually("the address to leave the device", || {
-            let here = world.lab.edge.run(["ip", "-o", "addr", "show", "dev", "uplink"])?;
-            ensure!(vips.iter().all(|vip| !here.contains(&format!(" {}/", vip.ip()))), "{here}");
-            Ok(())
-        })?;
 
         slices(world, "web", &[HTTP], &[(POD, on(&world.node, true))])?;
-        wait_condition(world, "web", "Announced", ("True", "Announced"))?;
         wait_health(world, u16::try_from(port)?, "200")?;
         for vip in &vips {
             ensure!(who_answers(&world.lab.client, *vip, 2)? == ["p1"; 2], "another than the pod");
@@ -138,4 +142,65 @@ fn affinity_holds_with_the_local_policy() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// "should only target nodes with endpoints": the address goes where the endpoints are. The other
+/// node's agent is a Lease.
+#[test]
+fn the_address_follows_the_endpoints() -> Result<()> {
+    with_pod(|world| {
+        let other = world.cluster.name("other");
+        world.node(&other, &json!({}))?;
+        world.pool(&POOL)?;
+        service(world, "web", &[HTTP], &json!({}), &local())?;
+        slices(world, "web", &[HTTP], &[(POD, on(&world.node, true))])?;
+        let vips = world.published("web", 2)?;
+        let mut beats = 0;
+        let mut move_to = |node: &str| -> Result<()> {
+            slices(world, "web", &[HTTP], &[(POD, on(node, true))])?;
+            eventually("the address to move", || {
+                beats += 1;
+                beat(world, &other, beats)?;
+                let found = world.list("VirtualIP")?;
+                ensure!(
+                    found.len() == 2 && found.iter().all(|one| one["spec"]["node"] == node),
+                    "{found:#?}"
+                );
+                Ok(())
+            })
+        };
+        move_to(&other)?;
+        eventually("the addresses to leave the device", || {
+            let here = world.lab.edge.run(["ip", "-o", "addr", "show", "dev", "uplink"])?;
+            ensure!(vips.iter().all(|vip| !here.contains(&format!(" {}/", vip.ip()))), "{here}");
+            Ok(())
+        })?;
+        move_to(&world.node)?;
+        for vip in &vips {
+            eventually("the pod", || {
+                ensure!(who_answers(&world.lab.client, *vip, 1)? == ["p1"], "another");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// A sign of life of a node's agent.
+fn beat(world: &ClusterWorld, node: &str, count: u32) -> Result<()> {
+    world.apply(
+        "Lease",
+        &format!("pointsman-agent-{node}"),
+        &json!({
+            "metadata": {
+                "labels": {"pointsman.dev/agent": "true"},
+                "annotations": {"pointsman.dev/link-device": "uplink"},
+            },
+            "spec": {
+                "holderIdentity": node,
+                "leaseDurationSeconds": 15,
+                "renewTime": format!("2026-01-01T00:{:02}:{:02}.000000Z", count / 60 % 60, count % 60),
+            },
+        }),
+    )
 }

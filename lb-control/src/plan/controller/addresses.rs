@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{Command, Controller, flights::Key};
 use crate::{
-    model::{ObjectRef, Pool, VirtualIp},
+    model::{ObjectRef, Pool, Service, VirtualIp},
     plan::ownership::{Choice, Claim, Nodes, endpoint_nodes},
 };
 
@@ -129,11 +129,12 @@ impl Controller {
     fn local(&self, services: &BTreeSet<ObjectRef>) -> Vec<BTreeSet<String>> {
         let services = services.iter().filter_map(|service| self.objects.services.get(service));
         let local = services.filter(|service| service.local_traffic_only);
-        let slices = |service: &ObjectRef| {
-            let slices = self.index.slices.get(service);
-            endpoint_nodes(slices.filter_map(|slice| self.objects.slices.get(slice)).map(Arc::as_ref))
+        let nodes = |service: &Arc<Service>| {
+            let slices = self.index.slices.get(&service.object);
+            let slices = slices.filter_map(|slice| self.objects.slices.get(slice)).map(Arc::as_ref);
+            endpoint_nodes(slices, service.publish_not_ready_addresses)
         };
-        local.map(|service| slices(&service.object)).collect()
+        local.map(nodes).collect()
     }
 
     /// The pool that an address was taken from, by its key.

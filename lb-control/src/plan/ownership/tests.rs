@@ -206,8 +206,11 @@ fn endpoints_that_shut_down_count_only_where_none_is_ready() {
         }
         slice
     };
-    let nodes = |slices: &[EndpointSlice]| endpoint_nodes(slices.iter()).into_iter().collect::<Vec<_>>();
+    let nodes =
+        |slices: &[EndpointSlice]| endpoint_nodes(slices.iter(), false).into_iter().collect::<Vec<_>>();
     assert_eq!(nodes(&[slice(&[("a", true, true)]), slice(&[("b", false, true)])]), ["a"]);
     assert_eq!(nodes(&[slice(&[("a", false, false), ("b", false, true)])]), ["b"]);
     assert_eq!(nodes(&[]), [""; 0]);
+    let published = endpoint_nodes([slice(&[("a", false, false)])].iter(), true);
+    assert_eq!(published.into_iter().collect::<Vec<_>>(), ["a"]);
 }
