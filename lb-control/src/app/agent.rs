@@ -266,7 +266,7 @@ impl Agent {
         }
         if !effects.vips.is_empty() {
             // Last: whoever sees the address finds it served.
-            self.place_addresses().await;
+            self.place_addresses(Some(&effects.vips)).await;
         }
         self.report_live(effects);
         self.publish();
@@ -304,7 +304,7 @@ impl Agent {
         let services = self.planner.services_behind(&refreshed.backends);
         self.write_maps(if self.maps_incomplete { None } else { Some(&services) });
         self.leave_exits();
-        self.place_addresses().await;
+        self.place_addresses(None).await;
         self.report_all_live();
         self.publish();
     }
@@ -450,11 +450,18 @@ impl Agent {
         }
     }
 
-    /// Puts the VIPs on the link device, and takes those off that nobody needs.
-    async fn place_addresses(&mut self) {
+    /// Puts the VIPs on the link device, and takes those off that nobody needs: as far as they changed.
+    async fn place_addresses(&mut self, changed: Option<&BTreeSet<IpAddr>>) {
         let device = self.next_hops.links().iter().find(|(_, link)| link.name == self.settings.link_device);
         let Some((index, _)) = device else { return self.placed = false };
-        let wanted: BTreeSet<_> = self.planner.plan().desired.vips.keys().copied().collect();
+        let wanted = &self.planner.plan().desired.vips;
+        if let Some(new) = changed.filter(|_| self.placed)
+            && new.iter().all(|address| wanted.contains_key(address))
+            && addresses::add(self.network.handle(), *index, new).await
+        {
+            return;
+        }
+        let wanted: BTreeSet<_> = wanted.keys().copied().collect();
         let placed = addresses::reconcile(self.network.handle(), *index, &wanted).await;
         self.trouble.clear(Area::Addresses);
         self.placed = placed.is_ok();

@@ -4,7 +4,7 @@
 //! lifetime that is renewed, so that a crash leaves nothing that cannot be recognised, or that
 //! stays. An address that was there before us is never touched.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
@@ -62,8 +62,12 @@ pub struct Changes {
 #[must_use]
 pub fn compare(wanted: &BTreeSet<IpAddr>, ifindex: u32, found: &[Found]) -> Changes {
     let mut changes = Changes::default();
+    let mut places: HashMap<IpAddr, Vec<&Found>> = HashMap::with_capacity(found.len());
+    for found in found {
+        places.entry(found.address).or_default().push(found);
+    }
     for address in wanted {
-        let here: Vec<_> = found.iter().filter(|found| found.address == *address).collect();
+        let here = places.get(address).map_or(&[][..], Vec::as_slice);
         if here.iter().any(|found| !found.ours) {
             changes.foreign.push(*address);
         } else if let Some(ours) = here.iter().find(|found| found.ifindex == ifindex) {
@@ -118,6 +122,22 @@ pub async fn reconcile(handle: &Handle, ifindex: u32, wanted: &BTreeSet<IpAddr>)
     }
 }
 
+/// Puts addresses that are new on a device and announces them, at no cost for those that are there.
+/// Says whether all are there and ours: if not, [`reconcile`] finds out what is in the way.
+pub async fn add(handle: &Handle, ifindex: u32, new: &BTreeSet<IpAddr>) -> bool {
+    let mut added = Vec::new();
+    for address in new {
+        if put(handle, ifindex, *address, Presence::Absent, LIFETIME_SECONDS).await.is_ok() {
+            info!(%address, "VIP is on the link device");
+            added.push(*address);
+        }
+    }
+    if !added.is_empty() {
+        announce::announce_and_repeat(handle, ifindex, &added).await;
+    }
+    added.len() == new.len()
+}
+
 /// Renews all addresses of ours, wherever they are: for as long as it is not known which of them
 /// are wanted, none may lapse.
 ///
@@ -150,6 +170,11 @@ pub(super) async fn ours(handle: &Handle, ifindex: u32) -> Result<BTreeSet<IpAdd
         .filter(|found| found.ours && found.ifindex == ifindex)
         .map(|found| found.address)
         .collect())
+}
+
+/// Whether the kernel tells of an address of ours.
+pub(super) fn is_ours(message: &AddressMessage) -> bool {
+    read(message).is_some_and(|found| found.ours)
 }
 
 /// All addresses of the node.

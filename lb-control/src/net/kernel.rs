@@ -12,13 +12,13 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteVia};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection};
 
 use super::next_hops::{Link, LinkKind, Neighbour, Route, Vlan};
-use super::{neighbour_address, route_address};
+use super::{addresses, neighbour_address, route_address};
 
 /// Devices by index.
 pub type Links = BTreeMap<u32, Link>;
@@ -275,6 +275,19 @@ pub struct Monitor {
     )>,
 }
 
+/// Whether it tells of nothing but a VIP that we have put on a device, or of the route that the kernel
+/// keeps for an address: whoever adds or removes an address is told of by a message of its own.
+/// Otherwise each VIP would have all routes asked for.
+fn is_echo(message: &RouteNetlinkMessage) -> bool {
+    match message {
+        RouteNetlinkMessage::NewAddress(address) => addresses::is_ours(address),
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            route.header.table == libc::RT_TABLE_LOCAL && route.header.protocol == RouteProtocol::Kernel
+        }
+        _ => false,
+    }
+}
+
 /// A kind of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -314,6 +327,7 @@ impl Monitor {
         loop {
             let (message, _) = self.messages.next().await?;
             let message = match message.payload {
+                NetlinkPayload::InnerMessage(message) if is_echo(&message) => continue,
                 NetlinkPayload::InnerMessage(message) => message,
                 NetlinkPayload::Overrun(_) => return Some(Change::Topology),
                 _ => continue,

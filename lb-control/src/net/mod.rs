@@ -6,6 +6,7 @@ mod announce;
 pub mod forwarding;
 mod here;
 mod kernel;
+mod news;
 pub mod next_hops;
 #[cfg(test)]
 mod testing;

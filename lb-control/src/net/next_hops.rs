@@ -2,17 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::Result;
+use futures_util::{StreamExt, stream};
 use lb_common::abi::{NextHop, VlanTags};
 use netlink_packet_route::route::RouteType;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::here::{leads_to_container, on_this_node};
 use super::kernel::{Kernel, Links, Neighbours};
+use super::news::{News, note};
 
 /// Neighbours that the kernel forgot and that are remembered at most.
 const MAX_FORGOTTEN: usize = 16_384;
+
+/// Routes asked for at a time; the answers fit into the socket's buffer.
+const QUESTIONS: usize = 64;
+/// How long neighbours that are new may take after a start, in steps.
+const GREETING: Duration = Duration::from_millis(5);
+const GREETINGS: u32 = 20;
 
 /// A device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -289,28 +298,32 @@ impl NextHops {
         let as_before = links == self.links && neighbours == self.neighbours;
         (self.links, self.neighbours) = (links, neighbours);
         let mut resolutions = BTreeMap::new();
+        let (mut asked, mut unresolved) = (Vec::new(), Vec::new());
         for (backend, is_here) in backends {
             let as_before = self.put(backend, is_here) && as_before;
-            let known = self.resolutions.get(&backend);
-            if let Some(known) = known.filter(|_| as_before && ask == Ask::Neighbours) {
-                resolutions.insert(backend, known.clone());
-                continue;
+            match self.resolutions.get(&backend).filter(|_| ask == Ask::Neighbours) {
+                Some(known) if as_before => drop(resolutions.insert(backend, known.clone())),
+                Some(_) => unresolved.push(backend),
+                None => asked.push(backend),
             }
-            if ask == Ask::Routes || known.is_none() {
-                self.ask(backend).await;
-            }
-            resolutions.insert(backend, self.resolve(backend));
         }
+        self.ask(&asked).await;
+        if self.resolutions.is_empty() {
+            self.meet(&asked).await?;
+        }
+        resolutions.extend(unresolved.iter().chain(&asked).map(|backend| (*backend, self.resolve(*backend))));
         self.manage(&resolutions).await;
         let old = &self.resolutions;
         let gone = old.keys().filter(|backend| !resolutions.contains_key(backend));
         let other = resolutions.iter().filter(|(backend, found)| old.get(backend) != Some(found));
         let changed: BTreeSet<_> = gone.chain(other.map(|(backend, _)| backend)).copied().collect();
+        let mut news = News::default();
         for backend in &changed {
             let now = resolutions.get(backend);
-            report(*backend, old.get(backend), now);
+            news.tell(*backend, old.get(backend), now);
             note(&mut self.troubled, *backend, now);
         }
+        drop(news);
         self.routes.retain(|backend, _| resolutions.contains_key(backend));
         self.here.retain(|backend| resolutions.contains_key(backend));
         self.resolutions = resolutions;
@@ -321,6 +334,9 @@ impl NextHops {
     /// forgets others: of each, `place` says whether it is known to be on this node, or nothing if it is
     /// no backend. A neighbour that is not known is asked for, and a later refresh finds it.
     pub async fn follow(&mut self, changed: &BTreeSet<IpAddr>, place: impl Fn(&IpAddr) -> Option<bool>) {
+        let new: Vec<_> = changed.iter().filter(|backend| place(backend).is_some()).copied().collect();
+        self.ask(&new).await;
+        let mut news = News::default();
         for backend in changed {
             let Some(is_here) = place(backend) else {
                 self.here.remove(backend);
@@ -330,14 +346,13 @@ impl NextHops {
                 continue;
             };
             self.put(*backend, is_here);
-            self.ask(*backend).await;
             let found = self.resolve(*backend);
             if let Some(neighbour) = found.neighbour.filter(|key| !self.is_fixed(key))
                 && self.managed.insert(neighbour)
             {
                 self.manage_one(&neighbour).await;
             }
-            report(*backend, None, Some(&found));
+            news.tell(*backend, None, Some(&found));
             note(&mut self.troubled, *backend, Some(&found));
             self.resolutions.insert(*backend, found);
         }
@@ -348,10 +363,39 @@ impl NextHops {
         !(if is_here { self.here.insert(backend) } else { self.here.remove(&backend) })
     }
 
-    async fn ask(&mut self, backend: IpAddr) {
-        // An error is of this backend alone: the others go on.
-        let answer = self.kernel.route(backend).await.map_err(|error| format!("{error:#}"));
-        self.routes.insert(backend, answer);
+    /// Asks the kernel for routes, many at a time: each answer wakes a task, which costs more than
+    /// the answer.
+    async fn ask(&mut self, backends: &[IpAddr]) {
+        let kernel = &self.kernel;
+        let mut answers = stream::iter(backends)
+            .map(async |backend| (*backend, kernel.route(*backend).await))
+            .buffer_unordered(QUESTIONS);
+        while let Some((backend, answer)) = answers.next().await {
+            // An error is of this backend alone: the others go on.
+            self.routes.insert(backend, answer.map_err(|error| format!("{error:#}")));
+        }
+    }
+
+    /// Gives neighbours that nobody has asked for yet a moment to answer: after a start all backends
+    /// would be without a way first, and everything would be done twice.
+    async fn meet(&mut self, backends: &[IpAddr]) -> Result<()> {
+        let waiting = |this: &Self| -> BTreeSet<(u32, IpAddr)> {
+            let neighbours = backends.iter().filter_map(|backend| this.resolve(*backend).neighbour);
+            let silent = |key: &(u32, IpAddr)| this.neighbours.get(key).is_none_or(|one| one.mac.is_none());
+            neighbours.filter(silent).collect()
+        };
+        let asked = waiting(self);
+        for key in &asked {
+            self.manage_one(key).await;
+        }
+        let mut patience = if asked.is_empty() { 0 } else { GREETINGS };
+        while patience > 0 {
+            tokio::time::sleep(GREETING).await;
+            self.neighbours = self.kernel.neighbours().await?;
+            let is_met = |key| self.neighbours.get(key).is_some_and(|one| one.mac.is_some());
+            patience = if asked.iter().all(is_met) { 0 } else { patience - 1 };
+        }
+        Ok(())
     }
 
     fn resolve(&self, backend: IpAddr) -> Resolution {
@@ -432,22 +476,6 @@ impl NextHops {
         for key in std::mem::take(&mut self.managed) {
             self.kernel.forget_neighbour(key.0, key.1, neighbours.get(&key)).await;
         }
-    }
-}
-
-fn note(troubled: &mut BTreeMap<IpAddr, String>, backend: IpAddr, now: Option<&Resolution>) {
-    match now.and_then(|now| now.problem.clone()) {
-        Some(problem) => drop(troubled.insert(backend, problem)),
-        None => drop(troubled.remove(&backend)),
-    }
-}
-
-fn report(backend: IpAddr, before: Option<&Resolution>, now: Option<&Resolution>) {
-    let Some(now) = now else { return };
-    match (&now.problem, before.map(|before| &before.problem)) {
-        (Some(problem), before) if before != Some(&now.problem) => warn!("{problem}"),
-        (None, Some(Some(_)) | None) => info!(%backend, "the way to the backend is known"),
-        _ => {}
     }
 }
 

@@ -11,7 +11,7 @@ use netlink_packet_route::neighbour::NeighbourState;
 use tokio::time::timeout;
 
 use crate::net::Monitor;
-use crate::net::addresses::{Changes, reconcile, renew};
+use crate::net::addresses::{Changes, add, reconcile, renew};
 use crate::net::testing::{Lab, PATIENCE, ip, run};
 
 const VIP4: &str = "192.0.2.10";
@@ -63,6 +63,20 @@ fn a_vip_is_tagged_mortal_and_usable_at_once() {
             assert_eq!(seen, 2, "{message:?}");
         }
         assert_eq!(place(lab, "eth0", &[VIP4, VIP6]).await, Changes::default(), "the second time");
+    });
+}
+
+#[test]
+fn new_vips_join_the_others_and_what_is_in_the_way_is_told() {
+    run(async |lab| {
+        lab.veth("eth0", &["192.0.2.30/24"], &[]).await;
+        place(lab, "eth0", &[VIP4]).await;
+        let (index, _) = lab.node.device("eth0").await;
+        assert!(add(lab.node.handle(), index, &set(&[VIP6])).await);
+        assert_eq!(place(lab, "eth0", &[VIP4, VIP6]).await, Changes::default(), "both are there, and ours");
+        assert!(!add(lab.node.handle(), index, &set(&[VIP4, "192.0.2.11"])).await, "one is there already");
+        let all = [VIP4, VIP6, "192.0.2.11"];
+        assert_eq!(place(lab, "eth0", &all).await, Changes::default(), "the other was added all the same");
     });
 }
 
