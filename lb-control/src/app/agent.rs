@@ -26,6 +26,10 @@ use crate::plan::{self, Addressing, Compiler, Effects, Path, Paths, Planner, Sco
 use crate::ports::MapStore;
 use crate::source::Update;
 
+mod telling;
+
+use telling::Placed;
+
 /// How soon something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -58,8 +62,8 @@ pub struct Agent {
     trouble: Trouble,
     /// Services that the maps do not have as they should be.
     unserved: BTreeSet<ObjectRef>,
-    /// Whether all VIPs are on the link device.
-    placed: bool,
+    /// Which VIPs are on the link device.
+    placed: Placed,
     live: Live,
     shared: Arc<Shared>,
     generation: u64,
@@ -121,7 +125,7 @@ impl Agent {
             retry_at: None,
             trouble: Trouble::default(),
             unserved: BTreeSet::new(),
-            placed: false,
+            placed: Placed::None,
             live,
             shared: Arc::clone(&shared),
             generation: 0,
@@ -306,6 +310,7 @@ impl Agent {
         self.leave_exits();
         self.place_addresses(None).await;
         self.report_all_live();
+        self.live.begins();
         self.publish();
     }
 
@@ -453,9 +458,9 @@ impl Agent {
     /// Puts the VIPs on the link device, and takes those off that nobody needs: as far as they changed.
     async fn place_addresses(&mut self, changed: Option<&BTreeSet<IpAddr>>) {
         let device = self.next_hops.links().iter().find(|(_, link)| link.name == self.settings.link_device);
-        let Some((index, _)) = device else { return self.placed = false };
+        let Some((index, _)) = device else { return self.placed = Placed::None };
         let wanted = &self.planner.plan().desired.vips;
-        if let Some(new) = changed.filter(|_| self.placed)
+        if let Some(new) = changed.filter(|_| self.placed == Placed::All)
             && new.iter().all(|address| wanted.contains_key(address))
             && addresses::add(self.network.handle(), *index, new).await
         {
@@ -464,9 +469,9 @@ impl Agent {
         let wanted: BTreeSet<_> = wanted.keys().copied().collect();
         let placed = addresses::reconcile(self.network.handle(), *index, &wanted).await;
         self.trouble.clear(Area::Addresses);
-        self.placed = placed.is_ok();
         match placed {
             Ok(changes) => {
+                self.placed = Placed::All;
                 let foreign = changes.foreign.into_iter().map(|address| {
                     Problem::warning(format!(
                         "the VIP {address} is on this node already, and not by us: it is served, and stays when we leave"
@@ -474,7 +479,12 @@ impl Agent {
                 });
                 self.trouble.extend(Area::Addresses, foreign);
             }
-            Err(error) => self.fail(Area::Addresses, "addresses", &error),
+            Err(error) => {
+                // One that is refused says nothing about the others.
+                let there = addresses::ours(self.network.handle(), *index).await;
+                self.placed = there.map_or(Placed::None, Placed::These);
+                self.fail(Area::Addresses, "addresses", &error);
+            }
         }
     }
 
@@ -488,69 +498,15 @@ impl Agent {
         self.retry_at = Some(self.retry_at.map_or(moment, |at| at.min(moment)));
     }
 
-    /// Says what each address serves by now, as far as that may be other than before.
-    fn report_live(&mut self, effects: &Effects) {
-        for address in &effects.holders {
-            self.live.is_now(*address, self.served(address));
-        }
-        if !self.unserved.is_empty() {
-            self.report_all_live();
-        }
-    }
-
-    fn report_all_live(&mut self) {
-        let addresses: BTreeSet<_> =
-            self.live.addresses().chain(self.planner.plan().desired.vips.keys()).copied().collect();
-        for address in addresses {
-            self.live.is_now(address, self.served(&address));
-        }
-    }
-
-    /// The Services that an address of this node serves right now.
-    fn served(&self, address: &IpAddr) -> BTreeSet<ObjectRef> {
-        if !self.placed || self.devices.attached().next().is_none() {
-            return BTreeSet::new();
-        }
-        let holders = self.planner.plan().desired.vips.get(address);
-        let served = holders.into_iter().flatten().filter(|service| !self.unserved.contains(*service));
-        served.cloned().collect()
-    }
-
-    /// Tells the log and whoever asks about Services.
-    fn tell(&mut self, services: &BTreeSet<ObjectRef>) {
-        let reports = &self.planner.plan().reports;
-        for service in services {
-            let problems = reports.get(service).map(|report| report.problems.as_slice()).unwrap_or_default();
-            self.trouble.of_service(service, problems);
-        }
-        self.shared.tell(services.iter().map(|service| (service, reports.get(service))));
-    }
-
-    /// Tells the log and whoever asks about everything else.
-    fn publish(&mut self) {
-        let problems = self.trouble.news();
-        self.shared.publish(|published| {
-            if let Some(problems) = problems {
-                published.problems = problems;
-            }
-            published.devices = self.devices.attached().cloned().collect();
-            published.generation = self.generation;
-            published.reloaded = self.reloaded;
-            published.problem_counts = self.trouble.counts();
-            published.placed = if self.placed { self.planner.plan().desired.vips.len() } else { 0 };
-            let troubled = self.next_hops.troubled();
-            published.unreachable.retain(|address, text| troubled.get(address) == Some(text));
-            for (address, text) in troubled {
-                published.unreachable.entry(*address).or_insert_with(|| text.clone());
-            }
-        });
-    }
-
     /// Makes what is in place stay until another agent comes, however late.
     ///
     /// # Errors
     /// When an address could not be kept.
     pub async fn hand_over(&self) -> Result<()> {
+        if self.settings.follows_cluster() {
+            // Others may be given the addresses when this node stays away: they must not stay for ever.
+            return Ok(());
+        }
         let wanted: Vec<_> = self.planner.plan().desired.vips.keys().copied().collect();
         addresses::keep(self.network.handle(), &wanted).await
     }

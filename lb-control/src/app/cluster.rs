@@ -10,8 +10,9 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Settings, live::Served, refusals::Refusals, shared::Shared, writer::Writer};
+use super::{Settings, live::Told, refusals::Refusals, shared::Shared, writer::Writer};
 use crate::{
+    model::ObjectChange,
     plan::{controller::ControllerOptions, election::Timing},
     publish::{Claim, Count, Executor, Hold, hold},
     source::{
@@ -38,7 +39,7 @@ pub struct ClusterSettings {
 }
 
 /// How long leaving may take.
-const LEAVE: Duration = Duration::from_secs(5);
+const LEAVE: Duration = Duration::from_secs(20);
 /// How much of that for what this node served. Its Lease is given back afterwards in any case:
 /// the data plane has withdrawn by then.
 const LET_GO: Duration = Duration::from_secs(3);
@@ -70,7 +71,7 @@ impl Cluster {
     pub async fn start(
         settings: &ClusterSettings,
         agent: &Settings,
-        served: mpsc::UnboundedReceiver<Served>,
+        served: mpsc::UnboundedReceiver<Told>,
         shared: Arc<Shared>,
     ) -> Result<(Self, mpsc::Receiver<Update>)> {
         let node = agent.node.as_str();
@@ -157,12 +158,13 @@ impl Tasks {
     async fn run(
         mut self,
         mut source: mpsc::Receiver<Result<Update, kube::Fatal>>,
-        mut served: mpsc::UnboundedReceiver<Served>,
+        mut served: mpsc::UnboundedReceiver<Told>,
         mut leaving: oneshot::Receiver<Leave>,
     ) {
         let mut leader = self.leader.holds.clone();
         // An update on its way to the agent: it may be busy, and writing must not wait for it.
         let mut waiting: Option<Update> = None;
+        let mut synced = false;
         let mut refusals = Refusals::default();
         let how = loop {
             let now = self.started.elapsed();
@@ -182,7 +184,13 @@ impl Tasks {
                         if update.synced {
                             self.writer.changed(update.changes.clone(), self.started.elapsed());
                         }
-                        waiting = Some(waiting.take().unwrap_or_default().followed_by(update));
+                        // Signs of life of other agents are nothing to the data plane.
+                        update.changes.retain(|change| !matches!(change, ObjectChange::Agent(..)));
+                        let is_first = update.synced && !synced;
+                        synced |= update.synced;
+                        if is_first || !update.changes.is_empty() || update.problems.is_some() {
+                            waiting = Some(waiting.take().unwrap_or_default().followed_by(update));
+                        }
                     }
                     Some(Err(fatal)) => {
                         error!("{fatal}");
@@ -190,7 +198,7 @@ impl Tasks {
                     }
                     None => return,
                 },
-                Some(served) = served.recv() => self.writer.serves(served),
+                Some(told) = served.recv() => self.writer.told(told),
                 Some((command, outcome)) = self.executor.outcomes.recv() => {
                     self.writer.done(&command, &outcome, self.started.elapsed());
                     if let Some(problems) = refusals.wrote(&command, &outcome) {
@@ -215,7 +223,7 @@ impl Tasks {
         mut self,
         how: Leave,
         source: mpsc::Receiver<Result<Update, kube::Fatal>>,
-        mut served: mpsc::UnboundedReceiver<Served>,
+        mut served: mpsc::UnboundedReceiver<Told>,
     ) {
         self.executor.leads(false);
         self.writer.leads(false);
@@ -226,7 +234,7 @@ impl Tasks {
         }
         // The data plane has withdrawn: what it said last is here already.
         while let Ok(one) = served.try_recv() {
-            self.writer.serves(one);
+            self.writer.told(one);
         }
         let Self { own, mut executor, mut writer, started, .. } = self;
         let let_go = let_go(&mut writer, &mut executor, source, started);

@@ -12,25 +12,35 @@ use crate::model::ObjectRef;
 /// An address, and the Services that it serves from now on.
 pub type Served = (IpAddr, BTreeSet<ObjectRef>);
 
+/// What is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// From now on it counts what is not told, too: the data plane has looked at everything once.
+    Begun,
+    /// What an address serves from now on.
+    Serves(Served),
+}
+
 /// Tells what is other than before.
 pub struct Live {
+    has_begun: bool,
     told: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
     /// Nobody listens if there is no cluster.
-    listener: Option<mpsc::UnboundedSender<Served>>,
+    listener: Option<mpsc::UnboundedSender<Told>>,
 }
 
 impl Live {
     /// Tells nobody.
     #[must_use]
     pub fn untold() -> Self {
-        Self { told: BTreeMap::new(), listener: None }
+        Self { has_begun: false, told: BTreeMap::new(), listener: None }
     }
 
     /// With the other end.
     #[must_use]
-    pub fn channel() -> (Self, mpsc::UnboundedReceiver<Served>) {
+    pub fn channel() -> (Self, mpsc::UnboundedReceiver<Told>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { told: BTreeMap::new(), listener: Some(sender) }, receiver)
+        (Self { has_begun: false, told: BTreeMap::new(), listener: Some(sender) }, receiver)
     }
 
     /// Addresses that serve something.
@@ -38,11 +48,19 @@ impl Live {
         self.told.keys()
     }
 
+    /// Everything has been looked at once.
+    pub fn begins(&mut self) {
+        if let Some(listener) = self.listener.as_ref().filter(|_| !self.has_begun) {
+            let _ = listener.send(Told::Begun);
+        }
+        self.has_begun = true;
+    }
+
     /// Nothing is served any more.
     pub fn ends(&mut self) {
         for address in std::mem::take(&mut self.told).into_keys() {
             if let Some(listener) = &self.listener {
-                let _ = listener.send((address, BTreeSet::new()));
+                let _ = listener.send(Told::Serves((address, BTreeSet::new())));
             }
         }
     }
@@ -60,7 +78,7 @@ impl Live {
             self.told.insert(address, services.clone());
         }
         // The other end goes first only when the agent leaves.
-        let _ = listener.send((address, services));
+        let _ = listener.send(Told::Serves((address, services)));
     }
 }
 
@@ -77,9 +95,9 @@ mod tests {
         assert!(told.try_recv().is_err());
         live.is_now(address, web.clone());
         live.is_now(address, web.clone());
-        assert_eq!(told.try_recv(), Ok((address, web)));
+        assert_eq!(told.try_recv(), Ok(Told::Serves((address, web))));
         live.is_now(address, BTreeSet::new());
-        assert_eq!(told.try_recv(), Ok((address, BTreeSet::new())));
+        assert_eq!(told.try_recv(), Ok(Told::Serves((address, BTreeSet::new()))));
         assert!(told.try_recv().is_err() && live.addresses().next().is_none());
     }
 }

@@ -126,7 +126,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     let servers = Servers::start(listener, port, &shared);
     serve(&mut agent, &shared, updates, monitor, signals).await?;
-    if settings.keep_on_exit {
+    // With nothing to go on with, nothing may stay either: this may be the end of an installation.
+    if settings.keep_on_exit && !(agent.is_idle() && cluster.is_some()) {
         agent.hand_over().await?;
         if let Some(cluster) = cluster {
             cluster.leave(Leave::Stay).await;

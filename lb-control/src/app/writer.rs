@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::live::Served;
+use super::live::Told;
 use crate::{
     model::{ObjectChange, ObjectRef, VirtualIp},
     plan::controller::{Command, Controller, ControllerOptions, Outcome, agent_status_of},
@@ -33,6 +33,9 @@ pub struct Writer {
     leads: bool,
     /// Whether all objects have been told of.
     synced: bool,
+    /// Whether the data plane has looked at everything once: before, an address of which it has not
+    /// said that it is served may well be, by what an earlier agent has left.
+    begun: bool,
     virtual_ips: BTreeMap<IpAddr, Arc<VirtualIp>>,
     served: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
     dirty: BTreeSet<IpAddr>,
@@ -48,6 +51,7 @@ impl Writer {
             controller: Controller::new(options),
             leads: false,
             synced: false,
+            begun: false,
             virtual_ips: BTreeMap::new(),
             served: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -78,8 +82,12 @@ impl Writer {
         self.leads = leads;
     }
 
-    /// What an address serves on this node from now on.
-    pub fn serves(&mut self, (address, services): Served) {
+    /// What the data plane says of this node.
+    pub fn told(&mut self, told: Told) {
+        let (address, services) = match told {
+            Told::Begun => return self.begun = true,
+            Told::Serves(served) => served,
+        };
         if services.is_empty() {
             self.served.remove(&address);
         } else {
@@ -98,7 +106,8 @@ impl Writer {
             let attempt = attempts.get(address).copied().unwrap_or_default();
             attempt.is_under_way || now < attempt.not_before
         };
-        let due: Vec<IpAddr> = self.dirty.iter().filter(|address| !waits(address)).copied().collect();
+        let due: Vec<IpAddr> =
+            self.dirty.iter().filter(|address| self.begun && !waits(address)).copied().collect();
         for address in &due {
             self.dirty.remove(address);
         }
@@ -138,7 +147,8 @@ impl Writer {
     /// When there is something to do even if nothing happens.
     #[must_use]
     pub fn next_due(&self) -> Option<Duration> {
-        let attempts = self.dirty.iter().filter_map(|address| self.attempts.get(address));
+        let attempts =
+            self.dirty.iter().filter(|_| self.begun).filter_map(|address| self.attempts.get(address));
         let statuses = attempts.filter(|attempt| !attempt.is_under_way).map(|attempt| attempt.not_before);
         statuses.chain(self.controller.next_due().filter(|_| self.leads)).min()
     }
@@ -173,8 +183,9 @@ mod tests {
         ObjectChange::VirtualIp(vip.address, Some(vip.into()))
     }
 
-    fn served(names: &[&str]) -> Served {
-        ([192, 0, 2, 1].into(), names.iter().map(|name| ObjectRef::new("default", *name)).collect())
+    fn served(names: &[&str]) -> Told {
+        let services = names.iter().map(|name| ObjectRef::new("default", *name)).collect();
+        Told::Serves(([192, 0, 2, 1].into(), services))
     }
 
     fn writer() -> Writer {
@@ -183,7 +194,24 @@ mod tests {
             publish_external_ips: false,
             node_lease_grace: Duration::ZERO,
         };
-        Writer::new("me", options)
+        let mut writer = Writer::new("me", options);
+        writer.told(Told::Begun);
+        writer
+    }
+
+    /// Its predecessor's programs, maps and addresses serve on while it looks around.
+    #[test]
+    fn a_new_agent_says_nothing_before_it_has_looked() {
+        let mut writer = writer();
+        writer.begun = false;
+        writer.changed(vec![virtual_ip("me", Some("me"))], START);
+        assert!(writer.commands(START).is_empty());
+        assert_eq!(writer.next_due(), None);
+        writer.told(served(&["web"]));
+        writer.told(Told::Begun);
+        assert!(writer.commands(START).is_empty(), "all is as it was said");
+        writer.told(served(&[]));
+        assert_eq!(writer.commands(START).len(), 1);
     }
 
     const START: Duration = Duration::from_secs(100);
@@ -191,7 +219,7 @@ mod tests {
     #[test]
     fn a_status_is_written_once_and_again_after_a_failure() {
         let mut writer = writer();
-        writer.serves(served(&["web"]));
+        writer.told(served(&["web"]));
         assert!(writer.commands(START).is_empty(), "not before all objects are known");
         writer.changed(vec![virtual_ip("me", None)], START);
         let commands = writer.commands(START);
@@ -215,9 +243,9 @@ mod tests {
     fn it_has_let_go_when_the_api_server_knows() {
         let mut writer = writer();
         writer.changed(vec![virtual_ip("me", Some("me"))], START);
-        writer.serves(served(&["web"]));
+        writer.told(served(&["web"]));
         assert!(writer.commands(START).is_empty() && !writer.has_let_go());
-        writer.serves(served(&[]));
+        writer.told(served(&[]));
         assert_eq!(writer.commands(START).len(), 1, "it serves nothing any more");
         assert!(!writer.has_let_go());
         writer.changed(vec![virtual_ip("me", None)], START);

@@ -19,7 +19,7 @@ pub struct CleanupArgs {
     /// Credentials for the Kubernetes API; without them those of the Pod
     #[arg(long, env = "KUBECONFIG", value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
-    /// Namespace of our Leases, as with `pointsman run`. Without: kube-system
+    /// Namespace of our Leases, as with `pointsman run`. Without: pointsman-system
     #[arg(long, env = "LEASE_NAMESPACE", value_name = "NAME")]
     pub namespace: Option<String>,
 }

@@ -32,7 +32,7 @@ pub struct RunArgs {
     #[arg(long, env = "KUBECONFIG", value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
     /// Namespace of our Leases: who writes, and which agents are alive; the same for all agents of a
-    /// cluster. Without: kube-system
+    /// cluster. Without: pointsman-system
     #[arg(long, env = "LEASE_NAMESPACE", value_name = "NAME")]
     pub namespace: Option<String>,
     /// Write addresses to spec.externalIPs too, which Kubernetes has deprecated since 1.36; entries of

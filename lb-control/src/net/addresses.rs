@@ -163,7 +163,10 @@ pub async fn keep(handle: &Handle, addresses: &[IpAddr]) -> Result<()> {
 }
 
 /// The addresses of ours on a device.
-pub(super) async fn ours(handle: &Handle, ifindex: u32) -> Result<BTreeSet<IpAddr>> {
+///
+/// # Errors
+/// When the kernel does not say.
+pub async fn ours(handle: &Handle, ifindex: u32) -> Result<BTreeSet<IpAddr>> {
     let found = list(handle).await?;
     Ok(found
         .iter()

@@ -19,9 +19,9 @@ pub struct Access {
     pub namespace: Option<String>,
 }
 
-/// Where Leases are if nobody says another place. Not the namespace of the pod: agents of several
-/// installations work as one only if they elect one writer.
-pub const NAMESPACE: &str = "kube-system";
+/// Where Leases are if nobody says another place. Agents of several installations work as one only if
+/// they elect one writer.
+pub const NAMESPACE: &str = "pointsman-system";
 
 /// A way to the API server.
 #[derive(Clone)]

@@ -26,6 +26,8 @@ use crate::{crd::metallb, model::Problem};
 
 /// Notes on their way, so that a burst of events does not wait for each of them.
 const NOTES: usize = 1024;
+/// Less than an agent's Lease lasts, more than the time between its renewals.
+const SILENT_AGENTS: Duration = Duration::from_secs(8);
 /// Updates on their way: few, because what waits is gathered in one.
 const UPDATES: usize = 2;
 /// Time that the server has for a small answer.
@@ -85,7 +87,11 @@ impl Starter {
         self.start(self.reflector::<Pools>(Api::all(client.clone()), streaming));
         self.start(self.reflector::<VirtualIps>(Api::all(client.clone()), streaming));
         let leases = Api::namespaced(client, &self.namespace);
-        self.start(self.reflector::<Agents>(leases, streaming).labelled(LABEL_AGENT_SELECTOR));
+        // Agents renew every few seconds, this one among them: silence is no rest here, and whoever
+        // leads would take all of them for dead.
+        let timing = Timing { idle: self.timing.idle.min(SILENT_AGENTS), ..self.timing };
+        let agents = Reflector::<Agents>::new(leases, streaming, timing, self.notes.clone());
+        self.start(agents.labelled(LABEL_AGENT_SELECTOR));
         self.discover(streaming).await
     }
 

@@ -1,0 +1,111 @@
+//! What the agent tells: what its addresses serve, what is decided, what is wrong.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::Agent;
+use crate::model::ObjectRef;
+use crate::plan::Effects;
+
+/// Which of the wanted VIPs are on the link device.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Placed {
+    None,
+    These(BTreeSet<IpAddr>),
+    All,
+}
+
+impl Placed {
+    /// How many of so many that are wanted.
+    pub(super) fn count(&self, wanted: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::These(addresses) => addresses.len().min(wanted),
+            Self::All => wanted,
+        }
+    }
+
+    pub(super) fn has(&self, address: &IpAddr) -> bool {
+        match self {
+            Self::None => false,
+            Self::These(addresses) => addresses.contains(address),
+            Self::All => true,
+        }
+    }
+}
+
+impl Agent {
+    /// Says what each address serves by now, as far as that may be other than before.
+    pub(super) fn report_live(&mut self, effects: &Effects) {
+        for address in &effects.holders {
+            self.live.is_now(*address, self.served(address));
+        }
+        if !self.unserved.is_empty() {
+            self.report_all_live();
+        }
+    }
+
+    pub(super) fn report_all_live(&mut self) {
+        let addresses: BTreeSet<_> =
+            self.live.addresses().chain(self.planner.plan().desired.vips.keys()).copied().collect();
+        for address in addresses {
+            self.live.is_now(address, self.served(&address));
+        }
+    }
+
+    /// The Services that an address of this node serves right now.
+    fn served(&self, address: &IpAddr) -> BTreeSet<ObjectRef> {
+        // Packets for it have to come by the program, and somebody has to answer for it.
+        if !self.placed.has(address) || !self.link_is_attached() {
+            return BTreeSet::new();
+        }
+        let holders = self.planner.plan().desired.vips.get(address);
+        let served = holders.into_iter().flatten().filter(|service| !self.unserved.contains(*service));
+        served.cloned().collect()
+    }
+
+    /// Whether the program meets what comes in by the link device.
+    fn link_is_attached(&self) -> bool {
+        let links = self.next_hops.links();
+        let link = links.iter().find(|(_, link)| link.name == self.settings.link_device);
+        link.is_some_and(|(index, link)| {
+            self.devices.is_attached(link.vlan.and(link.parent).unwrap_or(*index))
+        })
+    }
+
+    /// Whether there is nothing that a next agent could go on with.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.generation > 0 && self.planner.plan().desired.entries.is_empty()
+    }
+
+    /// Tells the log and whoever asks about Services.
+    pub(super) fn tell(&mut self, services: &BTreeSet<ObjectRef>) {
+        let reports = &self.planner.plan().reports;
+        for service in services {
+            let problems = reports.get(service).map(|report| report.problems.as_slice()).unwrap_or_default();
+            self.trouble.of_service(service, problems);
+        }
+        self.shared.tell(services.iter().map(|service| (service, reports.get(service))));
+    }
+
+    /// Tells the log and whoever asks about everything else.
+    pub(super) fn publish(&mut self) {
+        let problems = self.trouble.news();
+        self.shared.publish(|published| {
+            if let Some(problems) = problems {
+                published.problems = problems;
+            }
+            published.devices = self.devices.attached().cloned().collect();
+            published.generation = self.generation;
+            published.reloaded = self.reloaded;
+            published.problem_counts = self.trouble.counts();
+            published.placed = self.placed.count(self.planner.plan().desired.vips.len());
+            let troubled = self.next_hops.troubled();
+            published.unreachable.retain(|address, text| troubled.get(address) == Some(text));
+            for (address, text) in troubled {
+                published.unreachable.entry(*address).or_insert_with(|| text.clone());
+            }
+        });
+    }
+}
