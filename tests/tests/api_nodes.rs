@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
     cluster_world::{ClusterWorld, ingress},
     lab::wait_for,
@@ -174,5 +174,32 @@ fn two_that_believe_to_lead_give_no_address_twice() -> Result<()> {
     wait_served_by(&world, &[&here, &there])?;
     ensure!(distinct(&world)?.len() == 12);
     ensure!(world.list("VirtualIP")?.len() == 12, "{:#?}", world.list("VirtualIP")?);
+    Ok(())
+}
+
+#[test]
+fn one_that_is_cut_off_loses_its_addresses_to_the_other() -> Result<()> {
+    let Some(world) = world()? else { return Ok(()) };
+    let (here, there) = (world.node.clone(), world.others[0].node.clone());
+    let agent = world.agent(&[])?;
+    wait_for("a leader", || holder(&world))?;
+    let _other = world.other_agent(0, &[])?;
+    agent_lease(&world, &there)?;
+    let vips = services(&world, 4)?;
+    wait_served_by(&world, &[&here, &there])?;
+    let before = distinct(&world)?;
+    // The leader: it serves on, and writes nothing.
+    world.relay.cut(true);
+    wait_for("another leader", || Ok((holder(&world)? == Some(there.clone())).then_some(())))?;
+    wait_served_by(&world, &[&there])?;
+    let own = world.lab.edge.run(["ip", "-o", "addr", "show", "dev", "uplink"])?;
+    let kept = vips.iter().find(|vip| own.contains(&format!(" {}/", vip.ip())));
+    let kept = *kept.context("it keeps what it has")?;
+    world.lab.client.enter(|| http_name(kept))??;
+    // Back again, it takes off what is another's by now.
+    world.relay.cut(false);
+    wait_addresses(&world, 0, 4)?;
+    agent.wait_status("no addresses", |status| !status["agent"].is_null())?;
+    ensure!(distinct(&world)? == before, "nothing is renumbered");
     Ok(())
 }

@@ -3,10 +3,13 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::{
+    api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
 use kube::{
     Api,
-    api::{Patch, PatchParams},
+    api::{Patch, PatchParams, PostParams},
 };
 use pointsman_tests::{
     apiserver::{ApiServer, Options, cluster::is_real},
@@ -181,5 +184,29 @@ fn an_old_kubernetes_is_refused() -> Result<()> {
     let status = agent.ended()?;
     ensure!(!status.success(), "{status}");
     ensure!(agent.log().contains("Pointsman needs 1.21 or newer"), "{}", agent.log());
+    Ok(())
+}
+
+#[test]
+fn definitions_that_come_later_are_waited_for() -> Result<()> {
+    if is_real() || !is_root() {
+        return Ok(());
+    }
+    let lab = Lab::routed(1)?;
+    let double = ApiServer::start()?;
+    let there = double.listen(([127, 0, 0, 1], 0).into(), Some(&lab.edge.path()))?;
+    let kubeconfig = double.write_kubeconfig("edge", there.address(), None)?;
+    let flags = ["--node-name", "edge", "--http-address", "none"];
+    let agent = Agent::start_in_cluster(&lab, lab.seat(), &kubeconfig, &flags)?;
+    wait_problem(&agent, "pointsman-crds")?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let api = Api::<CustomResourceDefinition>::all(double.client()?);
+        for definition in lb_control::crd::definitions() {
+            api.create(&PostParams::default(), &definition).await?;
+        }
+        anyhow::Ok(())
+    })?;
+    agent.wait_status("no problem any more", |status| !problems(status).contains("pointsman-crds"))?;
     Ok(())
 }
