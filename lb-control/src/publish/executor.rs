@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use kube::{Client, Error};
+use kube::{Client, Error, core::Status};
 use tokio::{
     sync::{Semaphore, mpsc},
     time::{Instant, timeout},
@@ -167,15 +167,7 @@ impl Shared {
         let (status, outcome) = match timeout(ANSWER, self.requests.send(command)).await {
             Ok(Ok(())) => (200, Outcome::Done),
             Ok(Err(Error::Api(status))) => {
-                let outcome = match status.code {
-                    404 => Outcome::Gone,
-                    409 => Outcome::Conflict(status.message.clone()),
-                    403 => Outcome::Forbidden(format!(
-                        "{}: the ClusterRole of the agent lacks {verb} on {resource}",
-                        status.message
-                    )),
-                    _ => Outcome::Failed(status.message.clone()),
-                };
+                let outcome = refusal(&status, verb, resource);
                 (status.code, outcome)
             }
             Ok(Err(error)) => (0, Outcome::Failed(causes(&error))),
@@ -189,5 +181,44 @@ impl Shared {
             }
         }
         outcome
+    }
+}
+
+/// What it means that the API server did not do it.
+fn refusal(status: &Status, verb: &str, resource: &str) -> Outcome {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    match status.code {
+        404 => Outcome::Gone,
+        409 => Outcome::Conflict(status.message.clone()),
+        // Nothing new is taken into a namespace that is being deleted (NamespaceLifecycle): no
+        // matter of rights.
+        403 if causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating") => Outcome::Gone,
+        403 => Outcome::Forbidden(format!(
+            "{}: the ClusterRole of the agent lacks {verb} on {resource}",
+            status.message
+        )),
+        _ => Outcome::Failed(status.message.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let of = |status| refusal(&serde_json::from_value(status).unwrap(), "create", "events");
+        let terminating = json!({
+            "code": 403, "message": "forbidden: unable to create new content in namespace x",
+            "details": {"causes": [{"reason": "NamespaceTerminating"}]},
+        });
+        assert_eq!(of(terminating), Outcome::Gone);
+        let Outcome::Forbidden(why) = of(json!({"code": 403, "message": "forbidden"})) else { panic!() };
+        assert!(why.contains("lacks create on events"), "{why}");
+        assert_eq!(of(json!({"code": 404})), Outcome::Gone);
+        assert_eq!(of(json!({"code": 409, "message": "m"})), Outcome::Conflict("m".into()));
+        assert_eq!(of(json!({"code": 500, "message": "m"})), Outcome::Failed("m".into()));
     }
 }

@@ -204,3 +204,19 @@ fn beat(world: &ClusterWorld, node: &str, count: u32) -> Result<()> {
         }),
     )
 }
+
+/// Endpoints that are published before they are ready count for the choice of the node, too.
+#[test]
+fn unready_endpoints_that_are_published_are_local_endpoints() -> Result<()> {
+    with_pod(|world| {
+        world.pool(&POOL)?;
+        let mut spec = local();
+        spec["publishNotReadyAddresses"] = json!(true);
+        service(world, "web", &[HTTP], &json!({}), &spec)?;
+        slices(world, "web", &[HTTP], &[(POD, on(&world.node, false))])?;
+        for vip in world.published("web", 2)? {
+            ensure!(who_answers(&world.lab.client, vip, 2)? == ["p1"; 2], "another than the pod");
+        }
+        Ok(())
+    })
+}

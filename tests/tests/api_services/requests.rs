@@ -233,3 +233,23 @@ fn pools_that_shrink_or_go_drain() -> Result<()> {
         Ok(())
     })
 }
+
+/// Bad input never takes down what works, nor what others have.
+#[test]
+fn a_wish_that_cannot_be_read_changes_nothing() -> Result<()> {
+    cluster(1, |world, _| {
+        world.pool(&POOL)?;
+        let bad = json!({"pointsman.dev/load-balancer-ips": "the best one"});
+        annotated(world, "bad", &[HTTP], &bad, &v4())?;
+        annotated(world, "web", &[HTTP], &json!({}), &v4())?;
+        let before = addresses(world, "web", 1)?;
+        annotated(world, "web", &[HTTP], &bad, &v4())?;
+        annotated(world, "next", &[HTTP], &json!({}), &v4())?;
+        addresses(world, "next", 1)?;
+        ensure!(addresses(world, "web", 1)? == before, "it stays as it last was");
+        ask(world, SocketAddr::new(before[0], 80))?;
+        wait_addresses(world, "bad", &[])?;
+        annotated(world, "bad", &[HTTP], &json!({"pointsman.dev/load-balancer-ips": "192.0.2.9"}), &v4())?;
+        wait_addresses(world, "bad", &["192.0.2.9"])
+    })
+}
