@@ -301,7 +301,9 @@ impl NextHops {
         let (mut asked, mut unresolved) = (Vec::new(), Vec::new());
         for (backend, is_here) in backends {
             let as_before = self.put(backend, is_here) && as_before;
-            match self.resolutions.get(&backend).filter(|_| ask == Ask::Neighbours) {
+            // A question that failed once is asked again.
+            let has_failed = matches!(self.routes.get(&backend), Some(Err(_)));
+            match self.resolutions.get(&backend).filter(|_| ask == Ask::Neighbours && !has_failed) {
                 Some(known) if as_before => drop(resolutions.insert(backend, known.clone())),
                 Some(_) => unresolved.push(backend),
                 None => asked.push(backend),
