@@ -216,9 +216,10 @@ fn pools_that_shrink_or_go_drain() -> Result<()> {
         let before = addresses(world, "web", 1)?;
         let vip = SocketAddr::new(before[0], 80);
         world.pool(&["198.51.100.0/30"])?;
+        // Pools and Services are watched apart: a Service may be seen before an older change of a pool.
+        wait_condition(world, "web", "Allocated", ("True", "Draining"))?;
         serve(world, "next", &[HTTP], &v4(), &[1])?;
         wait_addresses(world, "next", &["198.51.100.0"])?;
-        wait_condition(world, "web", "Allocated", ("True", "Draining"))?;
         ensure!(addresses(world, "web", 1)? == before, "renumbered");
         ask(world, vip)?;
         world.delete("AddressPool", &world.cluster.name("pool"))?;
