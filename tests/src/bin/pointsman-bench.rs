@@ -92,7 +92,11 @@ fn main() -> Result<()> {
                 changes: options.changes.unwrap_or(choose(1_000, 50)),
                 rest: Duration::from_secs(choose(30, 6).into()),
             };
-            control::measure(&mut report, scale)?;
+            if let Err(error) = control::measure(&mut report, scale) {
+                // What was measured until then took long.
+                print!("{}", report.table());
+                return Err(error);
+            }
             options.json
         }
     };
