@@ -44,14 +44,6 @@ fn ask(world: &ClusterWorld, vip: SocketAddr) -> Result<String> {
     Ok(world.lab.client.enter(|| http_name(vip))??)
 }
 
-/// Waits until requests are answered by one backend only.
-fn wait_answer(world: &ClusterWorld, vip: SocketAddr, name: &str) -> Result<()> {
-    wait_for(name, || {
-        let answers = (0..4).map(|_| ask(world, vip)).collect::<Result<Vec<_>>>();
-        Ok(answers.is_ok_and(|all| all.iter().all(|one| one == name)).then_some(()))
-    })
-}
-
 /// Requests that change something, but for renewals of Leases.
 fn writes(world: &ClusterWorld) -> Result<Vec<Request>> {
     let is_read = |verb| matches!(verb, Verb::Get | Verb::List | Verb::Watch);
