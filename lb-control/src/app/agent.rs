@@ -60,6 +60,8 @@ pub struct Agent {
     maps_incomplete: bool,
     retry_at: Option<Instant>,
     trouble: Trouble,
+    /// Services of which something else is to be said, once it is done.
+    untold: BTreeSet<ObjectRef>,
     /// Services that the maps do not have as they should be.
     unserved: BTreeSet<ObjectRef>,
     /// Which VIPs are on the link device.
@@ -124,6 +126,7 @@ impl Agent {
             maps_incomplete: true,
             retry_at: None,
             trouble: Trouble::default(),
+            untold: BTreeSet::new(),
             unserved: BTreeSet::new(),
             placed: Placed::None,
             live,
@@ -170,6 +173,7 @@ impl Agent {
         self.shared.recorder.updated();
         let count = update.changes.len();
         let effects = self.planner.apply(update.changes);
+        self.untold.extend(effects.reports.iter().cloned());
         let problems = self.planner.plan().problems.clone();
         self.trouble.replace(Area::Objects, problems);
         let pools = self.planner.objects().pools.values();
@@ -181,7 +185,6 @@ impl Agent {
         debug!(changes = count, services = effects.services.len(), "what the source told is taken into use");
         if first {
             info!(services = self.planner.plan().reports.len(), "the first configuration is complete");
-            self.tell(&effects.reports);
             self.converge(Ask::Routes).await;
         } else {
             self.follow(&effects).await;
@@ -254,7 +257,6 @@ impl Agent {
 
     /// Does what some Services ask for, at the cost of those.
     async fn follow(&mut self, effects: &Effects) {
-        self.tell(&effects.reports);
         if self.maps_incomplete || !self.network_known {
             return self.converge(Ask::Neighbours).await;
         }

@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
         let tools = setup::kubernetes::ensure()?;
         env.push(("POINTSMAN_HELM".into(), tools.helm.into()));
         env.push(("POINTSMAN_KUBECTL".into(), tools.kubectl.into()));
-        env.push(("POINTSMAN_XTASK".into(), std::env::current_exe()?.into()));
+        env.push(("POINTSMAN_XTASK".into(), own_path()?.into()));
     }
     let settings = runner::Settings {
         jobs: args.jobs.unwrap_or_else(default_jobs).max(1),
@@ -150,6 +150,16 @@ fn doc() -> Result<Summary> {
         summary.failed = summary.failed.max(1);
     }
     Ok(summary)
+}
+
+/// Where this program is. Building the tests may have linked it anew: the kernel then says that the
+/// file which runs is deleted (`d_path` in fs/d_path.c), and the new one is at the same place.
+fn own_path() -> Result<PathBuf> {
+    let path = std::env::current_exe()?;
+    Ok(match path.to_str().and_then(|text| text.strip_suffix(" (deleted)")) {
+        Some(text) => PathBuf::from(text),
+        None => path,
+    })
 }
 
 #[cfg(test)]

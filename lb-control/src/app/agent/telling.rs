@@ -80,9 +80,10 @@ impl Agent {
     }
 
     /// Tells the log and whoever asks about Services.
-    pub(super) fn tell(&mut self, services: &BTreeSet<ObjectRef>) {
+    fn tell(&mut self) {
+        let services = std::mem::take(&mut self.untold);
         let reports = &self.planner.plan().reports;
-        for service in services {
+        for service in &services {
             let problems = reports.get(service).map(|report| report.problems.as_slice()).unwrap_or_default();
             self.trouble.of_service(service, problems);
         }
@@ -107,5 +108,7 @@ impl Agent {
                 published.unreachable.entry(*address).or_insert_with(|| text.clone());
             }
         });
+        // Last: whoever hears of a Service finds it done, as far as it can be.
+        self.tell();
     }
 }
