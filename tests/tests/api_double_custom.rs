@@ -4,7 +4,10 @@ use anyhow::{Context, Result};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, Error,
-    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
+        PostParams,
+    },
     discovery::Scope,
 };
 use pointsman_tests::apiserver::cluster::{TestCluster, with_cluster};
@@ -201,15 +204,15 @@ fn a_kind_is_discovered_and_goes_with_its_definition() -> Result<()> {
         let mut held = thing(&resource, "one", &json!({ "address": "1" }));
         held.metadata.finalizers = Some(vec!["pointsman.dev/test".into()]);
         api.create(&PostParams::default(), &held).await?;
-        cluster.clean_up().await?;
+        let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client());
+        let name = format!("things.{}", resource.group);
+        definitions.delete(&name, &DeleteParams::default()).await?;
         // The object holds its definition.
         let marked =
             kube::runtime::wait::await_condition(api.clone(), "one", |object: Option<&DynamicObject>| {
                 object.is_some_and(|object| object.metadata.deletion_timestamp.is_some())
             });
         marked.await?;
-        let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client());
-        let name = format!("things.{}", resource.group);
         assert!(definitions.get_opt(&name).await?.is_some());
         let free = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
         api.patch("one", &PatchParams::default(), &free).await?;
