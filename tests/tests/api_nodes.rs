@@ -85,18 +85,25 @@ fn distinct(world: &ClusterWorld) -> Result<Vec<String>> {
 }
 
 #[test]
-fn addresses_are_spread() -> Result<()> {
+fn addresses_are_spread_and_leave_with_their_node() -> Result<()> {
     let Some(world) = world()? else { return Ok(()) };
     let (here, there) = (world.node.clone(), world.others[0].node.clone());
     let _agent = world.agent(&[])?;
     wait_for("a leader", || holder(&world))?;
-    let _other = world.other_agent(0, &[])?;
+    let mut other = world.other_agent(0, &[])?;
     agent_lease(&world, &there)?;
     services(&world, 4)?;
     ensure!(holder(&world)? == Some(here.clone()), "who came first leads");
     wait_served_by(&world, &[&here, &there])?;
     wait_addresses(&world, 2, 2)?;
-    distinct(&world)?;
+    let before = distinct(&world)?;
+    // It says goodbye: nobody has to wait for its Lease to run out.
+    let started = std::time::Instant::now();
+    other.sigterm()?;
+    wait_served_by(&world, &[&here])?;
+    ensure!(started.elapsed() < pointsman_tests::cluster_world::GOODBYE, "{:?}", started.elapsed());
+    wait_addresses(&world, 4, 0)?;
+    ensure!(distinct(&world)? == before, "nothing is renumbered");
     Ok(())
 }
 

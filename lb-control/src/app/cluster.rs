@@ -174,10 +174,13 @@ impl Tasks {
             let due = self.writer.next_due();
             tokio::select! {
                 how = &mut leaving => break how.unwrap_or(Leave::Stay),
-                permit = self.updates.reserve(), if waiting.is_some() => match (permit, waiting.take()) {
-                    (Ok(permit), Some(update)) => permit.send(update),
-                    _ => break Leave::Stay,
-                },
+                permit = self.updates.reserve(), if waiting.is_some() => {
+                    // The agent takes no more when it leaves; how it does so is told next.
+                    let update = waiting.take();
+                    if let (Ok(permit), Some(update)) = (permit, update) {
+                        permit.send(update);
+                    }
+                }
                 update = source.recv() => match update {
                     Some(Ok(mut update)) => {
                         update.problems = update.problems.map(|problems| refusals.source(problems));
