@@ -8,9 +8,12 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns};
 use core::ffi::c_void;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment,
-    FragmentKey, NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey,
+    FragmentKey, NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey, VlanTags,
 };
-use lb_common::forward::platform::{Datapath, InsertFailed, Packet, ResizeFailed, Tables};
+use lb_common::forward::parse::Link;
+use lb_common::forward::platform::{
+    ChecksumChange, Datapath, EditFailed, InsertFailed, Packet, ResizeFailed, Tables,
+};
 use lb_common::forward::scratch::Scratch;
 
 use crate::maps;
@@ -23,11 +26,22 @@ pub struct Kernel<C> {
 /// What the forwarding core asks of a hook.
 pub trait Hook {
     type Packet: Packet;
+    /// See [`Datapath::is_on_wire`].
+    const ON_WIRE: bool;
+    /// See [`Datapath::sends_by_any_device`].
+    const ANY_DEVICE: bool;
     fn packet(&self) -> Self::Packet;
+    fn pull(&self, bytes: u32);
+    fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed>;
+    fn is_unfinished(&self, offset: usize) -> bool;
+    fn link(&self) -> Option<Link>;
     fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed>;
     fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed>;
     fn device(&self) -> u32;
     fn context(&self) -> *mut c_void;
+    fn set_tags(datapath: &Kernel<Self>, link: &Link, tags: VlanTags) -> Result<(), EditFailed>
+    where
+        Self: Sized;
 }
 
 const EEXIST: i32 = -17;
@@ -72,6 +86,41 @@ impl<C: Hook> Datapath for Kernel<C> {
     #[inline(always)]
     fn packet(&self) -> C::Packet {
         self.context.packet()
+    }
+
+    #[inline(always)]
+    fn is_on_wire(&self) -> bool {
+        C::ON_WIRE
+    }
+
+    #[inline(always)]
+    fn sends_by_any_device(&self) -> bool {
+        C::ANY_DEVICE
+    }
+
+    #[inline(always)]
+    fn link(&self) -> Option<Link> {
+        self.context.link()
+    }
+
+    #[inline(always)]
+    fn set_tags(&self, link: &Link, tags: VlanTags) -> Result<(), EditFailed> {
+        C::set_tags(self, link, tags)
+    }
+
+    #[inline(always)]
+    fn pull(&self, bytes: u32) {
+        self.context.pull(bytes);
+    }
+
+    #[inline(always)]
+    fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed> {
+        self.context.add_to_checksum(change)
+    }
+
+    #[inline(always)]
+    fn is_unfinished(&self, offset: usize) -> bool {
+        self.context.is_unfinished(offset)
     }
 
     #[inline(always)]
@@ -236,7 +285,11 @@ impl<C: Hook> Kernel<C> {
             )
         };
         let ifindex = lookup.ifindex;
-        if result != 0 || (ifindex != self.ingress_device() && maps::DEVICES.get_ifindex(ifindex).is_none()) {
+        if result != 0 {
+            return None;
+        }
+        let is_reachable = C::ANY_DEVICE || ifindex == self.ingress_device();
+        if !is_reachable && maps::DEVICES.get_ifindex(ifindex).is_none() {
             return None;
         }
         Some(NextHop { ifindex, destination_mac: lookup.dmac, source_mac: lookup.smac, vlan: [0; 4] })

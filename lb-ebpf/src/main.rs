@@ -4,6 +4,9 @@
 //! `programs` it calls `slow_v4` or `slow_v6` for everything else, and those call `unknown_v4` or
 //! `unknown_v6` for packets of no known flow.
 //!
+//! `pointsman_tc_in` does the same in TC, with programs `tc_slow_v4` and so on: in place of XDP, and
+//! beside it for what XDP cannot send, or does not see.
+//!
 //! `pointsman_tc` is attached where replies of backends on this node leave it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
@@ -19,16 +22,17 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+    use aya_ebpf::helpers::generated::bpf_redirect;
     use aya_ebpf::macros::{classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use lb_common::abi::maps::{PROGRAM_SLOW_V4, PROGRAM_UNKNOWN_V4};
     use lb_common::abi::{DropReason, V4, V6};
-    use lb_common::forward::parse;
-    use lb_common::forward::platform::{Datapath, Outgoing, Packet};
+    use lb_common::forward::parse::Link;
+    use lb_common::forward::platform::{Datapath, Packet};
     use lb_common::forward::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6};
     use lb_common::forward::{self, Fast, Slow, Verdict};
 
-    use crate::hooks::{Egress, Xdp};
+    use crate::hooks::{Tc, Xdp};
     use crate::maps;
 
     #[xdp]
@@ -74,40 +78,94 @@ mod programs {
     }
 
     /// Bytes of headers that have to be in reach: Ethernet, IPv6, TCP.
-    const HEADERS: usize = 14 + 40 + 20;
-
-    /// Big-endian EtherTypes, as `skb->protocol` holds them.
-    const IPV4: u32 = 0x0800_u16.to_be() as u32;
-    const IPV6: u32 = 0x86dd_u16.to_be() as u32;
-    const VLAN: u32 = 0x8100_u16.to_be() as u32;
-    const SERVICE_VLAN: u32 = 0x88a8_u16.to_be() as u32;
+    const HEADERS: u32 = 14 + 40 + 20;
 
     /// Let the next program decide, or else the kernel.
     const TC_NEXT: i32 = -1;
     const TC_DROP: i32 = 2;
 
     #[classifier]
-    pub fn pointsman_tc(context: TcContext) -> i32 {
-        // SAFETY: the context is the program's own.
-        let protocol = unsafe { (*context.skb.skb).protocol };
-        let datapath = Egress { context };
-        let packet = datapath.packet();
-        if packet.in_reach() < HEADERS && packet.in_reach() < packet.length() {
-            datapath.pull(128);
-        }
-        let ether_type = match protocol {
-            IPV4 => ETHER_TYPE_IPV4,
-            IPV6 => ETHER_TYPE_IPV6,
-            // The outermost tag is beside the packet, where the kernel keeps it; more are in it.
-            VLAN | SERVICE_VLAN => parse::link(packet).map_or([0; 2], |link| link.ether_type),
+    pub fn pointsman_tc_in(context: TcContext) -> i32 {
+        let datapath = Tc { context };
+        datapath.pull(HEADERS);
+        // A tag beside the packet: `fast` would not see it.
+        let decided = match datapath.link() {
+            Some(Link { vlan: [0, 0, 0, 0], .. }) => forward::fast(&datapath),
+            Some(Link { ether_type: ETHER_TYPE_IPV4, .. }) => Fast::SlowV4,
+            Some(Link { ether_type: ETHER_TYPE_IPV6, .. }) => Fast::SlowV6,
             _ => return TC_NEXT,
         };
-        let verdict = match ether_type {
-            ETHER_TYPE_IPV4 => forward::egress::<_, V4>(&datapath),
-            ETHER_TYPE_IPV6 => forward::egress::<_, V6>(&datapath),
+        match decided {
+            Fast::Done(verdict) => tc_action(&datapath, verdict),
+            Fast::SlowV4 => tc_call(&datapath, PROGRAM_SLOW_V4),
+            Fast::SlowV6 => tc_call(&datapath, PROGRAM_SLOW_V4 + 1),
+        }
+    }
+
+    #[classifier]
+    pub fn tc_slow_v4(context: TcContext) -> i32 {
+        let datapath = Tc { context };
+        match forward::slow::<_, V4>(&datapath) {
+            Slow::Done(verdict) => tc_action(&datapath, verdict),
+            Slow::Unknown => tc_call(&datapath, PROGRAM_UNKNOWN_V4),
+        }
+    }
+
+    #[classifier]
+    pub fn tc_slow_v6(context: TcContext) -> i32 {
+        let datapath = Tc { context };
+        match forward::slow::<_, V6>(&datapath) {
+            Slow::Done(verdict) => tc_action(&datapath, verdict),
+            Slow::Unknown => tc_call(&datapath, PROGRAM_UNKNOWN_V4 + 1),
+        }
+    }
+
+    #[classifier]
+    pub fn tc_unknown_v4(context: TcContext) -> i32 {
+        let datapath = Tc { context };
+        let verdict = forward::unknown::<_, V4>(&datapath);
+        tc_action(&datapath, verdict)
+    }
+
+    #[classifier]
+    pub fn tc_unknown_v6(context: TcContext) -> i32 {
+        let datapath = Tc { context };
+        let verdict = forward::unknown::<_, V6>(&datapath);
+        tc_action(&datapath, verdict)
+    }
+
+    #[classifier]
+    pub fn pointsman_tc(context: TcContext) -> i32 {
+        let datapath = Tc { context };
+        datapath.pull(HEADERS);
+        let verdict = match datapath.link() {
+            Some(Link { ether_type: ETHER_TYPE_IPV4, .. }) => forward::egress::<_, V4>(&datapath),
+            Some(Link { ether_type: ETHER_TYPE_IPV6, .. }) => forward::egress::<_, V6>(&datapath),
             _ => return TC_NEXT,
         };
         if let Verdict::Drop(_) = verdict { TC_DROP } else { TC_NEXT }
+    }
+
+    /// Like [`call`], in TC.
+    #[inline(always)]
+    fn tc_call(datapath: &Tc, program: u32) -> i32 {
+        // SAFETY: the map holds classifiers only. It returns only if the element is empty.
+        unsafe { maps::TC_PROGRAMS.tail_call(&datapath.context, program) };
+        datapath.count_drop(DropReason::NoSlowPath, datapath.packet().length() as u64);
+        TC_NEXT
+    }
+
+    /// The one place where a verdict becomes a TC action.
+    #[inline(always)]
+    fn tc_action(datapath: &Tc, verdict: Verdict) -> i32 {
+        let ifindex = match verdict {
+            Verdict::Pass | Verdict::Deliver => return TC_NEXT,
+            Verdict::Drop(_) => return TC_DROP,
+            Verdict::Transmit => datapath.ingress_device(),
+            Verdict::Redirect(ifindex) => ifindex,
+        };
+        // SAFETY: a helper without pointers.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
     }
 
     /// Goes on with another program, which has a stack and a budget of the verifier's of its own.

@@ -4,7 +4,7 @@ use pointsman_tests::each_journey;
 
 macro_rules! tests {
     ($($module:ident { $($name:ident),+ })+) => {
-        $(mod $module {
+        mod xdp {$(pub mod $module {
             use pointsman_tests::kit::journeys;
             use pointsman_tests::kit::kernel::Kernel;
             use pointsman_tests::kit::pair::Pair;
@@ -16,7 +16,22 @@ macro_rules! tests {
                 journeys::$module::$name(&mut pair);
                 pair.compare();
             })+
-        })+
+        })+}
+
+        mod tc {$(pub mod $module {
+            use pointsman_tests::kit::host::Hook;
+            use pointsman_tests::kit::journeys;
+            use pointsman_tests::kit::kernel::Kernel;
+            use pointsman_tests::kit::pair::Pair;
+            use pointsman_tests::object_or_skip;
+
+            $(#[test]
+            fn $name() {
+                let mut pair = Pair::new(Kernel::load_as(&object_or_skip!(), Hook::Tc).unwrap());
+                journeys::$module::$name(&mut pair);
+                pair.compare();
+            })+
+        })+}
     };
 }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use aya::programs::{SchedClassifier, Xdp};
-use lb_common::abi::maps::{CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM};
+use lb_common::abi::maps::{
+    CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
+};
 use pointsman_tests::kit::kernel::loader;
 use pointsman_tests::object_or_skip;
 
@@ -39,8 +41,10 @@ fn programs_stay_within_their_budget() {
         program.load().unwrap_or_else(|error| panic!("the kernel rejects {name}: {error}"));
         check(name, program.info().unwrap().verified_instruction_count());
     }
-    let program: &mut SchedClassifier = ebpf.program_mut(EGRESS_PROGRAM).unwrap().try_into().unwrap();
-    program.load().unwrap_or_else(|error| panic!("the kernel rejects {EGRESS_PROGRAM}: {error}"));
-    check(EGRESS_PROGRAM, program.info().unwrap().verified_instruction_count());
+    for name in TC_CALLED_PROGRAMS.into_iter().chain([INGRESS_PROGRAM, EGRESS_PROGRAM]) {
+        let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap_or_else(|error| panic!("the kernel rejects {name}: {error}"));
+        check(name, program.info().unwrap().verified_instruction_count());
+    }
     assert!(over.is_empty(), "{over:?}; make the program simpler or, with a reason, raise the budget");
 }

@@ -18,7 +18,7 @@ impl BackendState {
     /// From the stored byte.
     #[must_use]
     pub fn from_raw(raw: u8) -> Self {
-        match raw {
+        match raw & !Backend::FOR_TC {
             1 => Self::Active,
             2 => Self::Terminating,
             _ => Self::Free,
@@ -47,7 +47,7 @@ pub struct Backend {
     pub address: [u8; 16],
     /// Port of the endpoint, big-endian.
     pub port: [u8; 2],
-    /// A [`BackendState`].
+    /// A [`BackendState`], and [`Backend::FOR_TC`].
     pub state: u8,
     /// 4 or 6.
     pub family: u8,
@@ -76,6 +76,27 @@ plain!(Backend, size = 64, {
 });
 
 impl Backend {
+    /// In `state`: the endpoint is behind a device that XDP cannot send by. XDP passes its packets,
+    /// and the TC program on the same device goes on with them. Not among the flags, so that one
+    /// comparison tells whether a packet can go out.
+    pub const FOR_TC: u8 = 0x80;
+
+    /// Whether the endpoint is in use, and a program that can, or cannot, send by any device can send
+    /// to it.
+    #[inline(always)]
+    #[must_use]
+    pub fn takes_packets(&self, by_any_device: bool) -> bool {
+        let limit = if by_any_device { u8::MAX } else { Self::FOR_TC - 1 };
+        self.state.wrapping_sub(1) < limit
+    }
+
+    /// Whether only the TC program can send to the endpoint.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_for_tc(&self) -> bool {
+        self.state & Self::FOR_TC != 0
+    }
+
     /// Whether the endpoint is on this node.
     #[inline(always)]
     #[must_use]

@@ -87,6 +87,8 @@ maps! {
     DEVICES = "devices", 1_024;
     /// Program array: the slow paths.
     PROGRAMS = "programs", 4;
+    /// Program array: the slow paths of TC.
+    TC_PROGRAMS = "tc_programs", 4;
     /// Per-CPU array of one: what the slow path has under construction (IPv4).
     SCRATCH_V4 = "scratch_v4", 1;
     /// The same for IPv6.
@@ -101,8 +103,14 @@ pub const ENTRY_PROGRAM: &str = "pointsman_xdp";
 /// Name of the program that is attached where packets leave, if a backend is on this node.
 pub const EGRESS_PROGRAM: &str = "pointsman_tc";
 
-/// Names of the programs that it calls, in the order of their indices in the program array.
+/// Name of the program that does in TC what the entry program does in XDP.
+pub const INGRESS_PROGRAM: &str = "pointsman_tc_in";
+
+/// Names of the programs that [`ENTRY_PROGRAM`] calls, in the order of their indices in the program array.
 pub const CALLED_PROGRAMS: [&str; 4] = ["slow_v4", "slow_v6", "unknown_v4", "unknown_v6"];
+
+/// The same for [`INGRESS_PROGRAM`] and its own program array.
+pub const TC_CALLED_PROGRAMS: [&str; 4] = ["tc_slow_v4", "tc_slow_v6", "tc_unknown_v4", "tc_unknown_v6"];
 
 /// Index of the slow path for IPv4 in the program array; that for IPv6 is the next.
 pub const PROGRAM_SLOW_V4: u32 = 0;

@@ -4,27 +4,23 @@
 //! The client's packets have been handed to the node's stack (`Verdict::Deliver`), so the replies
 //! come out of it, routed to the client. The hop, the way and the Ethernet header are the stack's.
 
-use super::checksum::replaced;
 use super::emit::Parsed;
 use super::fragment;
 use super::icmp;
 use super::ip::{IpFamily, IpHeader};
 use super::parse::{self, Parse, Part};
-use super::platform::{Outgoing, Packet, Tables};
+use super::platform::{ChecksumChange, Datapath, Packet, Tables};
 use super::scratch::Scratch;
 use super::slow::{Mark, follow, mark_of};
 use super::tcp_state::{self, Step};
 use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TCP_RST, TCP_SYN, Udp};
 use super::{Verdict, pair};
-use crate::abi::{DropReason, Flow, FlowFlags, FlowState, IPPROTO_TCP, IPPROTO_UDP, Tick, idle_ticks};
-
-/// Bytes that an ICMP error and its quote are looked at in.
-const ICMP_BYTES: u32 = 256;
+use crate::abi::{DropReason, Flow, FlowFlags, FlowState, IPPROTO_TCP, Tick, idle_ticks};
 
 /// Decides about a packet of a family on its way out of the node.
 #[inline(always)]
-pub fn egress<D: Tables<F> + Outgoing, F: Parse>(datapath: &D) -> Verdict {
-    let (Some(link), Some(scratch)) = (parse::link(datapath.packet()), datapath.scratch()) else {
+pub fn egress<D: Tables<F>, F: Parse>(datapath: &D) -> Verdict {
+    let (Some(link), Some(scratch)) = (datapath.link(), datapath.scratch()) else {
         return Verdict::Pass;
     };
     let expected = if F::VERSION == 4 { ETHER_TYPE_IPV4 } else { ETHER_TYPE_IPV6 };
@@ -40,7 +36,7 @@ pub fn egress<D: Tables<F> + Outgoing, F: Parse>(datapath: &D) -> Verdict {
         return later::<D, F>(datapath, scratch, identification);
     }
     if scratch.parsed.ip.protocol == F::ICMP {
-        datapath.pull(ICMP_BYTES);
+        datapath.pull(parse::REACH);
         return icmp::translate_reply::<D, F>(datapath, scratch);
     }
     let Scratch { parsed, key, .. } = scratch;
@@ -63,7 +59,7 @@ pub fn is_ours<A>(flow: &Flow<A>) -> bool {
 }
 
 #[inline(always)]
-fn reply<D: Tables<F> + Outgoing, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Verdict {
+fn reply<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Verdict {
     let Scratch { parsed, key, cursor, .. } = scratch;
     let (mut flow, established) = match datapath.established(key) {
         Some(flow) => (flow, true),
@@ -137,7 +133,7 @@ fn leave_alone<D: Tables<F>, F: IpFamily>(
 
 /// Edits addresses, ports and checksums.
 #[inline(always)]
-fn translate<D: Outgoing, F: IpFamily>(
+fn translate<D: Datapath, F: IpFamily>(
     datapath: &D,
     parsed: &Parsed<F::Address>,
     flow: &Flow<F::Address>,
@@ -145,12 +141,8 @@ fn translate<D: Outgoing, F: IpFamily>(
     let ip = &parsed.ip;
     let bytes = datapath.packet().length() as u64;
     if !matches!(ip.part, Part::Later(_)) {
-        let is_udp = ip.protocol == IPPROTO_UDP;
-        let pseudo = F::replaced(&ip.source, &flow.new_source);
-        let ports = replaced(&parsed.transport.source_port, &flow.new_source_port)
-            + replaced(&parsed.transport.destination_port, &flow.new_destination_port);
-        let offset = ip.l4 + if is_udp { 6 } else { 16 };
-        if datapath.add_to_checksum(offset, is_udp, pseudo, ports).is_err() {
+        let change = ChecksumChange::of_tuple::<F>(ip.l4, &parsed.key(), flow);
+        if datapath.add_to_checksum(change).is_err() {
             return Verdict::drop(datapath, DropReason::EditFailed);
         }
         let Some(header) = datapath.packet().at::<Udp>(ip.l4) else {
@@ -180,7 +172,7 @@ fn remember_first<D: Tables<F>, F: IpFamily>(
 
 /// A later fragment, by the flow of its first one.
 #[inline(always)]
-fn later<D: Tables<F> + Outgoing, F: IpFamily>(
+fn later<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,
     identification: [u8; 4],

@@ -5,10 +5,10 @@ use super::checksum;
 use super::fragment;
 use super::ip::{IpFamily, IpHeader};
 use super::parse::{Ip, Link, Part, Transport};
-use super::platform::{Datapath, Packet};
+use super::platform::{ChecksumChange, Datapath, EditFailed, Packet};
 use super::tcp_options;
 use super::wire::{ETHER_TYPE_SERVICE_VLAN, ETHER_TYPE_VLAN, Ethernet, Tcp, Udp, VlanTag, copy_mac};
-use crate::abi::{DropReason, Flow, FlowFlags, IPPROTO_TCP, NextHop};
+use crate::abi::{DropReason, Flow, FlowFlags, FlowKey, IPPROTO_TCP, IPPROTO_UDP, NextHop, VlanTags};
 
 /// A parsed packet of a family.
 #[derive(Clone, Copy)]
@@ -19,6 +19,20 @@ pub struct Parsed<A> {
     pub ip: Ip<A>,
     /// TCP or UDP.
     pub transport: Transport,
+}
+
+impl<A: Copy> Parsed<A> {
+    /// The tuple as it came in.
+    #[inline(always)]
+    pub fn key(&self) -> FlowKey<A> {
+        FlowKey {
+            source: self.ip.source,
+            destination: self.ip.destination,
+            source_port: self.transport.source_port,
+            destination_port: self.transport.destination_port,
+            protocol: u32::from(self.ip.protocol),
+        }
+    }
 }
 
 /// Edits addresses, ports, checksums, timestamps and TTL as the flow says, and sends the packet to
@@ -49,9 +63,10 @@ pub fn forward<D: Datapath, F: IpFamily>(
     } else {
         header.forward(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
     }
-    if edit_ports(packet, &parsed.ip, flow).is_none() {
+    if edit_ports::<D, F>(datapath, parsed, flow).is_none() {
         return Verdict::drop(datapath, DropReason::EditFailed);
     }
+    let packet = datapath.packet();
     // The client's own address needs no other identification than the client's own.
     if parsed.ip.part != Part::Whole && !is_local {
         fragment::edit_identification::<_, F>(packet, &parsed.ip);
@@ -65,20 +80,33 @@ pub fn forward<D: Datapath, F: IpFamily>(
 }
 
 #[inline(always)]
-fn edit_ports<P: Packet, A>(packet: P, ip: &Ip<A>, flow: &Flow<A>) -> Option<()> {
+fn edit_ports<D: Datapath, F: IpFamily>(
+    datapath: &D,
+    parsed: &Parsed<F::Address>,
+    flow: &Flow<F::Address>,
+) -> Option<()> {
+    let Parsed { ip, .. } = parsed;
     if let Part::Later(_) = ip.part {
         return Some(());
     }
-    if ip.protocol == IPPROTO_TCP {
-        let tcp = packet.at::<Tcp>(ip.l4)?;
-        tcp.source_port = flow.new_source_port;
-        tcp.destination_port = flow.new_destination_port;
-        checksum::apply(&mut tcp.checksum, flow.l4_checksum_delta);
-    } else {
+    let packet = datapath.packet();
+    let is_udp = ip.protocol == IPPROTO_UDP;
+    if !datapath.is_on_wire() {
+        let ports = packet.at::<Udp>(ip.l4)?;
+        ports.source_port = flow.new_source_port;
+        ports.destination_port = flow.new_destination_port;
+        return datapath.add_to_checksum(ChecksumChange::of_tuple::<F>(ip.l4, &parsed.key(), flow)).ok();
+    }
+    if is_udp {
         let udp = packet.at::<Udp>(ip.l4)?;
         udp.source_port = flow.new_source_port;
         udp.destination_port = flow.new_destination_port;
         checksum::apply_udp(&mut udp.checksum, flow.l4_checksum_delta);
+    } else {
+        let tcp = packet.at::<Tcp>(ip.l4)?;
+        tcp.source_port = flow.new_source_port;
+        tcp.destination_port = flow.new_destination_port;
+        checksum::apply(&mut tcp.checksum, flow.l4_checksum_delta);
     }
     Some(())
 }
@@ -86,9 +114,7 @@ fn edit_ports<P: Packet, A>(packet: P, ip: &Ip<A>, flow: &Flow<A>) -> Option<()>
 /// Sends the packet to a next hop: tags and Ethernet addresses are replaced.
 #[inline(always)]
 pub fn send<D: Datapath>(datapath: &D, link: &Link, hop: &NextHop) -> Verdict {
-    let differs = u32::from_ne_bytes(hop.vlan) != u32::from_ne_bytes(link.vlan);
-    // A priority tag is there and says nothing.
-    if (differs || tags(link) != depth(hop.vlan)) && retag(datapath, link, hop).is_none() {
+    if datapath.set_tags(link, hop.vlan).is_err() {
         return Verdict::drop(datapath, DropReason::EditFailed);
     }
     let Some(ethernet) = datapath.packet().head::<Ethernet>() else {
@@ -99,29 +125,48 @@ pub fn send<D: Datapath>(datapath: &D, link: &Link, hop: &NextHop) -> Verdict {
     Verdict::send(datapath, hop.ifindex)
 }
 
-/// Number of tags that a packet has, those of zero included.
+/// Replaces the tags of a packet that has them all in its bytes.
+/// # Errors
+/// When there is no room.
 #[inline(always)]
-fn tags(link: &Link) -> i32 {
+pub fn set_tags_in_packet<D: Datapath>(
+    datapath: &D,
+    link: &Link,
+    wanted: VlanTags,
+) -> Result<(), EditFailed> {
+    let differs = u32::from_ne_bytes(wanted) != u32::from_ne_bytes(link.vlan);
+    // A priority tag is there and says nothing.
+    if !differs && tags(link) == depth(wanted) {
+        return Ok(());
+    }
+    retag(datapath, link, wanted).ok_or(EditFailed)
+}
+
+/// Number of tags that a packet has in its bytes, those of zero included.
+#[inline(always)]
+#[must_use]
+pub fn tags(link: &Link) -> i32 {
     (link.l3 as i32 - size_of::<Ethernet>() as i32) / 4
 }
 
-/// Number of tags that a packet is to have.
+/// Number of tags that are wanted.
 #[inline(always)]
-fn depth(vlan: [u8; 4]) -> i32 {
+#[must_use]
+pub fn depth(vlan: VlanTags) -> i32 {
     i32::from(vlan[0] | vlan[1] != 0) + i32::from(vlan[2] | vlan[3] != 0)
 }
 
 /// Replaces the packet's tags by those of the next hop.
 #[inline(always)]
-fn retag<D: Datapath>(datapath: &D, link: &Link, hop: &NextHop) -> Option<()> {
+fn retag<D: Datapath>(datapath: &D, link: &Link, wanted: VlanTags) -> Option<()> {
     let have = tags(link);
-    let want = depth(hop.vlan);
+    let want = depth(wanted);
     if have != want {
         datapath.move_head((have - want) * 4).ok()?;
     }
     let packet = datapath.packet();
     let ethernet = packet.head::<Ethernet>()?;
-    let [outer_high, outer_low, inner_high, inner_low] = hop.vlan;
+    let [outer_high, outer_low, inner_high, inner_low] = wanted;
     match want {
         0 => ethernet.ether_type = link.ether_type,
         1 => {

@@ -4,13 +4,13 @@
 use super::Verdict;
 use super::checksum;
 use super::ip::{IpFamily, IpHeader};
-use super::parse::{self, Link};
-use super::platform::{Packet, Tables};
+use super::parse::Link;
+use super::platform::{ChecksumChange, Packet, Tables};
 use super::wire::{
     ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_SERVICE_VLAN, ETHER_TYPE_VLAN, Ethernet, Frame, TCP_FIN,
     TCP_RST, TCP_SYN, TcpFrame, copy_mac,
 };
-use crate::abi::{Flow, FlowFlags, FlowKey, IPPROTO_TCP, IPPROTO_UDP, NextHop, V4, V6};
+use crate::abi::{DropReason, Flow, FlowFlags, FlowKey, IPPROTO_TCP, IPPROTO_UDP, NextHop, V4, V6};
 
 /// What the fast path says of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub fn fast<D: Tables<V4> + Tables<V6>>(datapath: &D) -> Fast {
     match ethernet.ether_type {
         ETHER_TYPE_IPV4 => ip::<D, V4>(datapath).map_or(Fast::SlowV4, Fast::Done),
         ETHER_TYPE_IPV6 => ip::<D, V6>(datapath).map_or(Fast::SlowV6, Fast::Done),
-        ETHER_TYPE_VLAN | ETHER_TYPE_SERVICE_VLAN => match parse::link(datapath.packet()) {
+        ETHER_TYPE_VLAN | ETHER_TYPE_SERVICE_VLAN => match datapath.link() {
             Some(Link { ether_type: ETHER_TYPE_IPV4, .. }) => Fast::SlowV4,
             Some(Link { ether_type: ETHER_TYPE_IPV6, .. }) => Fast::SlowV6,
             _ => Fast::Done(Verdict::Pass),
@@ -71,7 +71,7 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
     let mut flow = datapath.established(&key)?;
     if flow.status.flags & (FlowFlags::EDIT_TIMESTAMPS | FlowFlags::LOCAL) != 0 {
         // One test for both: what is rare costs the others nothing.
-        return if flow.is_local() { local::<D, F>(datapath, frame, protocol, &mut flow) } else { None };
+        return if flow.is_local() { local::<D, F>(datapath, &key, frame, &mut flow) } else { None };
     }
     let reply = flow.is_reply();
     let hop: &NextHop = if reply {
@@ -81,7 +81,7 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
         &flow.next_hop
     } else {
         let backend = datapath.backend(flow.backend)?;
-        if backend.generation != flow.generation || backend.state == 0 {
+        if backend.generation != flow.generation || !backend.takes_packets(datapath.sends_by_any_device()) {
             return None;
         }
         &backend.next_hop
@@ -94,8 +94,10 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
     copy_mac(&mut frame.ethernet.source, &hop.source_mac);
 
     frame.ip.forward(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
-    edit_transport::<D, F>(datapath, frame, protocol, &flow)?;
-    touch::<D, F>(datapath, &mut flow, protocol, reply)?;
+    if edit_transport::<D, F>(datapath, &key, frame, &flow).is_none() {
+        return Some(Verdict::drop(datapath, DropReason::EditFailed));
+    }
+    touch::<D, F>(datapath, &mut flow, protocol, reply);
     datapath.count_forwarded(flow.service, flow.backend, reply, packet.length() as u64);
     Some(Verdict::send(datapath, ifindex))
 }
@@ -105,8 +107,8 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
 #[inline(always)]
 fn local<D: Tables<F>, F: IpFamily>(
     datapath: &D,
+    key: &FlowKey<F::Address>,
     frame: &mut Frame<F::Header>,
-    protocol: u8,
     flow: &mut Flow<F::Address>,
 ) -> Option<Verdict> {
     if flow.is_reply() {
@@ -118,47 +120,51 @@ fn local<D: Tables<F>, F: IpFamily>(
         return None;
     }
     frame.ip.deliver(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
-    edit_transport::<D, F>(datapath, frame, protocol, flow)?;
-    touch::<D, F>(datapath, flow, protocol, false)?;
+    if edit_transport::<D, F>(datapath, key, frame, flow).is_none() {
+        return Some(Verdict::drop(datapath, DropReason::EditFailed));
+    }
+    touch::<D, F>(datapath, flow, key.protocol as u8, false);
     datapath.count_forwarded(flow.service, flow.backend, false, datapath.packet().length() as u64);
     Some(Verdict::Deliver)
 }
 
-/// Replaces ports, and the checksum of TCP or UDP.
+/// Replaces ports, and the checksum of TCP or UDP. Where the kernel edits the latter, `frame` is not
+/// to be looked at again.
 #[inline(always)]
 fn edit_transport<D: Tables<F>, F: IpFamily>(
     datapath: &D,
+    key: &FlowKey<F::Address>,
     frame: &mut Frame<F::Header>,
-    protocol: u8,
     flow: &Flow<F::Address>,
 ) -> Option<()> {
     frame.udp.source_port = flow.new_source_port;
     frame.udp.destination_port = flow.new_destination_port;
-    if protocol == IPPROTO_TCP {
+    let is_udp = key.protocol == u32::from(IPPROTO_UDP);
+    if !datapath.is_on_wire() {
+        let l4 = size_of::<Ethernet>() + F::HEADER_LENGTH;
+        return datapath.add_to_checksum(ChecksumChange::of_tuple::<F>(l4, key, flow)).ok();
+    }
+    if is_udp {
+        checksum::apply_udp(&mut frame.udp.checksum, flow.l4_checksum_delta);
+    } else {
         let tcp = datapath.packet().head::<TcpFrame<F::Header>>()?;
         checksum::apply(&mut tcp.tcp.checksum, flow.l4_checksum_delta);
-    } else {
-        checksum::apply_udp(&mut frame.udp.checksum, flow.l4_checksum_delta);
     }
     Some(())
 }
 
 /// Takes note of the moment.
 #[inline(always)]
-fn touch<D: Tables<F>, F: IpFamily>(
-    datapath: &D,
-    flow: &mut Flow<F::Address>,
-    protocol: u8,
-    reply: bool,
-) -> Option<()> {
+fn touch<D: Tables<F>, F: IpFamily>(datapath: &D, flow: &mut Flow<F::Address>, protocol: u8, reply: bool) {
     let now = datapath.now();
     if flow.last_seen != now {
         // Only when it changes: a line that is only read can be shared by CPUs.
         flow.last_seen = now;
-        if !reply && protocol == IPPROTO_TCP {
-            let tcp = datapath.packet().head::<TcpFrame<F::Header>>()?;
+        if !reply
+            && protocol == IPPROTO_TCP
+            && let Some(tcp) = datapath.packet().head::<TcpFrame<F::Header>>()
+        {
             flow.mark = u32::from_be_bytes(tcp.tcp.sequence);
         }
     }
-    Some(())
 }

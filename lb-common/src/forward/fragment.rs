@@ -10,7 +10,7 @@ use super::ip::IpFamily;
 use super::parse::{Ip, Part};
 use super::platform::{Packet, Tables};
 use super::scratch::Scratch;
-use super::slow::find_hop;
+use super::slow::{Way, find_hop};
 use super::wire::{Ipv4, Ipv6Extension};
 use crate::abi::{DropReason, Tick, idle_ticks, ticks_from_seconds};
 
@@ -96,6 +96,7 @@ pub fn later<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::FragmentWithoutFirst);
     };
     if flow.is_local() && flow.is_reply() {
+        // Translated where it leaves the node.
         return Verdict::Pass;
     }
     if scratch.parsed.ip.hops_left <= 1 && !flow.is_local() {
@@ -103,8 +104,10 @@ pub fn later<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::TtlExpired);
     }
     flow.last_seen = now;
-    if !find_hop::<D, F>(datapath, &mut flow, &mut scratch.hop) {
-        return Verdict::drop(datapath, DropReason::BackendGone);
+    match find_hop::<D, F>(datapath, &mut flow, &mut scratch.hop) {
+        Way::Found => {}
+        Way::Gone => return Verdict::drop(datapath, DropReason::BackendGone),
+        Way::Elsewhere => return Verdict::Pass,
     }
     emit::forward::<D, F>(datapath, &scratch.parsed, &flow, &scratch.hop, &mut scratch.cursor)
 }

@@ -9,7 +9,7 @@ use super::ip::{IpFamily, IpHeader};
 use super::parse::{Ip, Parse, Part};
 use super::platform::{Packet, Tables};
 use super::scratch::Scratch;
-use super::slow::find_hop;
+use super::slow::{Way, find_hop};
 use super::wire::{Icmp, Ipv4, Udp};
 use crate::abi::{DropReason, Flow, IPPROTO_TCP, IPPROTO_UDP};
 
@@ -42,8 +42,10 @@ pub fn translate<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::
         // No ICMP error about an ICMP error (RFC 1122, section 3.2.2).
         return Verdict::drop(datapath, DropReason::TtlExpired);
     }
-    if !find_hop::<D, F>(datapath, &mut flow, hop) {
-        return Verdict::drop(datapath, DropReason::BackendGone);
+    match find_hop::<D, F>(datapath, &mut flow, hop) {
+        Way::Found => {}
+        Way::Gone => return Verdict::drop(datapath, DropReason::BackendGone),
+        Way::Elsewhere => return Verdict::Pass,
     }
     if hop.ifindex == 0 && !flow.is_local() {
         return Verdict::drop(datapath, DropReason::NoNeighbour);

@@ -35,6 +35,7 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::BadSlot);
     }
     let local = if backend.is_local() { FlowFlags::LOCAL } else { 0 };
+    let is_elsewhere = !backend.takes_packets(datapath.sends_by_any_device());
     scratch.hop.ifindex = 0;
     if local == 0 {
         find_next_hop::<D, F>(datapath, backend, &mut scratch.hop);
@@ -71,6 +72,10 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         scratch.affinity.generation = scratch.flow.generation;
         scratch.affinity.last_used = scratch.flow.last_seen;
         datapath.insert_affinity(&scratch.affinity_key, &scratch.affinity);
+    }
+    if is_elsewhere {
+        // The packet goes on as the first one of a flow that is known.
+        return Verdict::Pass;
     }
     emit::forward::<D, F>(datapath, &scratch.parsed, &scratch.flow, &scratch.hop, &mut scratch.cursor)
 }

@@ -46,6 +46,9 @@ fn is_vlan(ether_type: [u8; 2]) -> bool {
     ether_type == ETHER_TYPE_VLAN || ether_type == ETHER_TYPE_SERVICE_VLAN
 }
 
+/// Bytes of a packet that are looked at: headers with options, and what an ICMP error quotes.
+pub const REACH: u32 = 256;
+
 /// Which part of a fragmented datagram a packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {

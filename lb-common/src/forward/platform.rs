@@ -2,12 +2,14 @@
 
 use core::ops::{Deref, DerefMut};
 
+use super::checksum::replaced;
 use super::ip::IpFamily;
+use super::parse::Link;
 use super::scratch::Scratch;
 use super::wire::Wire;
 use crate::abi::{
     Affinity, AffinityKey, Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment,
-    FragmentKey, NextHop, Service, SourceRangeKey, Tick, VipKey,
+    FragmentKey, IPPROTO_UDP, NextHop, Service, SourceRangeKey, Tick, VipKey, VlanTags,
 };
 
 /// A handle to the bytes of the packet at hand.
@@ -32,6 +34,29 @@ pub trait Datapath {
 
     /// The packet as it is now.
     fn packet(&self) -> Self::Packet;
+    /// Whether packets are as they are on the wire: then checksums are edited in place. If not, a
+    /// checksum may be unfinished, with only the pseudo header's sum in its field, and a packet may
+    /// be cut into segments later: then [`Self::add_to_checksum`] edits.
+    fn is_on_wire(&self) -> bool;
+    /// Whether packets can be sent by any device. Where they cannot, packets of flows that need it
+    /// ([`FlowFlags::TC`](crate::abi::FlowFlags::TC)) pass untouched to where they can.
+    fn sends_by_any_device(&self) -> bool;
+    /// The Ethernet header and up to two tags, wherever the latter are kept; `None` if the packet is
+    /// too short.
+    fn link(&self) -> Option<Link>;
+    /// Replaces the packet's tags, which `link` has found.
+    /// # Errors
+    /// When there is no room.
+    fn set_tags(&self, link: &Link, tags: VlanTags) -> Result<(), EditFailed>;
+    /// Sees to it that the first bytes of the packet, as far as it has them, can be looked at and
+    /// edited.
+    fn pull(&self, bytes: u32);
+    /// Carries a change over to a TCP or UDP checksum, where packets are not as on the wire.
+    /// # Errors
+    /// When the packet cannot be edited.
+    fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed>;
+    /// Whether the checksum whose field is at `offset` is unfinished.
+    fn is_unfinished(&self, offset: usize) -> bool;
     /// Moves the start of the packet: positive cuts off, negative adds bytes in front.
     /// # Errors
     /// When there is no room.
@@ -80,24 +105,36 @@ pub trait Datapath {
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool;
 }
 
-/// What the program for packets that leave the node asks of it beyond [`Datapath`]. Such packets
-/// need not be what goes onto the wire: their checksum may be unfinished, with only the pseudo
-/// header's sum in its field, and they may be cut into segments later.
-pub trait Outgoing: Datapath {
-    /// Sees to it that the first bytes of the packet, as far as it has them, can be looked at and
-    /// edited.
-    fn pull(&self, bytes: u32);
-    /// Adds to the TCP or UDP checksum whose field is at `offset`: `pseudo` is what was added to the
-    /// sum of the pseudo header, `covered` to the sum of what else it covers.
-    /// # Errors
-    /// When the packet cannot be edited.
-    fn add_to_checksum(
-        &self,
-        offset: usize,
-        is_udp: bool,
-        pseudo: u32,
-        covered: u32,
-    ) -> Result<(), EditFailed>;
+/// A change of what a TCP or UDP checksum covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChecksumChange {
+    /// Offset of the checksum's field.
+    pub offset: usize,
+    /// Whether it is UDP's, where 0 stands for "none".
+    pub is_udp: bool,
+    /// Whether it is over IPv6, whose header has no checksum that balances new addresses.
+    pub is_v6: bool,
+    /// What was added to the sum of the pseudo header.
+    pub pseudo: u32,
+    /// What was added to the sum of all else.
+    pub covered: u32,
+}
+
+impl ChecksumChange {
+    /// New addresses and ports in the packet of a family, whose TCP or UDP header is at `l4`.
+    #[inline(always)]
+    pub fn of_tuple<F: IpFamily>(l4: usize, old: &FlowKey<F::Address>, flow: &Flow<F::Address>) -> Self {
+        let is_udp = old.protocol == u32::from(IPPROTO_UDP);
+        Self {
+            offset: l4 + if is_udp { 6 } else { 16 },
+            is_udp,
+            is_v6: F::VERSION == 6,
+            pseudo: F::replaced(&old.source, &flow.new_source)
+                + F::replaced(&old.destination, &flow.new_destination),
+            covered: replaced(&old.source_port, &flow.new_source_port)
+                + replaced(&old.destination_port, &flow.new_destination_port),
+        }
+    }
 }
 
 /// The packet could not be edited.

@@ -4,7 +4,7 @@ use super::Verdict;
 use super::checksum::{fold, sum};
 use super::emit::Parsed;
 use super::ip::IpFamily;
-use super::parse::{Ip, Link};
+use super::parse::{Ip, Link, Part};
 use super::platform::{Datapath, Packet};
 use super::wire::{Ethernet, Icmp, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, VlanTag, copy_mac};
 use crate::abi::{DropReason, IPPROTO_TCP};
@@ -59,6 +59,11 @@ fn reset<D: Datapath, F: IpFamily>(datapath: &D, parsed: &Parsed<F::Address>) ->
     let Parsed { link, ip, transport } = parsed;
     let l4 = link.l3 + F::HEADER_LENGTH;
     let length = (l4 + size_of::<Tcp>()) as i32;
+    let is_unfinished = is_unfinished(datapath, ip);
+    if is_unfinished && ip.l4 != l4 {
+        // The kernel would finish the checksum where it was.
+        return None;
+    }
     datapath.move_tail(length - datapath.packet().length() as i32).ok()?;
     let packet = datapath.packet();
     turn_around(packet.head::<Ethernet>()?);
@@ -81,9 +86,19 @@ fn reset<D: Datapath, F: IpFamily>(datapath: &D, parsed: &Parsed<F::Address>) ->
         checksum: [0; 2],
         urgent: [0; 2],
     };
-    let total = pseudo_header::<F>(ip, IPPROTO_TCP, 20) + sum(packet.at::<[u8; 20]>(l4)?);
-    packet.at::<Tcp>(l4)?.checksum = (!fold(total)).to_ne_bytes();
+    let pseudo = pseudo_header::<F>(ip, IPPROTO_TCP, 20);
+    let total = pseudo + sum(packet.at::<[u8; 20]>(l4)?);
+    let checksum = if is_unfinished { fold(pseudo) } else { !fold(total) };
+    packet.at::<Tcp>(l4)?.checksum = checksum.to_ne_bytes();
     Some(())
+}
+
+/// Whether the TCP or UDP checksum of a packet is unfinished.
+#[inline(always)]
+fn is_unfinished<D: Datapath, A>(datapath: &D, ip: &Ip<A>) -> bool {
+    !datapath.is_on_wire()
+        && !matches!(ip.part, Part::Later(_))
+        && datapath.is_unfinished(ip.l4 + if ip.protocol == IPPROTO_TCP { 16 } else { 6 })
 }
 
 /// Words of a quote that are summed up at most: IPv4 with all options and eight bytes are 17; IPv6
@@ -116,7 +131,16 @@ fn write_icmp_error<D: Datapath, F: IpFamily>(
     kind: u8,
     code: u8,
 ) -> Option<()> {
-    let quoted = (ip.l4 - ip.l3 + 8).min(QUOTE_WORDS * 4);
+    let headers = ip.l4 - ip.l3;
+    // The kernel does not cut an unfinished checksum off, and that of TCP lies beyond eight bytes.
+    let has_more = !datapath.is_on_wire() && ip.protocol == IPPROTO_TCP;
+    let quoted = (headers + if has_more { size_of::<Tcp>() } else { 8 }).min(QUOTE_WORDS * 4);
+    let is_unfinished = is_unfinished(datapath, ip);
+    let unfinished_offset = ip.l4 + if ip.protocol == IPPROTO_TCP { 16 } else { 6 };
+    let mut unfinished = [0; 2];
+    if is_unfinished {
+        unfinished = *datapath.packet().at::<[u8; 2]>(unfinished_offset)?;
+    }
     let room = F::HEADER_LENGTH + size_of::<Icmp>();
     datapath.move_tail((link.l3 + quoted) as i32 - datapath.packet().length() as i32).ok()?;
     datapath.move_head(-(room as i32)).ok()?;
@@ -137,8 +161,11 @@ fn write_icmp_error<D: Datapath, F: IpFamily>(
     if F::VERSION == 6 {
         total += pseudo_header::<F>(ip, F::ICMP, length);
     }
+    // Once its checksum is finished, the quoted payload and pseudo header add up to zero.
+    let summed = if is_unfinished { headers } else { quoted };
+    total += if is_unfinished { u32::from(!u16::from_ne_bytes(unfinished)) } else { 0 };
     for word in 0..QUOTE_WORDS {
-        if word * 4 >= quoted {
+        if word * 4 >= summed {
             break;
         }
         total += sum(packet.at::<[u8; 4]>(l4 + size_of::<Icmp>() + word * 4)?);

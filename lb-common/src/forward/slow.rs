@@ -30,13 +30,14 @@ pub enum Slow {
 #[inline(always)]
 pub fn slow<D: Tables<F>, F: Parse>(datapath: &D) -> Slow {
     const PASS: Slow = Slow::Done(Verdict::Pass);
-    let (Some(link), Some(scratch)) = (parse::link(datapath.packet()), datapath.scratch()) else {
+    let (Some(link), Some(scratch)) = (datapath.link(), datapath.scratch()) else {
         return PASS;
     };
     let expected = if F::VERSION == 4 { ETHER_TYPE_IPV4 } else { ETHER_TYPE_IPV6 };
     if link.ether_type != expected {
         return PASS;
     }
+    datapath.pull(parse::REACH);
     scratch.parsed.link = link;
     scratch.parsed.ip.l3 = link.l3;
     if !F::parse(datapath.packet(), true, &mut scratch.parsed.ip) {
@@ -167,7 +168,11 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     if parsed.ip.hops_left <= 1 && !flow.is_local() {
         return Some(refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip));
     }
-    if !find_hop::<D, F>(datapath, &mut flow, hop) {
+    let way = find_hop::<D, F>(datapath, &mut flow, hop);
+    if way == Way::Elsewhere {
+        return Some(Verdict::Pass);
+    }
+    if way == Way::Gone {
         // The backend is gone. A UDP session goes on with another one; TCP has to be told.
         if is_tcp && parsed.transport.flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
             return Some(refuse::connection::<D, F>(datapath, parsed, flow.service, DropReason::BackendGone));
@@ -344,17 +349,31 @@ pub fn mark_of<D: Datapath, A>(
     Mark { is_set: true, flag: 0, value: transport.sequence.wrapping_add(payload).wrapping_add(1) }
 }
 
-/// Finds the next hop of a flow's packets; false if its backend is gone.
+/// What is known of the way of a flow's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The next hop was found or, if its `ifindex` is 0, is the stack's to find or is not known.
+    Found,
+    /// The backend is gone.
+    Gone,
+    /// Another program can send there, and this one cannot: it gets the packet untouched.
+    Elsewhere,
+}
+
+/// Finds the next hop of a flow's packets.
 #[inline(always)]
 pub fn find_hop<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     flow: &mut Flow<F::Address>,
     hop: &mut NextHop,
-) -> bool {
+) -> Way {
     if !flow.is_reply() {
-        let Some(backend) = datapath.backend(flow.backend) else { return false };
+        let Some(backend) = datapath.backend(flow.backend) else { return Way::Gone };
         if backend.generation != flow.generation || backend.state == 0 {
-            return false;
+            return Way::Gone;
+        }
+        if !backend.takes_packets(datapath.sends_by_any_device()) {
+            return Way::Elsewhere;
         }
         if flow.is_local() {
             // The stack finds it.
@@ -362,7 +381,7 @@ pub fn find_hop<D: Tables<F>, F: IpFamily>(
         } else {
             new_flow::find_next_hop::<D, F>(datapath, backend, hop);
         }
-        return true;
+        return Way::Found;
     }
     let generation = datapath.config().map_or(0, |config| config.route_generation);
     if flow.generation != generation {
@@ -376,5 +395,5 @@ pub fn find_hop<D: Tables<F>, F: IpFamily>(
         }
     }
     copy_hop(hop, &flow.next_hop);
-    true
+    Way::Found
 }

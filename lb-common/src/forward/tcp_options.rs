@@ -2,7 +2,7 @@
 
 use super::checksum;
 use super::parse::Transport;
-use super::platform::{Datapath, Packet};
+use super::platform::{ChecksumChange, Datapath, Packet};
 use super::wire::{TCP_ACK, Tcp, TimestampOption};
 
 const END: u8 = 0;
@@ -107,7 +107,12 @@ pub fn shift<D: Datapath>(
     // The words of the option straddle those of the checksum if it starts at an odd offset
     // (RFC 1071, section 2 B: swap the bytes of the sum).
     let change = if (offset - l4) & 1 == 0 { change } else { change.swap_bytes() };
-    if let Some(tcp) = packet.at::<Tcp>(l4) {
+    if !datapath.is_on_wire() {
+        let (offset, covered) = (l4 + 16, u32::from(change));
+        let change = ChecksumChange { offset, is_udp: false, is_v6: false, pseudo: 0, covered };
+        // The kernel has looked at the field's neighbours already: this cannot fail.
+        let _ = datapath.add_to_checksum(change);
+    } else if let Some(tcp) = packet.at::<Tcp>(l4) {
         checksum::apply(&mut tcp.checksum, change);
     }
 }

@@ -23,6 +23,14 @@ pub enum Action {
     Redirect,
 }
 
+impl Action {
+    /// Itself, if the packet was sent.
+    #[must_use]
+    pub fn sent(self) -> Option<Self> {
+        matches!(self, Self::Transmit | Self::Redirect).then_some(self)
+    }
+}
+
 impl From<Verdict> for Action {
     fn from(verdict: Verdict) -> Self {
         match verdict {

@@ -10,10 +10,14 @@ use std::rc::Rc;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, DropReason, DropStats, Flow, FlowKey, FlowState,
     FlowStatus, Fragment, FragmentKey, NextHop, Service, ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey,
+    VlanTags,
 };
 use lb_common::forward::ip::IpFamily;
+use lb_common::forward::parse::Link;
 use lb_common::forward::parse::Parse;
-use lb_common::forward::platform::{Datapath, EditFailed, InsertFailed, Outgoing, ResizeFailed, Tables};
+use lb_common::forward::platform::{
+    ChecksumChange, Datapath, EditFailed, InsertFailed, ResizeFailed, Tables,
+};
 use lb_common::forward::scratch::Scratch;
 use lb_common::forward::{self, Fast, Slow, Verdict};
 
@@ -157,9 +161,21 @@ impl Side for V6 {
     }
 }
 
+/// The places where packets come in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hook {
+    /// XDP.
+    #[default]
+    Xdp,
+    /// TC, on ingress.
+    Tc,
+}
+
 /// The datapath on the host.
 pub struct Host {
     buffer: Buffer,
+    /// The place that it stands for.
+    pub hook: Hook,
     /// The time.
     pub now: Tick,
     /// Index of the device that packets come in by.
@@ -202,6 +218,7 @@ impl Default for Host {
     fn default() -> Self {
         Self {
             buffer: Buffer::default(),
+            hook: Hook::Xdp,
             now: 1_000_000,
             ingress: 1,
             devices: BTreeSet::new(),
@@ -230,7 +247,7 @@ impl Host {
             Fast::SlowV6 => self.slow::<V6>(),
         };
         let verdict = match verdict {
-            Verdict::Redirect(ifindex) if !self.devices.contains(&ifindex) => {
+            Verdict::Redirect(ifindex) if !self.can_send_by(ifindex) => {
                 self.count_drop(DropReason::NoDevice, self.packet_length());
                 Verdict::Drop(DropReason::NoDevice)
             }
@@ -248,6 +265,10 @@ impl Host {
             _ => Verdict::Pass,
         };
         (verdict, self.buffer.content().to_vec())
+    }
+
+    fn can_send_by(&self, ifindex: u32) -> bool {
+        self.hook == Hook::Tc || ifindex == self.ingress || self.devices.contains(&ifindex)
     }
 
     fn packet_length(&self) -> u64 {
@@ -271,6 +292,39 @@ impl Datapath for Host {
 
     fn packet(&self) -> View {
         self.buffer.view()
+    }
+
+    fn is_on_wire(&self) -> bool {
+        self.hook == Hook::Xdp
+    }
+
+    fn sends_by_any_device(&self) -> bool {
+        self.hook == Hook::Tc
+    }
+
+    fn link(&self) -> Option<Link> {
+        forward::parse::link(self.buffer.view())
+    }
+
+    fn set_tags(&self, link: &Link, tags: VlanTags) -> Result<(), EditFailed> {
+        forward::emit::set_tags_in_packet(self, link, tags)
+    }
+
+    fn pull(&self, _bytes: u32) {}
+
+    fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed> {
+        use lb_common::forward::checksum::{apply, apply_udp, fold};
+        use lb_common::forward::platform::Packet;
+        let field = self.buffer.view().at::<[u8; 2]>(change.offset).ok_or(EditFailed)?;
+        // One after the other, as the kernel does it: the two ways may differ in the sign of zero.
+        for sum in [change.pseudo, change.covered] {
+            if change.is_udp { apply_udp(field, fold(sum)) } else { apply(field, fold(sum)) }
+        }
+        Ok(())
+    }
+
+    fn is_unfinished(&self, _offset: usize) -> bool {
+        false
     }
 
     fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed> {
@@ -382,27 +436,6 @@ impl Datapath for Host {
     }
 }
 
-impl Outgoing for Host {
-    fn pull(&self, _bytes: u32) {}
-
-    fn add_to_checksum(
-        &self,
-        offset: usize,
-        is_udp: bool,
-        pseudo: u32,
-        covered: u32,
-    ) -> Result<(), EditFailed> {
-        use lb_common::forward::checksum::{apply, apply_udp, fold};
-        use lb_common::forward::platform::Packet;
-        let field = self.buffer.view().at::<[u8; 2]>(offset).ok_or(EditFailed)?;
-        // One after the other, as the kernel does it: the two ways may differ in the sign of zero.
-        for change in [pseudo, covered] {
-            if is_udp { apply_udp(field, fold(change)) } else { apply(field, fold(change)) }
-        }
-        Ok(())
-    }
-}
-
 impl<F: Side> Tables<F> for Host
 where
     F::Address: Hash + Ord,
@@ -495,6 +528,6 @@ where
 
     fn route(&self, _source: &F::Address, destination: &F::Address) -> Option<NextHop> {
         let hop = F::of(self).routes.get(destination).copied()?;
-        (hop.ifindex == self.ingress || self.devices.contains(&hop.ifindex)).then_some(hop)
+        self.can_send_by(hop.ifindex).then_some(hop)
     }
 }

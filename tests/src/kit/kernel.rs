@@ -8,16 +8,18 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::maps::lpm_trie::Key;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{Program, ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
-use lb_common::abi::maps::{self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM};
+use lb_common::abi::maps::{
+    self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
+};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
     Plain, Service, ServiceStats, SourceRange, TICK_SHIFT, Tick, VipKey,
 };
 
 use super::device::{Action, AnyKey, Device, age_affinity, age_flow, age_fragment, wide};
-use super::host::{BACKENDS, SERVICES, SLOTS, SNAT_ADDRESSES, Stats};
+use super::host::{BACKENDS, Hook, SERVICES, SLOTS, SNAT_ADDRESSES, Stats};
 use super::tables::{Snapshot, Snapshots};
 
 /// A map's key or value as bytes.
@@ -43,6 +45,7 @@ struct Family<A> {
 /// The loaded programs and their maps.
 pub struct Kernel {
     ebpf: Ebpf,
+    hook: Hook,
     v4: Family<[u8; 4]>,
     v6: Family<[u8; 16]>,
     services: Array<MapData, Raw<Service>>,
@@ -97,24 +100,45 @@ macro_rules! object_or_skip {
 }
 
 impl Kernel {
+    /// Which of the programs are run for packets that come in.
+    #[must_use]
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// The programs of XDP, and that for packets that leave; see [`Self::load_as`].
+    ///
+    /// # Errors
+    /// What the kernel refuses, with the verifier's log.
+    pub fn load(object: &[u8]) -> Result<Self> {
+        Self::load_as(object, Hook::Xdp)
+    }
+
     /// Loads all programs, with small maps, in a network namespace of the calling thread's own (it
     /// ends with the thread) and on one CPU: what is per CPU is then one thing.
     ///
     /// # Errors
     /// What the kernel refuses, with the verifier's log.
-    pub fn load(object: &[u8]) -> Result<Self> {
+    pub fn load_as(object: &[u8], hook: Hook) -> Result<Self> {
         isolate()?;
         let mut ebpf = loader().load(object).context("cannot load the object")?;
-        let mut programs = ProgramArray::try_from(ebpf.take_map("programs").context("no map")?)?;
-        for (index, name) in CALLED_PROGRAMS.iter().enumerate() {
-            load_program(&mut ebpf, name)?;
-            let program: &Xdp = ebpf.program(name).context("no such program")?.try_into()?;
-            programs.set(index as u32, program.fd()?, 0)?;
+        let array = if hook == Hook::Xdp { maps::PROGRAMS } else { maps::TC_PROGRAMS };
+        let mut programs = ProgramArray::try_from(ebpf.take_map(array.name).context("no map")?)?;
+        match hook {
+            Hook::Xdp => {
+                for (index, name) in CALLED_PROGRAMS.iter().enumerate() {
+                    programs.set(index as u32, load_program::<Xdp>(&mut ebpf, name)?.fd()?, 0)?;
+                }
+                load_program::<Xdp>(&mut ebpf, ENTRY_PROGRAM)?;
+            }
+            Hook::Tc => {
+                for (index, name) in TC_CALLED_PROGRAMS.iter().enumerate() {
+                    programs.set(index as u32, load_program::<SchedClassifier>(&mut ebpf, name)?.fd()?, 0)?;
+                }
+                load_program::<SchedClassifier>(&mut ebpf, INGRESS_PROGRAM)?;
+            }
         }
-        load_program(&mut ebpf, ENTRY_PROGRAM)?;
-        let egress: &mut SchedClassifier =
-            ebpf.program_mut(EGRESS_PROGRAM).context("no such program")?.try_into()?;
-        egress.load().with_context(|| format!("cannot load {EGRESS_PROGRAM}"))?;
+        load_program::<SchedClassifier>(&mut ebpf, EGRESS_PROGRAM)?;
         let mut map = |name: &'static str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
         Ok(Self {
             v4: Family {
@@ -145,6 +169,7 @@ impl Kernel {
             devices: map("devices")?.try_into()?,
             _programs: programs,
             ebpf,
+            hook,
             output: vec![0; 8192],
         })
     }
@@ -155,6 +180,10 @@ impl Kernel {
     /// # Panics
     /// When the program cannot be run.
     pub fn leave_as(&mut self, packet: &[u8], segment: Option<u32>) -> (Action, Vec<u8>) {
+        self.run_classifier(EGRESS_PROGRAM, packet, segment)
+    }
+
+    fn run_classifier(&mut self, name: &str, packet: &[u8], segment: Option<u32>) -> (Action, Vec<u8>) {
         // Offsets of `gso_segs` and `gso_size` in struct __sk_buff, include/uapi/linux/bpf.h.
         const SEGMENTS: usize = 164;
         const SEGMENT_SIZE: usize = 176;
@@ -164,12 +193,8 @@ impl Kernel {
             context[SEGMENTS..SEGMENTS + 4].copy_from_slice(&count.to_ne_bytes());
             context[SEGMENT_SIZE..SEGMENT_SIZE + 4].copy_from_slice(&size.to_ne_bytes());
         }
-        let program: &SchedClassifier = self
-            .ebpf
-            .program(EGRESS_PROGRAM)
-            .expect("the egress program is there")
-            .try_into()
-            .expect("it is a classifier");
+        let program: &SchedClassifier =
+            self.ebpf.program(name).expect("the program is there").try_into().expect("it is a classifier");
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut self.output),
@@ -180,6 +205,8 @@ impl Kernel {
         let action = match result.return_value as i32 {
             -1 => Action::Pass,
             2 => Action::Drop,
+            // Where to is the kernel's secret.
+            7 => Action::Redirect,
             other => panic!("TC action {other}"),
         };
         (action, self.output[..result.data_size_out as usize].to_vec())
@@ -217,10 +244,30 @@ pub fn loader() -> EbpfLoader<'static> {
     loader
 }
 
-fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    let program: &mut Xdp =
-        ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
-    program.load().with_context(|| format!("cannot load {name}"))
+/// A kind of program.
+trait Load {
+    fn load(&mut self) -> Result<(), ProgramError>;
+}
+
+impl Load for Xdp {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        Self::load(self)
+    }
+}
+
+impl Load for SchedClassifier {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        Self::load(self)
+    }
+}
+
+fn load_program<'e, P: Load>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut P>
+where
+    &'e mut P: TryFrom<&'e mut Program, Error = ProgramError>,
+{
+    let program: &mut P = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+    program.load().with_context(|| format!("cannot load {name}"))?;
+    Ok(program)
 }
 
 fn isolate() -> Result<()> {
@@ -310,6 +357,9 @@ fn sums<T: Plain + Default + PartialEq>(
 
 impl Device for Kernel {
     fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
+        if self.hook == Hook::Tc {
+            return self.run_classifier(INGRESS_PROGRAM, packet, None);
+        }
         let program: &Xdp = self
             .ebpf
             .program(ENTRY_PROGRAM)
