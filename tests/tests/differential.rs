@@ -18,7 +18,7 @@ macro_rules! tests {
             })+
         })+}
 
-        mod tc {$(pub mod $module {
+        mod classifier {$(pub mod $module {
             use pointsman_tests::kit::host::Hook;
             use pointsman_tests::kit::journeys;
             use pointsman_tests::kit::kernel::Kernel;

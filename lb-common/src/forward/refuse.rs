@@ -132,10 +132,10 @@ fn write_icmp_error<D: Datapath, F: IpFamily>(
     code: u8,
 ) -> Option<()> {
     let headers = ip.l4 - ip.l3;
-    // The kernel does not cut an unfinished checksum off, and that of TCP lies beyond eight bytes.
-    let has_more = !datapath.is_on_wire() && ip.protocol == IPPROTO_TCP;
-    let quoted = (headers + if has_more { size_of::<Tcp>() } else { 8 }).min(QUOTE_WORDS * 4);
     let is_unfinished = is_unfinished(datapath, ip);
+    // The kernel does not cut an unfinished checksum off, and that of TCP lies beyond eight bytes.
+    let has_more = is_unfinished && ip.protocol == IPPROTO_TCP;
+    let quoted = (headers + if has_more { size_of::<Tcp>() } else { 8 }).min(QUOTE_WORDS * 4);
     let unfinished_offset = ip.l4 + if ip.protocol == IPPROTO_TCP { 16 } else { 6 };
     let mut unfinished = [0; 2];
     if is_unfinished {

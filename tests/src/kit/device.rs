@@ -7,7 +7,7 @@ use lb_common::abi::{
 };
 use lb_common::forward::Verdict;
 
-use super::host::{Host, Stats};
+use super::host::{Hook, Host, Stats};
 use super::tables::Snapshots;
 
 /// What became of a packet.
@@ -105,6 +105,8 @@ pub trait Device {
     fn set_snat_address(&mut self, index: u32, address: IpAddr);
     /// Sets the settings.
     fn set_config(&mut self, config: Config);
+    /// Where packets come in.
+    fn hook(&self) -> Hook;
     /// Allows redirection to a device.
     fn add_device(&mut self, ifindex: u32);
     /// Takes an entry out of the transient table, as the LRU does when it needs room; says whether
@@ -218,6 +220,10 @@ impl Device for Host {
 
     fn set_config(&mut self, config: Config) {
         self.config = config;
+    }
+
+    fn hook(&self) -> Hook {
+        self.hook
     }
 
     fn add_device(&mut self, ifindex: u32) {

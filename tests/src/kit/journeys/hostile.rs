@@ -4,6 +4,7 @@ use lb_common::abi::{Backend, DropReason, IPPROTO_TCP, Service};
 
 use super::connection::Connection;
 use crate::kit::device::Device;
+use crate::kit::host::Hook;
 use crate::kit::packet::flags::SYN;
 use crate::kit::packet::{Body, Spec, Tcp};
 use crate::kit::world::{DNS, HTTP, Ip, backend, dropped, passed, set_slots, set_up, to_vip, udp};
@@ -136,9 +137,11 @@ pub fn misconfigured(device: &mut dyn Device) {
         entry.next_hop.ifindex = 0;
         device.set_backend(index, entry);
         dropped(device, &syn(ip).build(), DropReason::NoNeighbour);
-        entry.next_hop.ifindex = 99;
-        device.set_backend(index, entry);
-        dropped(device, &syn(ip).build(), DropReason::NoDevice);
+        if device.hook() == Hook::Xdp {
+            entry.next_hop.ifindex = 99;
+            device.set_backend(index, entry);
+            dropped(device, &syn(ip).build(), DropReason::NoDevice);
+        }
         device.set_backend(index, good);
         Connection::open(device, ip, 2, 40_000).talk(device);
     }
