@@ -1,5 +1,7 @@
-//! The devices that the entry program is attached to, by links that are pinned: they outlive the
-//! agent.
+//! The devices that the datapath is attached to, by links that are pinned: they outlive the agent.
+//!
+//! On each device it is the first of these that works: XDP in the driver, TC, XDP in the kernel's
+//! core. What works is found by trying: versions and names of drivers tell too little.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,38 +13,53 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{Xdp, XdpLink, XdpMode};
 use tracing::{info, warn};
 
-use super::PinDirectory;
-use super::exits::is_exit;
+use super::classifiers::{Classifiers, Direction, is_classifier};
 use super::links::{parse, pin_name};
+use super::{Kernel, PinDirectory};
 
-/// How the program is attached.
+/// How the datapath is attached to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// In the driver, before the kernel has made an skb of the frame.
+    /// XDP in the driver, before the kernel has made an skb of the frame.
     Native,
-    /// In the kernel's core, for drivers without support: slower.
+    /// TC: any device, with super-packets as they are.
+    Tc,
+    /// XDP in the kernel's core: any device; segments are taken apart first.
     Generic,
 }
 
 impl Mode {
-    /// The name shown to people; also the ending of the pin's name.
+    /// All, the preferred ones first.
+    pub const ALL: [Self; 3] = [Self::Native, Self::Tc, Self::Generic];
+
+    /// The name shown to people; also the ending of the pin's name, of XDP.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
+            Self::Tc => "tc",
             Self::Generic => "generic",
         }
     }
 
-    fn xdp(self) -> XdpMode {
+    fn long_name(self) -> &'static str {
         match self {
-            Self::Native => XdpMode::Driver,
-            Self::Generic => XdpMode::Skb,
+            Self::Native => "XDP native",
+            Self::Tc => "TC",
+            Self::Generic => "XDP generic",
+        }
+    }
+
+    fn xdp(self) -> Option<XdpMode> {
+        match self {
+            Self::Native => Some(XdpMode::Driver),
+            Self::Tc => None,
+            Self::Generic => Some(XdpMode::Skb),
         }
     }
 }
 
-/// A device that the program is attached to.
+/// A device that the datapath is attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
     /// Index of the device.
@@ -51,6 +68,8 @@ pub struct Attachment {
     pub name: String,
     /// How.
     pub mode: Mode,
+    /// Why so: what was better and did not work, or who has chosen.
+    pub reason: String,
     /// The kernel's number of the program.
     pub program_id: Option<u32>,
 }
@@ -58,53 +77,76 @@ pub struct Attachment {
 /// All devices.
 pub struct Devices {
     pins: PinDirectory,
-    /// `None`: native where the driver can, else generic.
+    /// `None`: the first that works.
     forced: Option<Mode>,
     attached: BTreeMap<u32, Attachment>,
+    classifiers: Classifiers,
 }
 
 impl Devices {
     /// No device yet.
     #[must_use]
     pub fn new(pins: PinDirectory, forced: Option<Mode>) -> Self {
-        Self { pins, forced, attached: BTreeMap::new() }
+        let classifiers = Classifiers::new(pins.clone(), Direction::Ingress);
+        Self { pins, forced, attached: BTreeMap::new(), classifiers }
     }
 
-    /// The devices that the program is attached to.
+    /// The devices that the datapath is attached to.
     pub fn attached(&self) -> impl Iterator<Item = &Attachment> {
         self.attached.values()
     }
 
-    /// Whether the program is attached to a device.
+    /// How the datapath is attached to a device, if it is.
     #[must_use]
-    pub fn is_attached(&self, ifindex: u32) -> bool {
-        self.attached.contains_key(&ifindex)
+    pub fn mode(&self, ifindex: u32) -> Option<Mode> {
+        self.attached.get(&ifindex).map(|found| found.mode)
     }
 
-    /// Attaches the program to a device, or replaces the one that an earlier agent has left there,
+    /// Attaches the datapath to a device, or replaces the program that an earlier agent has left there,
     /// without a packet in between.
     ///
     /// # Errors
-    /// When the driver or the kernel refuses, or somebody else's program is there.
-    pub fn attach(&mut self, program: &mut Xdp, ifindex: u32, name: &str) -> Result<&Attachment> {
+    /// When no way works; says what each lacks.
+    pub fn attach(&mut self, programs: &mut Kernel, ifindex: u32, name: &str) -> Result<&Attachment> {
+        if self.mode(ifindex) == Some(Mode::Tc) {
+            // What somebody has detached is made anew.
+            self.classifiers.attach(programs.ingress_program()?, ifindex, name)?;
+        }
         if !self.attached.contains_key(&ifindex) {
-            let mode = match self.replace(program, ifindex)? {
+            let (mode, reason) = match self.replace(programs, ifindex)? {
                 Some(mode) => {
                     info!(device = name, mode = mode.name(), "XDP program is replaced in place");
-                    mode
+                    (mode, "as the agent before has chosen".to_owned())
                 }
-                None => self.attach_anew(program, ifindex, name)?,
+                None => self.choose(programs, ifindex, name)?,
             };
-            let program_id = program.info().ok().map(|info| info.id());
-            self.attached.insert(ifindex, Attachment { ifindex, name: name.to_owned(), mode, program_id });
+            let program_id = match mode {
+                Mode::Tc => programs.ingress_program()?.info(),
+                Mode::Native | Mode::Generic => programs.entry_program()?.info(),
+            };
+            let program_id = program_id.ok().map(|info| info.id());
+            let name = name.to_owned();
+            self.attached.insert(ifindex, Attachment { ifindex, name, mode, reason, program_id });
         }
         Ok(&self.attached[&ifindex])
+    }
+
+    /// Attaches the TC program beside XDP: it sends what XDP cannot send.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn complement(&mut self, programs: &mut Kernel) -> Result<()> {
+        for (ifindex, found) in self.attached.iter().filter(|(_, found)| found.mode != Mode::Tc) {
+            self.classifiers.attach(programs.ingress_program()?, *ifindex, &found.name)?;
+        }
+        Ok(())
     }
 
     /// Compares with what the kernel says is on a device: if it is not our program, because somebody
     /// has detached it or the device is another, it is to be attached anew.
     pub fn check(&mut self, ifindex: u32, on_device: Option<u32>) {
-        let ours = self.attached.get(&ifindex).and_then(|found| found.program_id);
+        let ours = self.attached.get(&ifindex).filter(|found| found.mode != Mode::Tc);
+        let ours = ours.and_then(|found| found.program_id);
         if ours.is_some() && ours != on_device {
             warn!(ifindex, "the XDP program is not on its device any more");
             self.attached.remove(&ifindex);
@@ -115,13 +157,14 @@ impl Devices {
         self.pins.links().join(pin_name(ifindex, mode))
     }
 
-    /// Gives a link that is pinned already the new program.
-    fn replace(&self, program: &mut Xdp, ifindex: u32) -> Result<Option<Mode>> {
+    /// Gives a link of XDP that is pinned already the new program.
+    fn replace(&self, programs: &mut Kernel, ifindex: u32) -> Result<Option<Mode>> {
         for mode in [Mode::Native, Mode::Generic] {
             let path = self.pin(ifindex, mode);
             if !path.exists() {
                 continue;
             }
+            let program = programs.entry_program()?;
             let wanted = self.forced.is_none_or(|forced| forced == mode);
             let replaced = wanted
                 && PinnedLink::from_pin(&path)
@@ -133,34 +176,58 @@ impl Devices {
             if replaced {
                 return Ok(Some(mode));
             }
+            if self.forced == Some(Mode::Tc) {
+                // It goes when TC is in place: `keep_only`.
+                continue;
+            }
             // Of a device that is gone and whose index is used again, or of another mode.
             fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
         }
         Ok(None)
     }
 
-    fn attach_anew(&self, program: &mut Xdp, ifindex: u32, name: &str) -> Result<Mode> {
-        let first = self.forced.unwrap_or(Mode::Native);
-        match self.attach_as(program, ifindex, first) {
-            Ok(()) => {
-                info!(device = name, mode = first.name(), "XDP program is attached");
-                Ok(first)
+    /// Tries one way after the other. Gives the one that works, and why none of the better ones.
+    fn choose(&mut self, programs: &mut Kernel, ifindex: u32, name: &str) -> Result<(Mode, String)> {
+        let candidates = match self.forced {
+            Some(mode) => vec![mode],
+            None => Mode::ALL.to_vec(),
+        };
+        let mut refused: Vec<String> = Vec::new();
+        for mode in candidates {
+            let done = match mode.xdp() {
+                None => programs
+                    .ingress_program()
+                    .and_then(|program| self.classifiers.attach(program, ifindex, name)),
+                Some(xdp) => {
+                    let program = programs.entry_program()?;
+                    self.attach_xdp(program, ifindex, (mode, xdp)).map_err(|error| explain(error, name, mode))
+                }
+            };
+            let error = match done {
+                Ok(()) => {
+                    info!(device = name, mode = mode.name(), "the datapath is attached");
+                    let reason = match (self.forced, &refused[..]) {
+                        (Some(_), _) => "by --datapath".to_owned(),
+                        (None, []) => "the fastest way works".to_owned(),
+                        (None, refused) => refused.join("; "),
+                    };
+                    return Ok((mode, reason));
+                }
+                Err(error) => error,
+            };
+            if os_error(&error) == Some(libc::ENODEV) {
+                return Err(error);
             }
-            Err(error) if self.forced.is_none() && is_unsupported(&error) => {
-                warn!(
-                    device = name,
-                    "XDP native attach: the driver lacks support ({error:#}); using generic mode, slower"
-                );
-                self.attach_as(program, ifindex, Mode::Generic)
-                    .map_err(|error| explain(error, name, Mode::Generic))?;
-                Ok(Mode::Generic)
+            if self.forced.is_none() && mode != Mode::Generic {
+                warn!(device = name, "{error:#}; trying the next way, which is slower");
             }
-            Err(error) => Err(explain(error, name, first)),
+            refused.push(format!("{error:#}"));
         }
+        Err(anyhow!("{}", refused.join("; ")))
     }
 
-    fn attach_as(&self, program: &mut Xdp, ifindex: u32, mode: Mode) -> Result<()> {
-        let id = program.attach_to_if_index(ifindex, mode.xdp())?;
+    fn attach_xdp(&self, program: &mut Xdp, ifindex: u32, (mode, xdp): (Mode, XdpMode)) -> Result<()> {
+        let id = program.attach_to_if_index(ifindex, xdp)?;
         let link = FdLink::try_from(program.take_link(id)?)
             .map_err(|_| anyhow!("the kernel lacks BPF links for XDP (Linux 5.9 or later has them)"))?;
         let path = self.pin(ifindex, mode);
@@ -168,50 +235,30 @@ impl Devices {
         Ok(())
     }
 
-    /// Detaches the program from a device.
-    ///
-    /// # Errors
-    /// When the pin cannot be removed.
-    pub fn detach(&mut self, ifindex: u32) -> Result<()> {
-        if let Some(attachment) = self.attached.remove(&ifindex) {
-            let path = self.pin(ifindex, attachment.mode);
-            fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
-            info!(device = attachment.name, "XDP program is detached");
-        }
-        Ok(())
-    }
-
-    /// Detaches the program from all devices but these; also from those that an earlier agent has
-    /// left it on.
+    /// Detaches the datapath from all devices but these; also from those that an earlier agent has
+    /// left it on. `complement` says whether TC is to stay beside XDP.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn keep_only(&mut self, wanted: &[u32]) -> Result<()> {
-        let unwanted: Vec<_> =
-            self.attached.keys().copied().filter(|index| !wanted.contains(index)).collect();
-        for ifindex in unwanted {
-            self.detach(ifindex)?;
+    pub fn keep_only(&mut self, wanted: &[u32], complement: bool) -> Result<()> {
+        for (_, gone) in self.attached.extract_if(.., |index, _| !wanted.contains(index)) {
+            info!(device = gone.name, "the datapath is detached");
         }
         let links = self.pins.links();
         for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
             let path = entry?.path();
-            if path.file_name().is_some_and(|name| is_exit(&name.to_string_lossy())) {
+            if path.file_name().is_some_and(|name| is_classifier(&name.to_string_lossy())) {
                 continue;
             }
             let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
-            if pin
-                .is_none_or(|(index, mode)| self.attached.get(&index).is_none_or(|found| found.mode != mode))
-            {
+            if pin.is_none_or(|(index, mode)| self.mode(index) != Some(mode)) {
                 fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
             }
         }
-        Ok(())
+        let in_tc = self.attached.values().filter(|found| complement || found.mode == Mode::Tc);
+        let in_tc: Vec<_> = in_tc.map(|found| found.ifindex).collect();
+        self.classifiers.keep_only(&in_tc)
     }
-}
-
-/// Whether the driver said that it cannot, rather than that something else is in the way.
-fn is_unsupported(error: &anyhow::Error) -> bool {
-    os_error(error) == Some(libc::EOPNOTSUPP)
 }
 
 fn os_error(error: &anyhow::Error) -> Option<i32> {
@@ -226,12 +273,12 @@ fn explain(error: anyhow::Error, name: &str, mode: Mode) -> anyhow::Error {
         Some(libc::EBUSY | libc::EEXIST) => {
             "another XDP program is attached there; see `ip link show` and detach it"
         }
-        Some(libc::EOPNOTSUPP) => "the driver lacks support; use --xdp-mode auto or generic",
+        Some(libc::EOPNOTSUPP) => "the driver lacks support",
         Some(libc::EPERM) => "CAP_NET_ADMIN and CAP_BPF are needed",
         Some(libc::EINVAL) => "the driver refuses; often the MTU is too large for XDP, see `dmesg`",
         Some(libc::ERANGE) => "the MTU is too large for XDP without multi-buffer support",
         Some(libc::ENODEV) => "the device is gone",
-        _ => return error.context(format!("XDP {} attach on {name}", mode.name())),
+        _ => return error.context(format!("{} attach on {name}", mode.long_name())),
     };
-    error.context(format!("XDP {} attach on {name}: {hint}", mode.name()))
+    error.context(format!("{} attach on {name}: {hint}", mode.long_name()))
 }

@@ -62,7 +62,7 @@ pub fn device_name(ifindex: u32) -> Option<String> {
 /// The device and mode that a pin is named after: the other way round of [`pin_name`].
 pub(super) fn parse(file: &str) -> Option<(u32, Mode)> {
     let (ifindex, mode) = file.split_once('-')?;
-    let mode = [Mode::Native, Mode::Generic].into_iter().find(|known| known.name() == mode)?;
+    let mode = Mode::ALL.into_iter().find(|known| *known != Mode::Tc && known.name() == mode)?;
     Some((ifindex.parse().ok()?, mode))
 }
 

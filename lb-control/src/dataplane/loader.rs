@@ -58,6 +58,9 @@ impl Sizes {
 pub struct Kernel {
     ebpf: Ebpf,
     programs: ProgramArray<MapData>,
+    tc_programs: ProgramArray<MapData>,
+    /// Whether the programs of TC are loaded: not before they are needed.
+    has_tc: bool,
     adopted: bool,
 }
 
@@ -80,7 +83,9 @@ impl Kernel {
             .context("creating the BPF maps (needs CAP_BPF, CAP_NET_ADMIN and a kernel of 5.12 or later)")?;
         report_sizes(&ebpf, sizes)?;
         let programs = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
-        let mut kernel = Self { ebpf, programs: programs.try_into()?, adopted };
+        let tc_programs = ebpf.take_map(maps::TC_PROGRAMS.name).context("the object lacks a map")?;
+        let (programs, tc_programs) = (programs.try_into()?, tc_programs.try_into()?);
+        let mut kernel = Self { ebpf, programs, tc_programs, has_tc: false, adopted };
         kernel.load_programs()?;
         Ok(kernel)
     }
@@ -109,6 +114,28 @@ impl Kernel {
     pub fn entry_program(&mut self) -> Result<&mut Xdp> {
         let program =
             self.ebpf.program_mut(maps::ENTRY_PROGRAM).context("the object lacks its entry program")?;
+        Ok(program.try_into()?)
+    }
+
+    /// The program that is attached to devices in TC. With those that it calls it is loaded when it is
+    /// first asked for.
+    ///
+    /// # Errors
+    /// When the object lacks one, or the kernel refuses it.
+    pub fn ingress_program(&mut self) -> Result<&mut SchedClassifier> {
+        if !self.has_tc {
+            for (index, name) in (0..).zip(maps::TC_CALLED_PROGRAMS) {
+                let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
+                let fd = program.fd()?.try_clone()?;
+                self.tc_programs
+                    .set(index, &fd, 0)
+                    .with_context(|| format!("putting the program {name} in place"))?;
+            }
+            program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
+            self.has_tc = true;
+        }
+        let program =
+            self.ebpf.program_mut(maps::INGRESS_PROGRAM).context("the object lacks its TC program")?;
         Ok(program.try_into()?)
     }
 

@@ -3,10 +3,10 @@
 
 mod attach;
 mod batch;
+mod classifiers;
 pub mod clock;
 pub mod collect;
 mod counters;
-mod exits;
 pub mod flows;
 mod links;
 mod loader;
@@ -15,8 +15,8 @@ pub mod object;
 mod pins;
 
 pub use attach::{Attachment, Devices, Mode};
+pub use classifiers::{Classifiers, Direction};
 pub use counters::Counters;
-pub use exits::Exits;
 pub use links::{LinkedDevice, device_name, linked_devices};
 pub use loader::{Kernel, Sizes};
 pub use maps::KernelMaps;

@@ -1,5 +1,5 @@
-//! The devices that replies of backends on this node leave by: the egress program is attached there,
-//! by pinned links, or as a filter where the kernel knows no such links (before Linux 6.6).
+//! The TC programs on devices: attached by pinned links, or as filters where the kernel knows no such
+//! links (before Linux 6.6).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,8 +26,43 @@ const LINKS_SINCE: (u8, u8, u16) = (6, 6, 0);
 const PRIORITY: u16 = 0x504d;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// How the program is attached. Its name is the ending of the name of the pin: of the link, or of
-/// the program as a sign that there is a filter.
+/// Which packets of a device a program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Those that come in by it: the datapath in TC.
+    Ingress,
+    /// Those that leave by it: replies of backends on this node.
+    Egress,
+}
+
+impl Direction {
+    const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Ingress => TcAttachType::Ingress,
+            Self::Egress => TcAttachType::Egress,
+        }
+    }
+
+    /// Where the program stands among others on the device. What is ours is nobody else's to look at.
+    fn order(self) -> LinkOrder {
+        match self {
+            Self::Ingress => LinkOrder::first(),
+            Self::Egress => LinkOrder::default(),
+        }
+    }
+
+    /// For the log.
+    fn purpose(self) -> &'static str {
+        match self {
+            Self::Ingress => "the TC program",
+            Self::Egress => "the program for replies of backends on this node",
+        }
+    }
+}
+
+/// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Link,
@@ -37,36 +72,41 @@ enum Way {
 impl Way {
     const ALL: [Self; 2] = [Self::Link, Self::Filter];
 
-    fn name(self) -> &'static str {
-        match self {
-            Self::Link => "egress",
-            Self::Filter => "clsact",
+    /// The ending of the name of the pin: of the link, or of the program as a sign that there is a
+    /// filter.
+    fn name(self, direction: Direction) -> &'static str {
+        match (self, direction) {
+            (Self::Link, Direction::Ingress) => "ingress",
+            (Self::Link, Direction::Egress) => "egress",
+            (Self::Filter, Direction::Ingress) => "clsact_in",
+            (Self::Filter, Direction::Egress) => "clsact",
         }
     }
 }
 
-/// All devices that replies leave by.
-pub struct Exits {
+/// All devices that a TC program is attached to, in one direction.
+pub struct Classifiers {
     pins: PinDirectory,
+    direction: Direction,
     way: Way,
     attached: BTreeMap<u32, String>,
 }
 
-impl Exits {
+impl Classifiers {
     /// No device yet.
     #[must_use]
-    pub fn new(pins: PinDirectory) -> Self {
+    pub fn new(pins: PinDirectory, direction: Direction) -> Self {
         let (major, minor, patch) = LINKS_SINCE;
         let since = KernelVersion::new(major, minor, patch);
         let has_links = KernelVersion::current().is_ok_and(|current| current >= since);
         let way = if has_links { Way::Link } else { Way::Filter };
-        Self { pins, way, attached: BTreeMap::new() }
+        Self { pins, direction, way, attached: BTreeMap::new() }
     }
 
     /// The same by filters, whatever the kernel knows.
     #[must_use]
-    pub fn by_filters(pins: PinDirectory) -> Self {
-        Self { way: Way::Filter, ..Self::new(pins) }
+    pub fn by_filters(pins: PinDirectory, direction: Direction) -> Self {
+        Self { way: Way::Filter, ..Self::new(pins, direction) }
     }
 
     /// The devices that the program is attached to.
@@ -80,21 +120,14 @@ impl Exits {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach(&mut self, program: &mut SchedClassifier, ifindex: u32, name: &str) -> Result<()> {
+        let purpose = self.direction.purpose();
         let done = match self.way {
             Way::Link => self.attach_link(program, ifindex, name),
             Way::Filter => self.attach_filter(program, ifindex, name),
         };
-        done.with_context(|| {
-            format!(
-                "attaching the program for replies of backends on this node to {name} (needs CAP_NET_ADMIN)"
-            )
-        })?;
+        done.with_context(|| format!("attaching {purpose} to {name} (needs CAP_NET_ADMIN)"))?;
         if self.attached.insert(ifindex, name.to_owned()).is_none() {
-            info!(
-                device = name,
-                way = self.way.name(),
-                "the program for replies of backends on this node is attached"
-            );
+            info!(device = name, way = self.way.name(self.direction), "{purpose} is attached");
         }
         Ok(())
     }
@@ -113,8 +146,8 @@ impl Exits {
             // Of a device that is gone and whose index is used again, or detached by somebody.
             remove(&path)?;
         }
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = program.attach_with_options(name, TcAttachType::Egress, options)?;
+        let options = TcAttachOptions::TcxOrder(self.direction.order());
+        let id = program.attach_with_options(name, self.direction.attach_type(), options)?;
         let link = FdLink::try_from(program.take_link(id)?)?;
         link.pin(&path).with_context(|| format!("pinning the link as {}", path.display()))?;
         Ok(())
@@ -126,7 +159,7 @@ impl Exits {
             return Ok(());
         }
         if path.exists() {
-            let replaced = filter(name).and_then(|link| Ok(program.attach_to_link(link)?));
+            let replaced = self.filter(name).and_then(|link| Ok(program.attach_to_link(link)?));
             if let Ok(id) = replaced {
                 // The filter outlives the handle; that of the earlier program is the same.
                 mem::forget(program.take_link(id)?);
@@ -140,12 +173,18 @@ impl Exits {
             return Err(error).with_context(|| format!("adding the queueing discipline clsact to {name}"));
         }
         let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-        let id =
-            program.attach_with_options(name, TcAttachType::Egress, TcAttachOptions::Netlink(options))?;
+        let direction = self.direction.attach_type();
+        let id = program.attach_with_options(name, direction, TcAttachOptions::Netlink(options))?;
         mem::forget(program.take_link(id)?);
         // The sign that the filter is ours, for whoever comes after us.
         program.pin(&path).with_context(|| format!("pinning the program as {}", path.display()))?;
         Ok(())
+    }
+
+    /// The filter of an earlier agent.
+    fn filter(&self, name: &str) -> Result<SchedClassifierLink> {
+        let direction = self.direction.attach_type();
+        Ok(SchedClassifierLink::attached(name, direction, PRIORITY, HANDLE, None)?)
     }
 
     /// Detaches the program from all devices but these; also from those that an earlier agent has
@@ -159,30 +198,25 @@ impl Exits {
         for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
             let path = entry?.path();
             let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
-            let Some((ifindex, way)) = pin else { continue };
-            if wanted.contains(&ifindex) && way == self.way {
+            let Some((ifindex, way, direction)) = pin else { continue };
+            if direction != self.direction || wanted.contains(&ifindex) && way == self.way {
                 continue;
             }
             if way == Way::Filter
                 && let Some(name) = device_name(ifindex)
             {
                 // It is no error if somebody was faster.
-                let _ = filter(&name).map(|link| link.detach());
+                let _ = self.filter(&name).map(|link| link.detach());
             }
             remove(&path)?;
-            info!(device = ifindex, "the program for replies of backends on this node is detached");
+            info!(device = ifindex, "{} is detached", self.direction.purpose());
         }
         Ok(())
     }
 
     fn pin(&self, ifindex: u32, way: Way) -> PathBuf {
-        self.pins.links().join(format!("{ifindex}-{}", way.name()))
+        self.pins.links().join(format!("{ifindex}-{}", way.name(self.direction)))
     }
-}
-
-/// The filter of an earlier agent.
-fn filter(name: &str) -> Result<SchedClassifierLink> {
-    Ok(SchedClassifierLink::attached(name, TcAttachType::Egress, PRIORITY, HANDLE, None)?)
 }
 
 /// Whether there is a queueing discipline already, of somebody else or of an earlier agent: it stays
@@ -199,14 +233,20 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// The device of a pin, if it is one of these.
-fn parse(file: &str) -> Option<(u32, Way)> {
-    let (ifindex, way) = file.split_once('-')?;
-    let way = Way::ALL.into_iter().find(|known| known.name() == way)?;
-    Some((ifindex.parse().ok()?, way))
+fn parse(file: &str) -> Option<(u32, Way, Direction)> {
+    let (ifindex, name) = file.split_once('-')?;
+    let mut all = Direction::ALL.into_iter().flat_map(|direction| Way::ALL.map(|way| (way, direction)));
+    let (way, direction) = all.find(|(way, direction)| way.name(*direction) == name)?;
+    Some((ifindex.parse().ok()?, way, direction))
+}
+
+/// The device of a pin in the directory of links, if it is of the datapath in TC.
+pub(super) fn ingress_device(file: &str) -> Option<u32> {
+    parse(file).filter(|(.., direction)| *direction == Direction::Ingress).map(|(index, ..)| index)
 }
 
 /// Whether a pin in the directory of links is one of these.
-pub(super) fn is_exit(file: &str) -> bool {
+pub(super) fn is_classifier(file: &str) -> bool {
     parse(file).is_some()
 }
 
@@ -216,10 +256,14 @@ mod tests {
 
     #[test]
     fn names_of_pins() {
-        assert_eq!(parse("7-egress"), Some((7, Way::Link)));
-        assert_eq!(parse("12-clsact"), Some((12, Way::Filter)));
+        assert_eq!(parse("7-egress"), Some((7, Way::Link, Direction::Egress)));
+        assert_eq!(parse("7-ingress"), Some((7, Way::Link, Direction::Ingress)));
+        assert_eq!(parse("12-clsact"), Some((12, Way::Filter, Direction::Egress)));
+        assert_eq!(parse("12-clsact_in"), Some((12, Way::Filter, Direction::Ingress)));
+        assert_eq!(ingress_device("12-clsact_in"), Some(12));
+        assert_eq!(ingress_device("12-clsact"), None);
         for other in ["7", "x-egress", "7-native", "-egress"] {
-            assert!(!is_exit(other), "{other}");
+            assert!(!is_classifier(other), "{other}");
         }
     }
 }
