@@ -168,7 +168,7 @@ pub fn endpoint_nodes<'a>(
             false => endpoint.ready || all_ready,
             true => endpoint.serving && endpoint.terminating,
         });
-        fit.filter_map(|endpoint| endpoint.node.clone()).collect::<BTreeSet<_>>()
+        fit.filter_map(|endpoint| endpoint.node.as_deref().map(str::to_owned)).collect::<BTreeSet<_>>()
     };
     let ready = nodes(false);
     if ready.is_empty() { nodes(true) } else { ready }

@@ -201,7 +201,7 @@ fn endpoints_that_shut_down_count_only_where_none_is_ready() {
         for (node, ready, serving) in states {
             let mut endpoint = crate::model::Endpoint::ready(IpAddr::from([10, 0, 0, 1]));
             (endpoint.ready, endpoint.serving, endpoint.terminating) = (*ready, *serving, !*ready);
-            endpoint.node = Some((*node).to_owned());
+            endpoint.node = Some((*node).into());
             slice.endpoints.push(endpoint);
         }
         slice

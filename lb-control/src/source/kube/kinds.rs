@@ -9,7 +9,7 @@ use k8s_openapi::{
 use kube::core::PartialObjectMeta;
 use serde::de::DeserializeOwned;
 
-use super::lenient::Lenient;
+use super::{lenient::Lenient, names::Names as SharedNames};
 use crate::{
     crd::{self, metallb},
     model::{
@@ -69,6 +69,9 @@ pub trait Kind: Send + 'static {
     /// Every field that cannot be taken as it is.
     fn convert(key: &Self::Key, raw: &Self::Raw) -> Result<Self::Value, Vec<FieldError>>;
 
+    /// Shares what many objects have in common.
+    fn share(_: &mut Self::Value, _: &mut SharedNames) {}
+
     /// The change that it is.
     fn change(key: Self::Key, value: Option<Arc<Self::Value>>) -> ObjectChange;
 }
@@ -114,6 +117,14 @@ impl Kind for Slices {
 
     fn convert(_: &ObjectRef, raw: &discovery::EndpointSlice) -> Result<EndpointSlice, Vec<FieldError>> {
         convert::endpoint_slice(raw, None)
+    }
+
+    fn share(slice: &mut EndpointSlice, names: &mut SharedNames) {
+        for endpoint in &mut slice.endpoints {
+            let hints = endpoint.for_zones.iter_mut().chain(endpoint.for_nodes.iter_mut());
+            let places = endpoint.node.iter_mut().chain(endpoint.zone.iter_mut());
+            places.chain(hints).for_each(|name| names.share(name));
+        }
     }
 
     fn change(key: ObjectRef, value: Option<Arc<EndpointSlice>>) -> ObjectChange {

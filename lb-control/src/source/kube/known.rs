@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource as _;
 
-use super::kinds::Kind;
+use super::{kinds::Kind, names::Names};
 use crate::{
     model::{ObjectChange, ObjectRef, Problem},
     source::convert::FieldError,
@@ -25,11 +25,18 @@ pub struct Known<K: Kind> {
     /// What the list that is under way has held so far.
     listed: Option<BTreeSet<K::Key>>,
     bad_changed: bool,
+    names: Names,
 }
 
 impl<K: Kind> Default for Known<K> {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), bad: BTreeMap::new(), listed: None, bad_changed: false }
+        Self {
+            objects: BTreeMap::new(),
+            bad: BTreeMap::new(),
+            listed: None,
+            bad_changed: false,
+            names: Names::default(),
+        }
     }
 }
 
@@ -46,11 +53,12 @@ impl<K: Kind> Known<K> {
             listed.insert(key.clone());
         }
         match K::convert(&key, raw) {
-            Ok(value) => {
+            Ok(mut value) => {
                 self.bad_changed |= self.bad.remove(&key).is_some();
                 if self.objects.get(&key).is_some_and(|known| **known == value) {
                     return None;
                 }
+                K::share(&mut value, &mut self.names);
                 let value = Arc::new(value);
                 self.objects.insert(key.clone(), Arc::clone(&value));
                 Some(K::change(key, Some(value)))

@@ -16,7 +16,7 @@ fn exclude(world: &mut World, name: &str, excluded: bool) {
 /// Endpoints of a Service on these nodes, all ready.
 fn endpoints(world: &mut World, service: &ObjectRef, nodes: &[&str]) {
     let endpoint = |node: &&str| Endpoint {
-        node: Some((*node).to_owned()),
+        node: Some((*node).into()),
         ..Endpoint::ready(std::net::IpAddr::from([10, 0, 0, 1]))
     };
     let object = ObjectRef::new("default", format!("{}-slice", service.name));
