@@ -187,8 +187,12 @@ impl Tasks {
                         if update.synced {
                             self.writer.changed(update.changes.clone(), self.started.elapsed());
                         }
-                        // Signs of life of other agents are nothing to the data plane.
-                        update.changes.retain(|change| !matches!(change, ObjectChange::Agent(..)));
+                        // Neither signs of life of other agents nor objects that cannot be read are
+                        // anything to the data plane.
+                        let is_writers = |change: &ObjectChange| {
+                            matches!(change, ObjectChange::Agent(..) | ObjectChange::Unreadable(..))
+                        };
+                        update.changes.retain(|change| !is_writers(change));
                         let is_first = update.synced && !synced;
                         synced |= update.synced;
                         if is_first || !update.changes.is_empty() || update.problems.is_some() {

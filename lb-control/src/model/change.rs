@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
-    Advertisement, AgentLease, EndpointSlice, Namespace, Node, ObjectRef, Objects, Pool, Service, VirtualIp,
+    Advertisement, AgentLease, EndpointSlice, KindAndName, Namespace, Node, ObjectRef, Objects, Pool,
+    Service, Unreadable, VirtualIp,
 };
 
 /// An object as it is now; `None` when it is gone.
@@ -25,6 +26,8 @@ pub enum ObjectChange {
     VirtualIp(IpAddr, Option<Arc<VirtualIp>>),
     /// An agent, by its node.
     Agent(String, Option<Arc<AgentLease>>),
+    /// An object that cannot be taken as it is; `None` when it can again, or is gone.
+    Unreadable(KindAndName, Option<Arc<Unreadable>>),
 }
 
 fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Option<Arc<V>>) -> bool {
@@ -50,6 +53,7 @@ impl Objects {
             ObjectChange::Node(key, value) => put(&mut self.nodes, key, value),
             ObjectChange::VirtualIp(key, value) => put(&mut self.virtual_ips, key, value),
             ObjectChange::Agent(key, value) => put(&mut self.agents, key, value),
+            ObjectChange::Unreadable(key, value) => put(&mut self.unreadable, key, value),
         }
     }
 
@@ -65,6 +69,7 @@ impl Objects {
         differ(&self.slices, &new.slices, ObjectChange::Slice, &mut changes);
         differ(&self.virtual_ips, &new.virtual_ips, ObjectChange::VirtualIp, &mut changes);
         differ(&self.agents, &new.agents, ObjectChange::Agent, &mut changes);
+        differ(&self.unreadable, &new.unreadable, ObjectChange::Unreadable, &mut changes);
         changes
     }
 }

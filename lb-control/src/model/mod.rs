@@ -12,6 +12,7 @@ mod problem;
 mod report;
 mod selector;
 mod service;
+mod unreadable;
 mod weights;
 
 pub use api::{ApiState, Condition, FIELD_MANAGER, Ingress};
@@ -28,4 +29,5 @@ pub use service::{
     ANNOTATION_SLICE_WEIGHT, ANNOTATION_WEIGHTS, Endpoint, EndpointPort, EndpointSlice, Family, FamilyPolicy,
     LOAD_BALANCER_CLASS, METALLB_PREFIXES, Protocol, Service, ServicePort, TargetPort,
 };
+pub use unreadable::{Concern, KindAndName, Unreadable};
 pub use weights::{BadWeights, Weights};

@@ -256,7 +256,7 @@ impl Requests {
             note: Some(note[..note.floor_char_boundary(NOTE)].to_owned()),
             reason: Some(reason.to_owned()),
             regarding: Some(ObjectReference {
-                api_version: Some(about.api_version.to_owned()),
+                api_version: Some(about.api_version.clone().into_owned()),
                 kind: Some(about.kind.to_owned()),
                 name: Some(about.object.name.clone()),
                 namespace: Some(about.object.namespace.clone()).filter(|namespace| !namespace.is_empty()),

@@ -13,11 +13,11 @@ use super::lenient::Lenient;
 use crate::{
     crd::{self, metallb},
     model::{
-        Advertisement, AgentLease, EndpointSlice, LABEL_EXCLUDE, Namespace, Node, ObjectChange, ObjectRef,
-        Pool, PoolOrigin, Service, VirtualIp,
+        Advertisement, AgentLease, Concern, EndpointSlice, LABEL_EXCLUDE, Namespace, Node, ObjectChange,
+        ObjectRef, Pool, PoolOrigin, Service, VirtualIp,
     },
     source::{
-        convert::{self, FieldError},
+        convert::{self, FieldError, LABEL_SERVICE_NAME},
         pools,
     },
 };
@@ -69,6 +69,11 @@ pub trait Kind: Send + 'static {
     /// Every field that cannot be taken as it is.
     fn convert(key: &Self::Key, raw: &Self::Raw) -> Result<Self::Value, Vec<FieldError>>;
 
+    /// Whom it concerns that an object cannot be converted.
+    fn concern(_: &Self::Raw) -> Concern {
+        Concern::Always
+    }
+
     /// The change that it is.
     fn change(key: Self::Key, value: Option<Arc<Self::Value>>) -> ObjectChange;
 }
@@ -94,6 +99,15 @@ impl Kind for Services {
         convert::service(raw, None)
     }
 
+    fn concern(raw: &core::Service) -> Concern {
+        match &raw.spec {
+            Some(spec) if spec.type_.as_deref() == Some("LoadBalancer") => {
+                Concern::Class(spec.load_balancer_class.clone())
+            }
+            _ => Concern::Never,
+        }
+    }
+
     fn change(key: ObjectRef, value: Option<Arc<Service>>) -> ObjectChange {
         ObjectChange::Service(key, value)
     }
@@ -114,6 +128,12 @@ impl Kind for Slices {
 
     fn convert(_: &ObjectRef, raw: &discovery::EndpointSlice) -> Result<EndpointSlice, Vec<FieldError>> {
         convert::endpoint_slice(raw, None)
+    }
+
+    fn concern(raw: &discovery::EndpointSlice) -> Concern {
+        let service = raw.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_SERVICE_NAME));
+        let namespace = raw.metadata.namespace.clone().unwrap_or_default();
+        service.map_or(Concern::Never, |name| Concern::Of(ObjectRef::new(namespace, name)))
     }
 
     fn change(key: ObjectRef, value: Option<Arc<EndpointSlice>>) -> ObjectChange {

@@ -335,6 +335,9 @@ impl<K: Kind> Reflector<K> {
     }
 
     async fn tell_objects(&mut self) -> Result<(), Failure> {
+        for change in self.known.unreadable() {
+            self.tell(Note::Change(change)).await?;
+        }
         match self.known.problems() {
             Some(problems) => self.tell(Note::Objects(K::NAMES.plural, problems)).await,
             None => Ok(()),
