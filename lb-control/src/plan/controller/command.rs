@@ -44,6 +44,10 @@ pub enum Command {
     SetVirtualIpStatus {
         /// The address.
         address: IpAddr,
+        /// Precondition.
+        uid: String,
+        /// Precondition: it is still given to this node, and nobody else has spoken since.
+        resource_version: String,
         /// The node that serves it; `None` once it has let go.
         node: Option<String>,
         /// Services that it serves.
