@@ -126,7 +126,12 @@ fn own_lease(connection: &Connection, node: &str, link_device: &str) -> Hold {
         name: format!("{}{node}", kinds::AGENT_LEASE_PREFIX),
         identity: node.to_owned(),
         labels: [(kinds::LABEL_AGENT.to_owned(), "true".to_owned())].into(),
-        annotations: [(kinds::ANNOTATION_LINK_DEVICE.to_owned(), link_device.to_owned())].into(),
+        annotations: [
+            (kinds::ANNOTATION_LINK_DEVICE.to_owned(), Some(link_device.to_owned())),
+            // An earlier agent's is over.
+            (kinds::ANNOTATION_UNFIT.to_owned(), None),
+        ]
+        .into(),
         timing: Timing::default(),
     };
     hold(connection.client.clone(), claim)
@@ -205,7 +210,12 @@ impl Tasks {
                     }
                     None => return,
                 },
-                Some(told) = served.recv() => self.writer.told(told),
+                Some(told) = served.recv() => {
+                    if let Told::Unfit(why) = &told {
+                        self.own.annotate(kinds::ANNOTATION_UNFIT, why.clone());
+                    }
+                    self.writer.told(told);
+                }
                 Some((command, outcome)) = self.executor.outcomes.recv() => {
                     self.writer.done(&command, &outcome, self.started.elapsed());
                     if let Some(problems) = refusals.wrote(&command, &outcome) {

@@ -91,6 +91,8 @@ impl Writer {
     pub fn told(&mut self, told: Told) {
         let (address, services) = match told {
             Told::Begun => return self.begun = true,
+            // The Lease says it.
+            Told::Unfit(_) => return,
             Told::Serves(served) => served,
         };
         if services.is_empty() {

@@ -138,8 +138,8 @@ impl Controller {
         self.dirty.services.extend(self.flights.concerned());
         let mut commands = Vec::new();
         while let Some(address) = self.dirty.addresses.pop_first() {
-            if let Some(command) = self.address_step(address, now) {
-                self.flights.start(&command, Vec::new());
+            if let Some((command, events)) = self.address_step(address, now) {
+                self.flights.start(&command, events);
                 commands.push(command);
             }
         }

@@ -30,6 +30,8 @@ pub const LABEL_AGENT_SELECTOR: &str = "pointsman.dev/agent=true";
 pub const AGENT_LEASE_PREFIX: &str = "pointsman-agent-";
 /// The annotation of an agent's Lease that says which device it puts addresses on.
 pub const ANNOTATION_LINK_DEVICE: &str = "pointsman.dev/link-device";
+/// The annotation of an agent's Lease that says why it cannot serve; absent while it can.
+pub const ANNOTATION_UNFIT: &str = "pointsman.dev/unfit";
 
 /// What the API calls a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,13 +207,14 @@ impl Kind for Agents {
     fn convert(key: &String, raw: &Lease) -> Result<AgentLease, Vec<FieldError>> {
         let spec = raw.spec.clone().unwrap_or_default();
         let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        let annotations = raw.metadata.annotations.as_ref();
+        let annotation = |name: &str| raw.metadata.annotations.as_ref()?.get(name).cloned();
         Ok(AgentLease {
             node: key.clone(),
             holder: spec.holder_identity.unwrap_or_default(),
             renewed: spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default(),
             duration: seconds.filter(|seconds| *seconds > 0).map_or(DEFAULT_LEASE, Duration::from_secs),
-            link_device: annotations.and_then(|all| all.get(ANNOTATION_LINK_DEVICE)).cloned(),
+            link_device: annotation(ANNOTATION_LINK_DEVICE),
+            unfit: annotation(ANNOTATION_UNFIT),
         })
     }
 
