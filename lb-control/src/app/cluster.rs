@@ -16,7 +16,7 @@ use crate::{
     plan::{controller::ControllerOptions, election::Timing},
     publish::{Claim, Count, Executor, Hold, hold},
     source::{
-        Update,
+        Update, Waiting,
         kube::{self, Access, Connection, kinds},
     },
     telemetry::metrics::Outcome,
@@ -168,7 +168,7 @@ impl Tasks {
     ) {
         let mut leader = self.leader.holds.clone();
         // An update on its way to the agent: it may be busy, and writing must not wait for it.
-        let mut waiting: Option<Update> = None;
+        let mut waiting = Waiting::default();
         let mut synced = false;
         let mut refusals = Refusals::default();
         let how = loop {
@@ -179,7 +179,7 @@ impl Tasks {
             let due = self.writer.next_due();
             tokio::select! {
                 how = &mut leaving => break how.unwrap_or(Leave::Stay),
-                permit = self.updates.reserve(), if waiting.is_some() => {
+                permit = self.updates.reserve(), if !waiting.is_empty() => {
                     // The agent takes no more when it leaves; how it does so is told next.
                     let update = waiting.take();
                     if let (Ok(permit), Some(update)) = (permit, update) {
@@ -201,7 +201,7 @@ impl Tasks {
                         let is_first = update.synced && !synced;
                         synced |= update.synced;
                         if is_first || !update.changes.is_empty() || update.problems.is_some() {
-                            waiting = Some(waiting.take().unwrap_or_default().followed_by(update));
+                            waiting.push(update);
                         }
                     }
                     Some(Err(fatal)) => {
@@ -219,8 +219,7 @@ impl Tasks {
                 Some((command, outcome)) = self.executor.outcomes.recv() => {
                     self.writer.done(&command, &outcome, self.started.elapsed());
                     if let Some(problems) = refusals.wrote(&command, &outcome) {
-                        let update = Update { problems: Some(problems), ..Update::default() };
-                        waiting = Some(waiting.take().unwrap_or_default().followed_by(update));
+                        waiting.push(Update { problems: Some(problems), ..Update::default() });
                     }
                 }
                 Ok(()) = leader.changed() => {

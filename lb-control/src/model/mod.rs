@@ -16,7 +16,7 @@ mod unreadable;
 mod weights;
 
 pub use api::{ApiState, Condition, FIELD_MANAGER, Ingress};
-pub use change::ObjectChange;
+pub use change::{ObjectChange, ObjectKey};
 pub use cluster::{Advertisement, AgentLease, LABEL_EXCLUDE, LABEL_ZONE, Namespace, Node, VirtualIp};
 pub use desired::{Backends, Desired, DesiredBackend, DesiredEntry, Role, ServiceKey};
 pub use object::{ObjectRef, Objects, Place};
