@@ -19,12 +19,15 @@ pub enum Told {
     Begun,
     /// What an address serves from now on.
     Serves(Served),
+    /// Why this node cannot serve any address from now on; `None`: it can.
+    Unfit(Option<String>),
 }
 
 /// Tells what is other than before.
 pub struct Live {
     has_begun: bool,
     told: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+    unfit: Option<String>,
     /// Nobody listens if there is no cluster.
     listener: Option<mpsc::UnboundedSender<Told>>,
 }
@@ -33,14 +36,14 @@ impl Live {
     /// Tells nobody.
     #[must_use]
     pub fn untold() -> Self {
-        Self { has_begun: false, told: BTreeMap::new(), listener: None }
+        Self { has_begun: false, told: BTreeMap::new(), unfit: None, listener: None }
     }
 
     /// With the other end.
     #[must_use]
     pub fn channel() -> (Self, mpsc::UnboundedReceiver<Told>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { has_begun: false, told: BTreeMap::new(), listener: Some(sender) }, receiver)
+        (Self { has_begun: false, told: BTreeMap::new(), unfit: None, listener: Some(sender) }, receiver)
     }
 
     /// Addresses that serve something.
@@ -63,6 +66,14 @@ impl Live {
                 let _ = listener.send(Told::Serves((address, BTreeSet::new())));
             }
         }
+    }
+
+    /// Why this node cannot serve any address from now on; `None`: it can.
+    pub fn is_unfit(&mut self, why: Option<String>) {
+        if let Some(listener) = self.listener.as_ref().filter(|_| self.unfit != why) {
+            let _ = listener.send(Told::Unfit(why.clone()));
+        }
+        self.unfit = why;
     }
 
     /// What an address serves from now on.

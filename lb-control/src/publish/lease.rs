@@ -26,6 +26,12 @@ use crate::{
 /// How long one request may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// Annotations of a Lease by name; `None` stands for none of that name.
+pub type Annotations = BTreeMap<String, Option<String>>;
+
+/// How soon after it was written a Lease is written again because an annotation changed.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// A Lease that is wanted.
 #[derive(Clone, Debug)]
 pub struct Claim {
@@ -37,8 +43,8 @@ pub struct Claim {
     pub identity: String,
     /// Labels that it gets.
     pub labels: BTreeMap<String, String>,
-    /// Annotations that it gets.
-    pub annotations: BTreeMap<String, String>,
+    /// Annotations that it gets; `None`: it is not to have one of this name.
+    pub annotations: Annotations,
     /// How long it lasts.
     pub timing: Timing,
 }
@@ -47,6 +53,7 @@ pub struct Claim {
 pub struct Hold {
     /// Whether the Lease is ours.
     pub holds: watch::Receiver<bool>,
+    annotations: watch::Sender<Annotations>,
     end: Option<oneshot::Sender<End>>,
     task: JoinHandle<()>,
 }
@@ -61,6 +68,14 @@ enum End {
 }
 
 impl Hold {
+    /// Gives the Lease an annotation, or takes it away, within a second if the API server answers.
+    pub fn annotate(&self, name: &str, value: Option<String>) {
+        self.annotations.send_if_modified(|all| {
+            let before = all.insert(name.to_owned(), value.clone());
+            before != Some(value)
+        });
+    }
+
     /// Gives the Lease back, so that nobody has to wait for it to run out.
     pub async fn release(self) {
         self.end(End::GiveBack).await;
@@ -89,6 +104,7 @@ impl Drop for Hold {
 #[must_use]
 pub fn hold(client: Client, claim: Claim) -> Hold {
     let (sender, holds) = watch::channel(false);
+    let (annotations, annotated) = watch::channel(claim.annotations.clone());
     let (end, ended) = oneshot::channel();
     let task = tokio::spawn(async move {
         let mut holder = Holder {
@@ -97,6 +113,7 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
             started: Instant::now(),
             trouble: String::new(),
             sender,
+            annotations: annotated,
             claim,
         };
         tokio::select! {
@@ -104,7 +121,7 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
             Ok(how) = ended => holder.end(how).await,
         }
     });
-    Hold { holds, end: Some(end), task }
+    Hold { holds, annotations, end: Some(end), task }
 }
 
 struct Holder {
@@ -115,6 +132,7 @@ struct Holder {
     /// What went wrong last, so that the log hears it once.
     trouble: String,
     sender: watch::Sender<bool>,
+    annotations: watch::Receiver<Annotations>,
 }
 
 impl Holder {
@@ -136,9 +154,13 @@ impl Holder {
             }
             self.tell();
             let next = Instant::now() + self.candidate.pause(self.now());
-            match self.until_over().filter(|over| *over < next) {
-                Some(over) => sleep_until(over).await,
-                None => sleep_until(next).await,
+            let next = self.until_over().map_or(next, |over| over.min(next));
+            let pause = sleep(PAUSE);
+            let mut annotations = self.annotations.clone();
+            tokio::select! {
+                () = sleep_until(next) => {}
+                // Changes come in bursts: the last one counts.
+                () = async { pause.await; changed(&mut annotations).await } => {}
             }
             self.tell();
         }
@@ -189,7 +211,10 @@ impl Holder {
                 let lease = self.renewed(lease);
                 self.api.replace(&self.claim.name, &PostParams::default(), &lease).await
             }
-            None => self.api.create(&PostParams::default(), &self.renewed(Lease::default())).await,
+            None => {
+                let lease = self.renewed(Lease::default());
+                self.api.create(&PostParams::default(), &lease).await
+            }
         };
         match written {
             Ok(lease) => {
@@ -208,12 +233,13 @@ impl Holder {
     }
 
     /// The Lease with our name and the time. What others have added to it stays.
-    fn renewed(&self, mut lease: Lease) -> Lease {
+    fn renewed(&mut self, mut lease: Lease) -> Lease {
         let now = MicroTime(Timestamp::now());
         let metadata = &mut lease.metadata;
         metadata.name = Some(self.claim.name.clone());
         metadata.namespace = Some(self.claim.namespace.clone());
-        merge(metadata, &self.claim);
+        let annotations = self.annotations.borrow_and_update().clone();
+        merge(metadata, &self.claim, &annotations);
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         if spec.holder_identity.as_ref() != Some(&self.claim.identity) {
             spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(-1).saturating_add(1));
@@ -249,9 +275,23 @@ impl Holder {
     }
 }
 
-fn merge(metadata: &mut ObjectMeta, claim: &Claim) {
+fn merge(metadata: &mut ObjectMeta, claim: &Claim, annotations: &Annotations) {
     metadata.labels.get_or_insert_default().extend(claim.labels.clone());
-    metadata.annotations.get_or_insert_default().extend(claim.annotations.clone());
+    let all = metadata.annotations.get_or_insert_default();
+    for (name, value) in annotations {
+        match value {
+            Some(value) => drop(all.insert(name.clone(), value.clone())),
+            None => drop(all.remove(name)),
+        }
+    }
+}
+
+/// Waits for an annotation that is to change.
+async fn changed(annotations: &mut watch::Receiver<Annotations>) {
+    if annotations.changed().await.is_err() {
+        // Nobody will change one any more.
+        std::future::pending().await
+    }
 }
 
 fn record(lease: &Lease) -> Record {

@@ -73,6 +73,29 @@ impl Agent {
         })
     }
 
+    /// Why this node cannot serve any address, however many it is given; `None` if it can, or if that
+    /// is not known yet. Only what holds without any address of its own counts: else a node from
+    /// which all were moved would seem mended.
+    fn unfit(&self) -> Option<String> {
+        if self.generation == 0 || !self.network_known {
+            return None;
+        }
+        let name = &self.settings.link_device;
+        let Some((_, link)) = self.next_hops.links().iter().find(|(_, link)| link.name == *name) else {
+            return Some(format!("the link device {name} is gone"));
+        };
+        if !link.is_up {
+            return Some(format!("the link device {name} is down or has no carrier"));
+        }
+        if !self.link_is_attached() {
+            return Some(format!("the program could not be attached to the link device {name}"));
+        }
+        let mut entries = self.planner.plan().desired.entries.keys();
+        let none_in_maps =
+            !self.unserved.is_empty() && entries.all(|key| self.unserved.contains(&key.service));
+        none_in_maps.then(|| "the maps take none of the Services".to_owned())
+    }
+
     /// Whether there is nothing that a next agent could go on with.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -108,6 +131,8 @@ impl Agent {
                 published.unreachable.entry(*address).or_insert_with(|| text.clone());
             }
         });
+        let unfit = self.unfit();
+        self.live.is_unfit(unfit);
         // Last: whoever hears of a Service finds it done, as far as it can be.
         self.tell();
     }

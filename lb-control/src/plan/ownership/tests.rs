@@ -14,6 +14,7 @@ fn lease(node: &str, renewed: &str) -> Arc<AgentLease> {
         renewed: renewed.into(),
         duration: s(15),
         link_device: Some("eth0".into()),
+        unfit: None,
     })
 }
 
