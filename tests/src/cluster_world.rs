@@ -5,6 +5,7 @@ use std::{
     fs,
     net::{SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -150,6 +151,20 @@ impl ClusterWorld {
     pub fn other_agent(&self, number: usize, flags: &[&str]) -> Result<Agent<'_>> {
         let other = self.others.get(number).context("no such node")?;
         self.start(other.edge.seat(), &other.node, &other.kubeconfig, flags)
+    }
+
+    /// What `pointsman cleanup` says, as an uninstallation runs it: in a pod of its own, off the edge.
+    ///
+    /// # Errors
+    /// When it fails, with what it wrote.
+    pub fn clean_up(&self) -> Result<String> {
+        let binary = std::env::var_os("POINTSMAN_BIN").context("POINTSMAN_BIN is not set")?;
+        let mut command = Command::new(binary);
+        command.args(["cleanup", "--namespace", &self.namespace, "--kubeconfig"]);
+        let output = command.arg(self.cluster.kubeconfig()).stdin(Stdio::null()).output()?;
+        let (said, log) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "pointsman cleanup: {}\n{said}{log}", output.status);
+        Ok(said)
     }
 
     /// An agent on the edge with the rights of a ServiceAccount. With the double only.

@@ -14,7 +14,7 @@ mod selector;
 mod service;
 mod weights;
 
-pub use api::{ApiState, Condition, FIELD_MANAGER, Ingress};
+pub use api::{ANNOTATION_UNINSTALL, ApiState, Condition, FIELD_MANAGER, Ingress};
 pub use change::ObjectChange;
 pub use cluster::{Advertisement, AgentLease, LABEL_EXCLUDE, LABEL_ZONE, Namespace, Node, VirtualIp};
 pub use desired::{Backends, Desired, DesiredBackend, DesiredEntry, Role, ServiceKey};

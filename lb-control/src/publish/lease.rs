@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Error,
-    api::{ObjectMeta, PostParams},
+    api::{DeleteParams, ObjectMeta, PostParams},
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -19,7 +19,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    model::causes,
+    model::{ANNOTATION_UNINSTALL, causes},
     plan::election::{Candidate, Record, Step, Timing},
 };
 
@@ -47,6 +47,8 @@ pub struct Claim {
 pub struct Hold {
     /// Whether the Lease is ours.
     pub holds: watch::Receiver<bool>,
+    /// Whether its holder has asked all who want it to end; from then on it is not wanted any more.
+    pub ends: watch::Receiver<bool>,
     end: Option<oneshot::Sender<End>>,
     task: JoinHandle<()>,
 }
@@ -58,6 +60,8 @@ enum End {
     GiveBack,
     /// It lasts for so long, and somebody goes on.
     Leave(Duration),
+    /// Nobody goes on.
+    Delete,
 }
 
 impl Hold {
@@ -69,6 +73,11 @@ impl Hold {
     /// Leaves it to one who comes back within some time.
     pub async fn leave(self, duration: Duration) {
         self.end(End::Leave(duration)).await;
+    }
+
+    /// Deletes the Lease, if it is ours.
+    pub async fn delete(self) {
+        self.end(End::Delete).await;
     }
 
     async fn end(mut self, how: End) {
@@ -89,6 +98,7 @@ impl Drop for Hold {
 #[must_use]
 pub fn hold(client: Client, claim: Claim) -> Hold {
     let (sender, holds) = watch::channel(false);
+    let (ending, ends) = watch::channel(false);
     let (end, ended) = oneshot::channel();
     let task = tokio::spawn(async move {
         let mut holder = Holder {
@@ -97,6 +107,7 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
             started: Instant::now(),
             trouble: String::new(),
             sender,
+            ending,
             claim,
         };
         tokio::select! {
@@ -104,7 +115,7 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
             Ok(how) = ended => holder.end(how).await,
         }
     });
-    Hold { holds, end: Some(end), task }
+    Hold { holds, ends, end: Some(end), task }
 }
 
 struct Holder {
@@ -115,6 +126,7 @@ struct Holder {
     /// What went wrong last, so that the log hears it once.
     trouble: String,
     sender: watch::Sender<bool>,
+    ending: watch::Sender<bool>,
 }
 
 impl Holder {
@@ -135,6 +147,11 @@ impl Holder {
                 None => self.turn().await,
             }
             self.tell();
+            if self.candidate.ends() {
+                info!(lease = self.claim.name, "its holder asks all who want it to end");
+                self.ending.send_replace(true);
+                return;
+            }
             let next = Instant::now() + self.candidate.pause(self.now());
             match self.until_over().filter(|over| *over < next) {
                 Some(over) => sleep_until(over).await,
@@ -214,6 +231,7 @@ impl Holder {
         metadata.name = Some(self.claim.name.clone());
         metadata.namespace = Some(self.claim.namespace.clone());
         merge(metadata, &self.claim);
+        metadata.annotations.get_or_insert_default().remove(ANNOTATION_UNINSTALL);
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         if spec.holder_identity.as_ref() != Some(&self.claim.identity) {
             spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(-1).saturating_add(1));
@@ -239,9 +257,14 @@ impl Holder {
             match how {
                 End::GiveBack => spec.holder_identity = None,
                 End::Leave(duration) => spec.lease_duration_seconds = i32::try_from(duration.as_secs()).ok(),
+                End::Delete => {}
             }
             spec.renew_time = Some(MicroTime(Timestamp::now()));
-            if self.api.replace(&self.claim.name, &PostParams::default(), &lease).await.is_ok() {
+            let written = match how {
+                End::Delete => self.api.delete(&self.claim.name, &DeleteParams::default()).await.is_ok(),
+                _ => self.api.replace(&self.claim.name, &PostParams::default(), &lease).await.is_ok(),
+            };
+            if written {
                 return;
             }
             sleep(Duration::from_millis(50)).await;
@@ -254,12 +277,15 @@ fn merge(metadata: &mut ObjectMeta, claim: &Claim) {
     metadata.annotations.get_or_insert_default().extend(claim.annotations.clone());
 }
 
-fn record(lease: &Lease) -> Record {
+/// What a Lease says, as far as decisions need it.
+pub(super) fn record(lease: &Lease) -> Record {
     let spec = lease.spec.clone().unwrap_or_default();
     let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    let annotations = lease.metadata.annotations.as_ref();
     Record {
         holder: spec.holder_identity.unwrap_or_default(),
         renewed: spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default(),
         duration: Duration::from_secs(seconds.unwrap_or(15)),
+        ends: annotations.is_some_and(|all| all.contains_key(ANNOTATION_UNINSTALL)),
     }
 }
