@@ -216,8 +216,10 @@ fn one_that_is_cut_off_is_named_and_lets_go_later() -> Result<()> {
     ensure!(objects(&world)? == [format!("Lease \"{LEADER}\"")], "{:#?}", objects(&world)?);
     world.lab.client.enter(|| http_name(vips[0]))??;
     world.relay.cut(false);
-    wait_for("the agent to let go", || Ok(all_traces(&world)?.is_empty().then_some(())))?;
-    ensure!(objects(&world)? == [format!("Lease \"{LEADER}\"")], "{:#?}", objects(&world)?);
+    wait_for("the agent to let go", || {
+        let left = [all_traces(&world)?, objects(&world)?].concat();
+        Ok((left == [format!("Lease \"{LEADER}\"")]).then_some(()))
+    })?;
     ensure!(world.clean_up()?.contains("the Leases of 0 agents"));
     nothing_is_left(&world, &[&agent])
 }
