@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use super::live::Told;
+use super::live::{Lack, Told};
 use crate::{
     model::{ObjectChange, ObjectRef, VirtualIp},
-    plan::controller::{Command, Controller, ControllerOptions, Outcome, agent_status_of},
+    plan::controller::{Command, Controller, ControllerOptions, EventTarget, Outcome, agent_status_of},
 };
 
 /// Waits before a status is written again that could not be written.
@@ -40,6 +40,8 @@ pub struct Writer {
     served: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
     dirty: BTreeSet<IpAddr>,
     attempts: BTreeMap<IpAddr, Attempt>,
+    /// Not yet told.
+    events: Vec<Command>,
 }
 
 impl Writer {
@@ -56,6 +58,7 @@ impl Writer {
             served: BTreeMap::new(),
             dirty: BTreeSet::new(),
             attempts: BTreeMap::new(),
+            events: Vec::new(),
         }
     }
 
@@ -87,6 +90,7 @@ impl Writer {
         let (address, services) = match told {
             Told::Begun => return self.begun = true,
             Told::Serves(served) => served,
+            Told::Lacks(service, lack) => return self.tell_lack(&service, &lack),
         };
         if services.is_empty() {
             self.served.remove(&address);
@@ -94,6 +98,16 @@ impl Writer {
             self.served.insert(address, services);
         }
         self.dirty.insert(address);
+    }
+
+    /// Says in an Event of the Service what keeps this node from serving it: nobody else knows.
+    fn tell_lack(&mut self, service: &ObjectRef, lack: &Lack) {
+        self.events.push(Command::Event {
+            about: EventTarget::service(service, &lack.uid),
+            warning: true,
+            reason: "NodeCannotServe".to_owned(),
+            note: format!("node {}: {}", self.node, lack.why),
+        });
     }
 
     /// Commands that are due.
@@ -111,7 +125,8 @@ impl Writer {
         for address in &due {
             self.dirty.remove(address);
         }
-        let mut commands = agent_status_of(&self.node, &due, &self.virtual_ips, &self.served);
+        let mut commands = std::mem::take(&mut self.events);
+        commands.extend(agent_status_of(&self.node, &due, &self.virtual_ips, &self.served));
         for command in &commands {
             if let Command::SetVirtualIpStatus { address, .. } = command {
                 self.attempts.entry(*address).or_default().is_under_way = true;
@@ -237,6 +252,21 @@ mod tests {
         writer.changed(vec![virtual_ip("me", Some("me"))], due);
         assert!(writer.commands(due).is_empty());
         assert_eq!(writer.next_due(), None);
+    }
+
+    /// Whoever leads: it is about this node.
+    #[test]
+    fn what_this_node_cannot_serve_is_told_by_an_event() {
+        let mut writer = writer();
+        let lack = Lack { uid: "u".into(), why: "the map is full".into() };
+        writer.told(Told::Lacks(ObjectRef::new("default", "web"), lack));
+        writer.changed(Vec::new(), START);
+        let commands = writer.commands(START);
+        let [Command::Event { about, warning: true, note, .. }] = commands.as_slice() else {
+            panic!("{commands:?}")
+        };
+        assert_eq!((about.uid.as_str(), note.as_str()), ("u", "node me: the map is full"));
+        assert!(writer.commands(START).is_empty(), "once");
     }
 
     #[test]
