@@ -11,12 +11,10 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams},
 };
 use lb_control::model::{ObjectChange, ObjectRef};
-use pointsman_tests::apiserver::{ApiServer, Filter, Options};
+use pointsman_tests::apiserver::{ApiServer, Filter, Options, metallb};
 use serde_json::json;
 
-use harness::{
-    Follower, apply, install, install_metallb, metallb_definition, run, server, service, slice, timing,
-};
+use harness::{Follower, apply, install, install_metallb, run, server, service, slice, timing};
 
 fn web(name: &str) -> ObjectRef {
     ObjectRef::new("default", name)
@@ -320,8 +318,8 @@ fn metallb_is_noticed_when_it_comes_and_when_it_goes() -> Result<()> {
             })
             .await?;
         let definitions: Api<harness::Definition> = Api::all(client);
-        for plural in ["ipaddresspools", "l2advertisements", "bgpadvertisements"] {
-            let name = metallb_definition(plural, "").0;
+        for (plural, kind) in metallb::KINDS {
+            let name = metallb::definition(plural, kind).0;
             definitions.delete(&name, &DeleteParams::default()).await?;
         }
         follower

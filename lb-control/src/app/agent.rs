@@ -63,8 +63,8 @@ pub struct Agent {
     trouble: Trouble,
     /// Services of which something else is to be said, once it is done.
     untold: BTreeSet<ObjectRef>,
-    /// Services that the maps do not have as they should be.
-    unserved: BTreeSet<ObjectRef>,
+    /// Services that the maps do not have as they should be, and why.
+    unserved: BTreeMap<ObjectRef, String>,
     /// Which VIPs are on the link device.
     placed: Placed,
     live: Live,
@@ -128,7 +128,7 @@ impl Agent {
             retry_at: None,
             trouble: Trouble::default(),
             untold: BTreeSet::new(),
-            unserved: BTreeSet::new(),
+            unserved: BTreeMap::new(),
             placed: Placed::None,
             live,
             shared: Arc::clone(&shared),
@@ -445,8 +445,14 @@ impl Agent {
             self.trouble.clear(Area::Maps);
             self.unserved.clear();
         }
-        let short = delta.problems.iter().filter_map(|problem| problem.object.clone());
-        let failed = failures.iter().filter_map(|failure| Some(failure.owner.as_ref()?.service.clone()));
+        let short = delta.problems.iter().filter_map(|problem| {
+            let service = problem.object.clone()?;
+            Some((service, problem.message.clone()))
+        });
+        let failed = failures.iter().filter_map(|failure| {
+            let service = failure.owner.as_ref()?.service.clone();
+            Some((service, format!("{:#}", failure.error)))
+        });
         self.unserved.extend(short.chain(failed));
         self.trouble.extend(Area::Maps, delta.problems);
         if let Some(at) = delta.retry_at {

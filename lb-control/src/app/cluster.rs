@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
@@ -50,6 +50,7 @@ const HANDOVER: Duration = Duration::from_secs(90);
 /// The tasks that speak with the API server.
 pub struct Cluster {
     leave: Option<oneshot::Sender<Leave>>,
+    uninstallation: watch::Receiver<bool>,
     task: JoinHandle<()>,
 }
 
@@ -60,6 +61,8 @@ pub enum Leave {
     GiveUp,
     /// The next agent of this node goes on.
     Stay,
+    /// There will be no agent here.
+    Uninstall,
 }
 
 impl Cluster {
@@ -97,8 +100,16 @@ impl Cluster {
             updates,
             shared,
         };
+        let uninstallation = tasks.leader.ends.clone();
         let task = tokio::spawn(tasks.run(source, served, leaving));
-        Ok((Self { leave: Some(leave), task }, receiver))
+        Ok((Self { leave: Some(leave), uninstallation, task }, receiver))
+    }
+
+    /// Waits until somebody uninstalls the agents of the cluster.
+    pub async fn uninstallation(&mut self) {
+        if self.uninstallation.wait_for(|asked| *asked).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Leaves the cluster.
@@ -257,7 +268,10 @@ impl Tasks {
         if timeout(LET_GO, let_go).await.is_err() {
             warn!("leaving: what this node served could not be taken back at the API server");
         }
-        own.release().await;
+        match how {
+            Leave::Uninstall => own.delete().await,
+            Leave::GiveUp | Leave::Stay => own.release().await,
+        }
     }
 }
 

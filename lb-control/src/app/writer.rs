@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use super::live::Told;
+use super::live::{Lack, Told};
 use crate::{
     model::{ObjectChange, ObjectRef, VirtualIp},
-    plan::controller::{Command, Controller, ControllerOptions, Outcome, agent_status_of},
+    plan::controller::{Command, Controller, ControllerOptions, EventTarget, Outcome, agent_status_of},
 };
 
 /// Waits before a status is written again that could not be written.
@@ -42,6 +42,8 @@ pub struct Writer {
     served: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
     dirty: BTreeSet<IpAddr>,
     attempts: BTreeMap<IpAddr, Attempt>,
+    /// Not yet told.
+    events: Vec<Command>,
 }
 
 impl Writer {
@@ -58,6 +60,7 @@ impl Writer {
             served: BTreeMap::new(),
             dirty: BTreeSet::new(),
             attempts: BTreeMap::new(),
+            events: Vec::new(),
         }
     }
 
@@ -94,6 +97,7 @@ impl Writer {
             // The Lease says it.
             Told::Unfit(_) => return,
             Told::Serves(served) => served,
+            Told::Lacks(service, lack) => return self.tell_lack(&service, &lack),
         };
         if services.is_empty() {
             self.served.remove(&address);
@@ -101,6 +105,16 @@ impl Writer {
             self.served.insert(address, services);
         }
         self.dirty.insert(address);
+    }
+
+    /// Says in an Event of the Service what keeps this node from serving it: nobody else knows.
+    fn tell_lack(&mut self, service: &ObjectRef, lack: &Lack) {
+        self.events.push(Command::Event {
+            about: EventTarget::service(service, &lack.uid),
+            warning: true,
+            reason: "NodeCannotServe".to_owned(),
+            note: format!("node {}: {}", self.node, lack.why),
+        });
     }
 
     /// Commands that are due.
@@ -121,7 +135,8 @@ impl Writer {
                 attempt.is_outdated = false;
             }
         }
-        let mut commands = agent_status_of(&self.node, &due, &self.virtual_ips, &self.served);
+        let mut commands = std::mem::take(&mut self.events);
+        commands.extend(agent_status_of(&self.node, &due, &self.virtual_ips, &self.served));
         for command in &commands {
             if let Command::SetVirtualIpStatus { address, .. } = command {
                 self.attempts.entry(*address).or_default().is_under_way = true;
@@ -285,6 +300,21 @@ mod tests {
         writer.changed(vec![virtual_ip("other", None)], START);
         writer.done(&commands[0], &Outcome::Conflict("modified".into()), START);
         assert!(writer.commands(START).is_empty());
+    }
+
+    /// Whoever leads: it is about this node.
+    #[test]
+    fn what_this_node_cannot_serve_is_told_by_an_event() {
+        let mut writer = writer();
+        let lack = Lack { uid: "u".into(), why: "the map is full".into() };
+        writer.told(Told::Lacks(ObjectRef::new("default", "web"), lack));
+        writer.changed(Vec::new(), START);
+        let commands = writer.commands(START);
+        let [Command::Event { about, warning: true, note, .. }] = commands.as_slice() else {
+            panic!("{commands:?}")
+        };
+        assert_eq!((about.uid.as_str(), note.as_str()), ("u", "node me: the map is full"));
+        assert!(writer.commands(START).is_empty(), "once");
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod service;
 mod unreadable;
 mod weights;
 
-pub use api::{ApiState, Condition, FIELD_MANAGER, Ingress};
+pub use api::{ANNOTATION_UNINSTALL, ApiState, Condition, FIELD_MANAGER, Ingress};
 pub use change::{ObjectChange, ObjectKey};
 pub use cluster::{Advertisement, AgentLease, LABEL_EXCLUDE, LABEL_ZONE, Namespace, Node, VirtualIp};
 pub use desired::{Backends, Desired, DesiredBackend, DesiredEntry, Role, ServiceKey};

@@ -66,7 +66,7 @@ impl Subject {
 
     /// Whether only the leader may write it.
     fn is_leaders(&self) -> bool {
-        !matches!(self, Self::Status(_))
+        !matches!(self, Self::Status(_) | Self::Event)
     }
 }
 

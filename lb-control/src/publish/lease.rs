@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Error,
-    api::{ObjectMeta, PostParams},
+    api::{DeleteParams, ObjectMeta, PostParams},
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -19,7 +19,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    model::causes,
+    model::{ANNOTATION_UNINSTALL, causes},
     plan::election::{Candidate, Record, Step, Timing},
 };
 
@@ -54,6 +54,8 @@ pub struct Hold {
     /// Whether the Lease is ours.
     pub holds: watch::Receiver<bool>,
     annotations: watch::Sender<Annotations>,
+    /// Whether its holder has asked all who want it to end; from then on it is not wanted any more.
+    pub ends: watch::Receiver<bool>,
     end: Option<oneshot::Sender<End>>,
     task: JoinHandle<()>,
 }
@@ -65,6 +67,8 @@ enum End {
     GiveBack,
     /// It lasts for so long, and somebody goes on.
     Leave(Duration),
+    /// Nobody goes on.
+    Delete,
 }
 
 impl Hold {
@@ -86,6 +90,11 @@ impl Hold {
         self.end(End::Leave(duration)).await;
     }
 
+    /// Deletes the Lease, if it is ours.
+    pub async fn delete(self) {
+        self.end(End::Delete).await;
+    }
+
     async fn end(mut self, how: End) {
         if let Some(end) = self.end.take() {
             let _ = end.send(how);
@@ -105,6 +114,7 @@ impl Drop for Hold {
 pub fn hold(client: Client, claim: Claim) -> Hold {
     let (sender, holds) = watch::channel(false);
     let (annotations, annotated) = watch::channel(claim.annotations.clone());
+    let (ending, ends) = watch::channel(false);
     let (end, ended) = oneshot::channel();
     let task = tokio::spawn(async move {
         let mut holder = Holder {
@@ -114,6 +124,7 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
             trouble: String::new(),
             sender,
             annotations: annotated,
+            ending,
             claim,
         };
         tokio::select! {
@@ -121,7 +132,7 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
             Ok(how) = ended => holder.end(how).await,
         }
     });
-    Hold { holds, annotations, end: Some(end), task }
+    Hold { holds, annotations, ends, end: Some(end), task }
 }
 
 struct Holder {
@@ -133,6 +144,7 @@ struct Holder {
     trouble: String,
     sender: watch::Sender<bool>,
     annotations: watch::Receiver<Annotations>,
+    ending: watch::Sender<bool>,
 }
 
 impl Holder {
@@ -153,6 +165,11 @@ impl Holder {
                 None => self.turn().await,
             }
             self.tell();
+            if self.candidate.ends() {
+                info!(lease = self.claim.name, "its holder asks all who want it to end");
+                self.ending.send_replace(true);
+                return;
+            }
             let next = Instant::now() + self.candidate.pause(self.now());
             let next = self.until_over().map_or(next, |over| over.min(next));
             let pause = sleep(PAUSE);
@@ -240,6 +257,7 @@ impl Holder {
         metadata.namespace = Some(self.claim.namespace.clone());
         let annotations = self.annotations.borrow_and_update().clone();
         merge(metadata, &self.claim, &annotations);
+        metadata.annotations.get_or_insert_default().remove(ANNOTATION_UNINSTALL);
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         if spec.holder_identity.as_ref() != Some(&self.claim.identity) {
             spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(-1).saturating_add(1));
@@ -265,9 +283,14 @@ impl Holder {
             match how {
                 End::GiveBack => spec.holder_identity = None,
                 End::Leave(duration) => spec.lease_duration_seconds = i32::try_from(duration.as_secs()).ok(),
+                End::Delete => {}
             }
             spec.renew_time = Some(MicroTime(Timestamp::now()));
-            if self.api.replace(&self.claim.name, &PostParams::default(), &lease).await.is_ok() {
+            let written = match how {
+                End::Delete => self.api.delete(&self.claim.name, &DeleteParams::default()).await.is_ok(),
+                _ => self.api.replace(&self.claim.name, &PostParams::default(), &lease).await.is_ok(),
+            };
+            if written {
                 return;
             }
             sleep(Duration::from_millis(50)).await;
@@ -294,12 +317,15 @@ async fn changed(annotations: &mut watch::Receiver<Annotations>) {
     }
 }
 
-fn record(lease: &Lease) -> Record {
+/// What a Lease says, as far as decisions need it.
+pub(super) fn record(lease: &Lease) -> Record {
     let spec = lease.spec.clone().unwrap_or_default();
     let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    let annotations = lease.metadata.annotations.as_ref();
     Record {
         holder: spec.holder_identity.unwrap_or_default(),
         renewed: spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default(),
         duration: Duration::from_secs(seconds.unwrap_or(15)),
+        ends: annotations.is_some_and(|all| all.contains_key(ANNOTATION_UNINSTALL)),
     }
 }
