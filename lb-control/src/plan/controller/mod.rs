@@ -21,6 +21,7 @@ mod index;
 mod pools;
 mod rivals;
 mod services;
+mod unreadable;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,7 +43,7 @@ use super::{
     ipam::{self, Holdings, Ipam},
     ownership::Liveness,
 };
-use crate::model::{ObjectChange, ObjectRef, Objects};
+use crate::model::{KindAndName, ObjectChange, ObjectRef, Objects};
 
 /// What is decided for the whole cluster.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +72,7 @@ pub struct Counters {
 struct Dirty {
     services: BTreeSet<ObjectRef>,
     addresses: BTreeSet<IpAddr>,
+    unreadable: BTreeSet<KindAndName>,
 }
 
 /// See the module.
@@ -136,8 +138,8 @@ impl Controller {
         self.dirty.services.extend(self.flights.concerned());
         let mut commands = Vec::new();
         while let Some(address) = self.dirty.addresses.pop_first() {
-            if let Some(command) = self.address_step(address, now) {
-                self.flights.start(&command, Vec::new());
+            if let Some((command, events)) = self.address_step(address, now) {
+                self.flights.start(&command, events);
                 commands.push(command);
             }
         }
@@ -148,6 +150,7 @@ impl Controller {
             }
         }
         commands.extend(self.pool_steps(now));
+        commands.extend(self.unreadable_steps());
         commands.append(&mut self.events);
         commands
     }
@@ -255,6 +258,7 @@ impl Controller {
         self.ipam = Some(ipam);
         self.dirty.services.extend(self.objects.services.keys().cloned());
         self.dirty.addresses.extend(self.objects.virtual_ips.keys());
+        self.dirty.unreadable.extend(self.objects.unreadable.keys().cloned());
     }
 
     /// Who has which address by the VirtualIPs. What is published comes first: of two addresses of
