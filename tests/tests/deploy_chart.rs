@@ -115,7 +115,7 @@ fn every_setting_gives_objects_that_the_api_knows() {
         &["networkPolicy.enabled=false", "cleanup.enabled=false", "nodeSelector={}", "tolerations=[]"],
         &["securityContext.seLinuxOptions={\"type\":\"spc_t\"}", "imagePullSecrets=[{\"name\":\"key\"}]"],
         &[
-            "extraArgs=[\"--xdp-mode=generic\"]",
+            "extraArgs=[\"--datapath=xdp-generic\"]",
             "extraEnv=[{\"name\":\"A\",\"value\":\"b\"}]",
             "podAnnotations={\"a\":\"b\"}",
             "podLabels={\"c\":\"d\"}",

@@ -155,6 +155,9 @@ impl FlowFlags {
     /// Reply entries of local backends: the backend was seen to use the tuple for a connection of
     /// which we know nothing. Its packets pass untouched, and no other flow gets the tuple.
     pub const FOREIGN: u8 = 16;
+    /// Reply entries: the client's packets come in by TC, and XDP may not be able to send by the device
+    /// that they come in by: it leaves the replies to TC, too.
+    pub const TC: u8 = 32;
 }
 
 /// State and flags of a flow in one word, so that it can be compared and swapped.

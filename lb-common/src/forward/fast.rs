@@ -69,8 +69,9 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
         protocol: u32::from(protocol),
     };
     let mut flow = datapath.established(&key)?;
-    if flow.status.flags & (FlowFlags::EDIT_TIMESTAMPS | FlowFlags::LOCAL) != 0 {
-        // One test for both: what is rare costs the others nothing.
+    let for_tc = if datapath.sends_by_any_device() { 0 } else { FlowFlags::TC };
+    if flow.status.flags & (FlowFlags::EDIT_TIMESTAMPS | FlowFlags::LOCAL | for_tc) != 0 {
+        // One test for all: what is rare costs the others nothing.
         return if flow.is_local() { local::<D, F>(datapath, &key, frame, &mut flow) } else { None };
     }
     let reply = flow.is_reply();

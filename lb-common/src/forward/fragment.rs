@@ -10,7 +10,7 @@ use super::ip::IpFamily;
 use super::parse::{Ip, Part};
 use super::platform::{Packet, Tables};
 use super::scratch::Scratch;
-use super::slow::{Way, find_hop};
+use super::slow::{Way, find_hop, is_for_another_hook};
 use super::wire::{Ipv4, Ipv6Extension};
 use crate::abi::{DropReason, Tick, idle_ticks, ticks_from_seconds};
 
@@ -95,8 +95,7 @@ pub fn later<D: Tables<F>, F: IpFamily>(
     let Some(mut flow) = datapath.established(&first.flow).or_else(|| datapath.transient(&first.flow)) else {
         return Verdict::drop(datapath, DropReason::FragmentWithoutFirst);
     };
-    if flow.is_local() && flow.is_reply() {
-        // Translated where it leaves the node.
+    if is_for_another_hook(datapath, &flow) {
         return Verdict::Pass;
     }
     if scratch.parsed.ip.hops_left <= 1 && !flow.is_local() {

@@ -9,7 +9,7 @@ use super::ip::{IpFamily, IpHeader};
 use super::parse::{Ip, Parse, Part};
 use super::platform::{Packet, Tables};
 use super::scratch::Scratch;
-use super::slow::{Way, find_hop};
+use super::slow::{Way, find_hop, is_for_another_hook};
 use super::wire::{Icmp, Ipv4, Udp};
 use crate::abi::{DropReason, Flow, IPPROTO_TCP, IPPROTO_UDP};
 
@@ -34,8 +34,7 @@ pub fn translate<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::
     if quote.l4 + size_of::<Udp>() > parsed.ip.end {
         return Verdict::drop(datapath, DropReason::BadIcmpQuote);
     }
-    if flow.is_local() && flow.is_reply() {
-        // Translated where it leaves the node.
+    if is_for_another_hook(datapath, &flow) {
         return Verdict::Pass;
     }
     if parsed.ip.hops_left <= 1 && !flow.is_local() {

@@ -5,7 +5,7 @@ use core::num::{NonZeroU32, NonZeroU64};
 use super::Verdict;
 use super::ip::IpFamily;
 use super::pair::{copy_flow, copy_hop, is_peer, set_peer_key, set_up, set_way_back, turn};
-use super::platform::{InsertFailed, Tables};
+use super::platform::{Datapath, InsertFailed, Tables};
 use super::scratch::Scratch;
 use super::snat::{self, Fit, History};
 use super::tcp_options::{self, Timestamp};
@@ -49,7 +49,8 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     scratch.flow.backend = index;
     scratch.flow.service = service;
     scratch.flow.last_seen = datapath.now();
-    scratch.flow.status = FlowStatus { state: state as u8, flags: FlowFlags::REPLY | local, epoch: 0 };
+    scratch.flow.status =
+        FlowStatus { state: state as u8, flags: FlowFlags::REPLY | local | for_tc(datapath), epoch: 0 };
     scratch.out.destination = F::from_wide(&backend.address);
     scratch.out.destination_port = backend.port;
     scratch.out.protocol = scratch.key.protocol;
@@ -78,6 +79,12 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::Pass;
     }
     emit::forward::<D, F>(datapath, &scratch.parsed, &scratch.flow, &scratch.hop, &mut scratch.cursor)
+}
+
+/// What a reply entry is marked with for the way that its client's packets come in by.
+#[inline(always)]
+pub fn for_tc<D: Datapath>(datapath: &D) -> u8 {
+    if datapath.sends_by_any_device() { FlowFlags::TC } else { 0 }
 }
 
 /// The index of the backend that is to have the flow. `affinity.backend` says what to remember once
@@ -203,8 +210,8 @@ fn take_over<D: Tables<F>, F: IpFamily>(
         Fit::ShiftTimestamps(_) if flow.is_local() => return None,
         Fit::ShiftTimestamps(delta) => delta,
     };
-    let local = flow.status.flags & FlowFlags::LOCAL;
-    flow.status.flags = FlowFlags::REPLY | local | if delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
+    let kept = flow.status.flags & (FlowFlags::LOCAL | FlowFlags::TC);
+    flow.status.flags = FlowFlags::REPLY | kept | if delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
     flow.status.epoch = before.epoch.wrapping_add(1);
     flow.timestamp_delta = delta;
     // Another CPU may want the same port: the status word decides who gets it.

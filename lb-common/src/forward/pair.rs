@@ -3,6 +3,7 @@
 
 use super::checksum::{TTL_DECREMENT, fold, replaced};
 use super::ip::IpFamily;
+use super::new_flow::for_tc;
 use super::parse::Link;
 use super::platform::{Datapath, Packet, Tables};
 use super::scratch::Scratch;
@@ -116,7 +117,7 @@ pub fn rebuild_peer<D: Tables<F>, F: IpFamily>(
     peer.service = flow.service;
     peer.last_seen = flow.last_seen;
     peer.status = flow.status;
-    peer.status.flags ^= FlowFlags::REPLY;
+    peer.status.flags = (peer.status.flags ^ FlowFlags::REPLY) & !FlowFlags::TC;
     peer.timestamp_delta = flow.timestamp_delta;
     if flow.is_reply() {
         // Of the endpoint that sent the packet, not of a later one with its index.
@@ -133,6 +134,7 @@ pub fn rebuild_peer<D: Tables<F>, F: IpFamily>(
         }
     } else {
         peer.next_hop.ifindex = datapath.ingress_device();
+        peer.status.flags |= for_tc(datapath);
     }
 }
 

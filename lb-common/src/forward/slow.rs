@@ -141,8 +141,7 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     if !established && !flow.is_reply() && lost_its_port::<D, F>(datapath, key, peer_key, &flow) {
         return None;
     }
-    if flow.is_local() && flow.is_reply() {
-        // Translated where it leaves the node.
+    if is_for_another_hook(datapath, &flow) {
         return Some(Verdict::Pass);
     }
     let now = datapath.now();
@@ -192,6 +191,14 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
         follow::<D, F>(datapath, scratch, &mut flow, (established, next, next != state), mark);
     }
     Some(verdict)
+}
+
+/// Whether packets of a flow are translated elsewhere: replies of backends on this node where they
+/// leave it, and replies that XDP may not be able to send, in TC.
+#[inline(always)]
+pub fn is_for_another_hook<D: Datapath, A>(datapath: &D, flow: &Flow<A>) -> bool {
+    flow.is_local() && flow.is_reply()
+        || flow.status.flags & FlowFlags::TC != 0 && !datapath.sends_by_any_device()
 }
 
 /// Whether the source port of a client's entry serves another flow by now: the least recently used

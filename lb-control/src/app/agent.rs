@@ -16,17 +16,19 @@ use super::shared::Shared;
 use super::start::{check_device, first_config};
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
-use crate::dataplane::{Devices, Exits, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
+use crate::dataplane::{
+    Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock,
+};
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
 use crate::net::next_hops::{Ask, NextHops};
-use crate::net::way::Resolution;
-use crate::net::{Change, Kernel as Network, addresses, forwarding};
+use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
-use crate::plan::{self, Addressing, Compiler, Effects, Path, Paths, Planner, Scope};
+use crate::plan::{self, Addressing, Compiler, Effects, Paths, Planner, Scope};
 use crate::ports::MapStore;
 use crate::source::Update;
 
+mod hooks;
 mod telling;
 
 use telling::Placed;
@@ -46,7 +48,7 @@ pub struct Agent {
     programs: Programs,
     maps: KernelMaps,
     devices: Devices,
-    exits: Exits,
+    exits: Classifiers,
     compiler: Compiler,
     planner: Planner,
     config: Config,
@@ -112,7 +114,7 @@ impl Agent {
             next_hops: NextHops::new(network.clone(), &settings.link_device),
             network,
             devices: Devices::new(pins.clone(), settings.mode),
-            exits: Exits::new(pins.clone()),
+            exits: Classifiers::new(pins.clone(), Direction::Egress),
             pins,
             _lock: lock,
             programs,
@@ -264,11 +266,14 @@ impl Agent {
         }
         let planner = &self.planner;
         self.next_hops.follow(&effects.backends, |address| planner.is_local(address)).await;
-        let devices = self.take_paths(&effects.backends);
-        if devices {
-            self.attach();
+        let moved = if self.needs_hooks(&effects.backends) { self.attach() } else { BTreeSet::new() };
+        self.take_paths(effects.backends.union(&moved));
+        if moved.is_empty() {
+            self.write_maps(Some(&effects.services));
+        } else {
+            let others = self.planner.services_behind(&moved);
+            self.write_maps(Some(&effects.services.union(&others).cloned().collect()));
         }
-        self.write_maps(Some(&effects.services));
         if self.exits.attached().next().is_some() {
             self.leave_exits();
         }
@@ -302,129 +307,20 @@ impl Agent {
         };
         self.network_known = true;
         self.trouble.clear(Area::Network);
-        self.take_paths(&refreshed.backends);
         self.routes_changed |= refreshed.neighbours;
         if std::mem::take(&mut self.routes_changed) {
             self.config.route_generation = self.config.route_generation.wrapping_add(1).max(1);
         }
-        self.attach();
-        let services = self.planner.services_behind(&refreshed.backends);
+        let moved = self.attach();
+        let backends: BTreeSet<_> = refreshed.backends.union(&moved).copied().collect();
+        self.take_paths(&backends);
+        let services = self.planner.services_behind(&backends);
         self.write_maps(if self.maps_incomplete { None } else { Some(&services) });
         self.leave_exits();
         self.place_addresses(None).await;
         self.report_all_live();
         self.live.begins();
         self.publish();
-    }
-
-    /// Takes over the ways to backends; says whether programs have to be attached for them first.
-    fn take_paths(&mut self, backends: &BTreeSet<IpAddr>) -> bool {
-        let mut devices = false;
-        for backend in backends {
-            match self.next_hops.way(backend) {
-                Some(found) => {
-                    let device = found.device.as_ref().map(|(index, _)| *index);
-                    devices |= device.is_some_and(|index| !self.devices.is_attached(index));
-                    devices |= found.is_local && self.exits.attached().next().is_none();
-                    self.paths.insert(*backend, path(*backend, found, &self.settings.snat_addresses));
-                }
-                None => drop(self.paths.remove(backend)),
-            }
-        }
-        devices
-    }
-
-    /// Attaches the program wherever packets of clients or backends come in.
-    fn attach(&mut self) {
-        self.trouble.clear(Area::Devices);
-        let mut wanted = BTreeMap::new();
-        let link = self.next_hops.links().iter().find(|(_, link)| link.name == self.settings.link_device);
-        match link {
-            // Frames of a VLAN device come in by the one below.
-            Some((index, link)) => {
-                let below = link.vlan.and(link.parent);
-                let index = below.unwrap_or(*index);
-                if let Some(link) = self.next_hops.links().get(&index) {
-                    wanted.insert(index, link.name.clone());
-                }
-            }
-            None => {
-                let error = anyhow::anyhow!(
-                    "the link device {} is gone; its VIPs come back with it",
-                    self.settings.link_device
-                );
-                self.fail(Area::Devices, "device", &error);
-            }
-        }
-        for (_, found) in self.next_hops.ways() {
-            // Whether or not the next hop is known right now: replies of connections come in by it.
-            if let Some((index, name)) = &found.device
-                && !wanted.contains_key(index)
-            {
-                wanted.insert(*index, name.clone());
-            }
-        }
-        for (index, name) in &wanted {
-            if let Err(error) = self.attach_one(*index, name) {
-                self.fail(Area::Devices, name, &error);
-            }
-        }
-        self.attach_exits(&wanted);
-        let keep: Vec<_> = wanted.into_keys().collect();
-        let gone: Vec<_> = self
-            .devices
-            .attached()
-            .map(|found| found.ifindex)
-            .filter(|index| !keep.contains(index))
-            .collect();
-        for index in gone {
-            if let Err(error) = self.maps.forbid_device(index) {
-                self.fail(Area::Devices, "devices", &error);
-            }
-        }
-        if let Err(error) = self.devices.keep_only(&keep) {
-            self.fail(Area::Devices, "devices", &error);
-        }
-    }
-
-    /// Attaches the program for replies of backends on this node wherever they may leave it, as long
-    /// as there are such backends: it costs every packet that leaves a look into the flow table.
-    fn attach_exits(&mut self, devices: &BTreeMap<u32, String>) {
-        if !self.next_hops.has_local() {
-            return;
-        }
-        for (index, name) in devices {
-            let program = self.programs.egress_program();
-            if let Err(error) = program.and_then(|program| self.exits.attach(program, *index, name)) {
-                self.fail(Area::Devices, name, &error);
-            }
-        }
-        let keep: Vec<_> = devices.keys().copied().collect();
-        if let Err(error) = self.exits.keep_only(&keep) {
-            self.fail(Area::Devices, "devices", &error);
-        }
-        let families = self.next_hops.families_behind_devices();
-        let missing: Vec<_> = families.into_iter().filter_map(forwarding::missing).collect();
-        self.trouble.extend(Area::Devices, missing.into_iter().map(Problem::warning));
-    }
-
-    /// Takes the program for replies off once the maps name no backend on this node any more.
-    fn leave_exits(&mut self) {
-        if !self.maps_incomplete
-            && !self.next_hops.has_local()
-            && let Err(error) = self.exits.keep_only(&[])
-        {
-            self.fail(Area::Devices, "devices", &error);
-        }
-    }
-
-    fn attach_one(&mut self, index: u32, name: &str) -> Result<()> {
-        let on_device = self.next_hops.links().get(&index).and_then(|link| link.xdp_program);
-        self.devices.check(index, on_device);
-        // Redirection first: the program may need it with the first packet.
-        self.maps.allow_device(index)?;
-        self.devices.attach(self.programs.entry_program()?, index, name)?;
-        Ok(())
     }
 
     /// Writes what differs: for some Services, or everything.
@@ -534,7 +430,7 @@ impl Agent {
         if let Err(error) = addresses::reconcile(self.network.handle(), index, &BTreeSet::new()).await {
             failed.push(error);
         }
-        if let Err(error) = self.devices.keep_only(&[]) {
+        if let Err(error) = self.devices.keep_only(&[], false) {
             failed.push(error);
         }
         if let Err(error) = self.exits.keep_only(&[]) {
@@ -553,13 +449,4 @@ impl Agent {
             }
         }
     }
-}
-
-/// The way to a backend for the compiler.
-fn path(backend: IpAddr, found: &Resolution, chosen: &[IpAddr]) -> Path {
-    let mut snat: Vec<_> = chosen.iter().filter(|one| one.is_ipv4() == backend.is_ipv4()).copied().collect();
-    if snat.is_empty() {
-        snat.extend(found.source);
-    }
-    Path { next_hop: found.next_hop, snat, is_local: found.is_local }
 }

@@ -122,8 +122,12 @@ mod tests {
             flows: Some(Flows { established: 5, transient: 6, entries: [("flows_v4", 10)].into() }),
             ..Published::default()
         };
-        let devices =
-            [DeviceView { device: "eth0".into(), mode: AttachMode::XdpNative, program_id: Some(1) }];
+        let devices = [DeviceView {
+            device: "eth0".into(),
+            mode: AttachMode::XdpNative,
+            reason: None,
+            program_id: Some(1),
+        }];
         let reports = [
             report("web", ServiceState::Active, &["192.0.2.1", "2001:db8::1"]),
             // It shares an address.

@@ -212,8 +212,10 @@ fn device(attachment: &Attachment) -> DeviceView {
         device: attachment.name.clone(),
         mode: match attachment.mode {
             Mode::Native => AttachMode::XdpNative,
+            Mode::Tc => AttachMode::Tc,
             Mode::Generic => AttachMode::XdpGeneric,
         },
+        reason: Some(attachment.reason.clone()),
         program_id: attachment.program_id,
     }
 }

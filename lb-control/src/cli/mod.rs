@@ -14,7 +14,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use lb_common::abi::{ABI_VERSION, maps};
 
 pub use cleanup::CleanupArgs;
-pub use run::{HttpAddress, OnExit, PortRange, RunArgs, XdpMode};
+pub use run::{DatapathChoice, HttpAddress, OnExit, PortRange, RunArgs};
 pub use show::{DropsArgs, FlowsArgs, StatusArgs};
 
 use crate::{app, crd, dataplane, http, telemetry};

@@ -70,9 +70,17 @@ pub struct RunArgs {
           require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set,
           value_parser = BoolishValueParser::new())]
     pub metrics_per_backend: bool,
-    /// How the program is attached: auto takes native where the driver can, else generic
-    #[arg(long, value_enum, value_name = "MODE", default_value_t, help_heading = "Datapath")]
-    pub xdp_mode: XdpMode,
+    /// How packets are forwarded: auto takes on each device the first that works of xdp-native, tc and
+    /// xdp-generic
+    #[arg(
+        long,
+        env = "DATAPATH",
+        value_enum,
+        value_name = "PATH",
+        default_value_t,
+        help_heading = "Datapath"
+    )]
+    pub datapath: DatapathChoice,
     /// Source address towards backends; may be repeated. Without: the addresses that the node's
     /// routes give
     #[arg(long = "snat-address", value_name = "ADDRESS", help_heading = "Datapath")]
@@ -106,26 +114,29 @@ pub struct RunArgs {
 /// Four times as many slots still fit an index.
 const MAXIMUM_SIZE: i64 = 1 << 26;
 
-/// How the program is attached to devices.
+/// How packets are forwarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum XdpMode {
-    /// Native where the driver can, else generic.
+pub enum DatapathChoice {
+    /// On each device the first that works.
     #[default]
     Auto,
     /// In the driver, or not at all.
-    Native,
-    /// In the kernel's core: works everywhere, slower.
-    Generic,
+    XdpNative,
+    /// In TC: any device; keeps super-packets together.
+    Tc,
+    /// XDP in the kernel's core: any device, slower.
+    XdpGeneric,
 }
 
-impl XdpMode {
+impl DatapathChoice {
     /// What [`Devices::new`](crate::dataplane::Devices::new) takes.
     #[must_use]
     pub fn forced(self) -> Option<Mode> {
         match self {
             Self::Auto => None,
-            Self::Native => Some(Mode::Native),
-            Self::Generic => Some(Mode::Generic),
+            Self::XdpNative => Some(Mode::Native),
+            Self::Tc => Some(Mode::Tc),
+            Self::XdpGeneric => Some(Mode::Generic),
         }
     }
 }
@@ -254,7 +265,7 @@ impl RunArgs {
             socket: self.place.socket,
             http: self.http_address.unwrap_or(default_http).socket(),
             metrics_per_backend: self.metrics_per_backend,
-            mode: self.xdp_mode.forced(),
+            mode: self.datapath.forced(),
             sizes: Sizes {
                 flows: self.max_flows,
                 services: self.max_services,

@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use anyhow::{Context, Result};
 use aya::programs::links::{FdLink, PinnedLink};
 
+use super::classifiers::ingress_device;
 use super::{Mode, PinDirectory};
 
 /// A pinned link.
@@ -32,16 +33,20 @@ pub fn linked_devices(pins: &PinDirectory) -> Result<Vec<LinkedDevice>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.with_context(|| format!("reading {}", directory.display()))?,
     };
-    let mut all = Vec::new();
+    let mut all: Vec<LinkedDevice> = Vec::new();
     for entry in entries {
         let path = entry.with_context(|| format!("reading {}", directory.display()))?.path();
-        if let Some((ifindex, mode)) = path.file_name().and_then(|name| parse(&name.to_string_lossy())) {
+        let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let in_tc = ingress_device(&file).map(|index| (index, Mode::Tc));
+        if let Some((ifindex, mode)) = parse(&file).or(in_tc) {
             let link = PinnedLink::from_pin(&path).map(FdLink::from);
             let program_id = link.and_then(|link| link.info()).ok().map(|info| info.program_id());
             all.push(LinkedDevice { ifindex, name: device_name(ifindex), mode, program_id });
         }
     }
-    all.sort_by_key(|device| device.ifindex);
+    // TC beside XDP is not how the device is attached: XDP sees the frames first.
+    all.sort_by_key(|device| (device.ifindex, device.mode == Mode::Tc));
+    all.dedup_by_key(|device| device.ifindex);
     Ok(all)
 }
 

@@ -80,8 +80,10 @@ pub fn device_views(pins: &PinDirectory) -> Result<Vec<DeviceView>> {
         device: device.name.unwrap_or_else(|| format!("device {} (gone)", device.ifindex)),
         mode: match device.mode {
             Mode::Native => AttachMode::XdpNative,
+            Mode::Tc => AttachMode::Tc,
             Mode::Generic => AttachMode::XdpGeneric,
         },
+        reason: None,
         program_id: device.program_id,
     });
     Ok(devices.collect())

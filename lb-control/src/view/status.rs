@@ -46,6 +46,9 @@ pub struct DeviceView {
     pub device: String,
     /// How the program is attached.
     pub mode: AttachMode,
+    /// Why so, as far as the agent is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Kernel's id of the program, as `bpftool prog show id` takes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub program_id: Option<u32>,
@@ -57,6 +60,8 @@ pub struct DeviceView {
 pub enum AttachMode {
     /// In the driver.
     XdpNative,
+    /// In the network stack, by TC.
+    Tc,
     /// In the network stack, for drivers without XDP.
     XdpGeneric,
     /// Attached, and the kernel did not say how.
@@ -191,6 +196,7 @@ impl AttachMode {
     pub const fn name(self) -> &'static str {
         match self {
             Self::XdpNative => "xdp-native",
+            Self::Tc => "tc",
             Self::XdpGeneric => "xdp-generic",
             Self::Unknown => "unknown",
         }

@@ -87,7 +87,7 @@ impl Agent {
         let links = self.next_hops.links();
         let link = links.iter().find(|(_, link)| link.name == self.settings.link_device);
         link.is_some_and(|(index, link)| {
-            self.devices.is_attached(link.vlan.and(link.parent).unwrap_or(*index))
+            self.devices.mode(link.vlan.and(link.parent).unwrap_or(*index)).is_some()
         })
     }
 

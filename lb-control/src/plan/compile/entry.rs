@@ -147,7 +147,8 @@ impl Compiler {
             state: match desired.role {
                 Role::Active => BackendState::Active,
                 Role::Terminating => BackendState::Terminating,
-            } as u8,
+            } as u8
+                | if path.is_some_and(|path| path.is_for_tc) { Backend::FOR_TC } else { 0 },
             family: version(address.ip()),
             generation: seat.generation,
             service: entry.index,

@@ -39,10 +39,11 @@ fn devices(view: &StatusView) -> String {
     if view.devices.is_empty() {
         return "No device carries the datapath: no packet is forwarded.\n".to_owned();
     }
-    let mut table = Table::new(&["DEVICE", "MODE", "PROGRAM"]);
+    let mut table = Table::new(&["DEVICE", "MODE", "PROGRAM", "REASON"]);
     for device in &view.devices {
         let program = device.program_id.map(|id| id.to_string()).unwrap_or_default();
-        table.row(&[device.device.clone(), device.mode.to_string(), program]);
+        let reason = device.reason.clone().unwrap_or_default();
+        table.row(&[device.device.clone(), device.mode.to_string(), program, reason]);
     }
     table.finish()
 }
@@ -226,6 +227,7 @@ mod tests {
             devices: vec![DeviceView {
                 device: "eth0".into(),
                 mode: AttachMode::XdpNative,
+                reason: Some("the fastest way works".into()),
                 program_id: Some(7),
             }],
             services: vec![ServiceView {

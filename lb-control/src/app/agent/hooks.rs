@@ -1,0 +1,173 @@
+//! Where the programs are attached, and what follows from it for the ways to backends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::Agent;
+use crate::app::trouble::Area;
+use crate::dataplane::Mode;
+use crate::model::Problem;
+use crate::net::forwarding;
+use crate::net::way::Resolution;
+use crate::plan::Path;
+
+impl Agent {
+    /// Whether the ways to some backends are by devices that no program is attached to yet.
+    pub(super) fn needs_hooks(&self, backends: &BTreeSet<IpAddr>) -> bool {
+        backends.iter().filter_map(|backend| self.next_hops.way(backend)).any(|found| {
+            let device = found.device.as_ref().map(|(index, _)| *index);
+            device.is_some_and(|index| self.devices.mode(index).is_none())
+                || found.is_local && self.exits.attached().next().is_none()
+        })
+    }
+
+    /// Takes over the ways to backends.
+    pub(super) fn take_paths<'a>(&mut self, backends: impl IntoIterator<Item = &'a IpAddr>) {
+        for backend in backends {
+            match self.next_hops.way(backend) {
+                Some(found) => {
+                    let path = self.path(*backend, found);
+                    self.paths.insert(*backend, path);
+                }
+                None => drop(self.paths.remove(backend)),
+            }
+        }
+    }
+
+    /// The way to a backend for the compiler.
+    fn path(&self, backend: IpAddr, found: &Resolution) -> Path {
+        let chosen = &self.settings.snat_addresses;
+        let mut snat: Vec<_> =
+            chosen.iter().filter(|one| one.is_ipv4() == backend.is_ipv4()).copied().collect();
+        if snat.is_empty() {
+            snat.extend(found.source);
+        }
+        let mode = found.device.as_ref().and_then(|(index, _)| self.devices.mode(*index));
+        Path { next_hop: found.next_hop, snat, is_local: found.is_local, is_for_tc: mode == Some(Mode::Tc) }
+    }
+
+    /// Attaches the datapath wherever packets of clients or backends come in. Gives the backends behind
+    /// devices where it is attached otherwise than before.
+    pub(super) fn attach(&mut self) -> BTreeSet<IpAddr> {
+        self.trouble.clear(Area::Devices);
+        let wanted = self.devices_in_use();
+        let before = self.modes();
+        for (index, name) in &wanted {
+            if let Err(error) = self.attach_one(*index, name) {
+                self.fail(Area::Devices, name, &error);
+            }
+        }
+        let modes = self.modes();
+        // What XDP cannot send by devices of the other kind, TC can.
+        let is_mixed = wanted.keys().any(|index| modes.get(index) == Some(&Mode::Tc))
+            && wanted.keys().any(|index| modes.get(index).is_some_and(|mode| *mode != Mode::Tc));
+        if is_mixed && let Err(error) = self.devices.complement(&mut self.programs) {
+            self.fail(Area::Devices, "TC beside XDP", &error);
+        }
+        self.attach_exits(&wanted);
+        self.leave_devices(&wanted, is_mixed);
+        self.backends_behind(|index| before.get(&index) != modes.get(&index))
+    }
+
+    fn modes(&self) -> BTreeMap<u32, Mode> {
+        self.devices.attached().map(|found| (found.ifindex, found.mode)).collect()
+    }
+
+    fn backends_behind(&self, device: impl Fn(u32) -> bool) -> BTreeSet<IpAddr> {
+        let behind = |found: &Resolution| found.device.as_ref().is_some_and(|(index, _)| device(*index));
+        self.next_hops.ways().filter(|(_, found)| behind(found)).map(|(backend, _)| *backend).collect()
+    }
+
+    /// The devices of clients and backends, by index.
+    fn devices_in_use(&mut self) -> BTreeMap<u32, String> {
+        let mut wanted = BTreeMap::new();
+        let link = self.next_hops.links().iter().find(|(_, link)| link.name == self.settings.link_device);
+        match link {
+            // Frames of a VLAN device come in by the one below.
+            Some((index, link)) => {
+                let below = link.vlan.and(link.parent);
+                let index = below.unwrap_or(*index);
+                if let Some(link) = self.next_hops.links().get(&index) {
+                    wanted.insert(index, link.name.clone());
+                }
+            }
+            None => {
+                let error = anyhow::anyhow!(
+                    "the link device {} is gone; its VIPs come back with it",
+                    self.settings.link_device
+                );
+                self.fail(Area::Devices, "device", &error);
+            }
+        }
+        for (_, found) in self.next_hops.ways() {
+            // Whether or not the next hop is known right now: replies of connections come in by it.
+            if let Some((index, name)) = &found.device
+                && !wanted.contains_key(index)
+            {
+                wanted.insert(*index, name.clone());
+            }
+        }
+        wanted
+    }
+
+    /// Detaches the datapath from all devices that are not wanted any more.
+    fn leave_devices(&mut self, wanted: &BTreeMap<u32, String>, is_mixed: bool) {
+        let gone: Vec<_> = self
+            .devices
+            .attached()
+            .map(|found| found.ifindex)
+            .filter(|index| !wanted.contains_key(index))
+            .collect();
+        for index in gone {
+            if let Err(error) = self.maps.forbid_device(index) {
+                self.fail(Area::Devices, "devices", &error);
+            }
+        }
+        let keep: Vec<_> = wanted.keys().copied().collect();
+        if let Err(error) = self.devices.keep_only(&keep, is_mixed) {
+            self.fail(Area::Devices, "devices", &error);
+        }
+    }
+
+    /// Attaches the program for replies of backends on this node wherever they may leave it, as long
+    /// as there are such backends: it costs every packet that leaves a look into the flow table.
+    fn attach_exits(&mut self, devices: &BTreeMap<u32, String>) {
+        if !self.next_hops.has_local() {
+            return;
+        }
+        for (index, name) in devices {
+            let program = self.programs.egress_program();
+            if let Err(error) = program.and_then(|program| self.exits.attach(program, *index, name)) {
+                self.fail(Area::Devices, name, &error);
+            }
+        }
+        let keep: Vec<_> = devices.keys().copied().collect();
+        if let Err(error) = self.exits.keep_only(&keep) {
+            self.fail(Area::Devices, "devices", &error);
+        }
+        let families = self.next_hops.families_behind_devices();
+        let missing: Vec<_> = families.into_iter().filter_map(forwarding::missing).collect();
+        self.trouble.extend(Area::Devices, missing.into_iter().map(Problem::warning));
+    }
+
+    /// Takes the program for replies off once the maps name no backend on this node any more.
+    pub(super) fn leave_exits(&mut self) {
+        if !self.maps_incomplete
+            && !self.next_hops.has_local()
+            && let Err(error) = self.exits.keep_only(&[])
+        {
+            self.fail(Area::Devices, "devices", &error);
+        }
+    }
+
+    fn attach_one(&mut self, index: u32, name: &str) -> Result<()> {
+        let on_device = self.next_hops.links().get(&index).and_then(|link| link.xdp_program);
+        self.devices.check(index, on_device);
+        // Redirection first: the program may need it with the first packet.
+        self.maps.allow_device(index)?;
+        self.devices.attach(&mut self.programs, index, name)?;
+        Ok(())
+    }
+}
