@@ -92,7 +92,7 @@ fn large_lists_of_older_servers_are_read_page_by_page() -> Result<()> {
         for number in 0..501 {
             slice(&client, &format!("web-{number}"), "10.0.0.1").await?;
         }
-        let mut follower = Follower::after_sync(&client).await?;
+        let follower = Follower::after_sync(&client).await?;
         assert_eq!(follower.objects.slices.len(), 501);
         let lists = harness::count(&server, "list", "endpointslices");
         assert_eq!(lists, 2, "one for each page");
