@@ -16,7 +16,11 @@ fn slice(name: u8, service: Option<u8>, endpoints: &[u8]) -> EndpointSlice {
         ready: *last < 5,
         terminating: *last > 6,
         node: Some(format!("n{}", last % 2).into()),
-        for_zones: if *last == 4 { Box::default() } else { [["a", "b"][usize::from(last % 2)].into()].into() },
+        for_zones: if *last == 4 {
+            Box::default()
+        } else {
+            [["a", "b"][usize::from(last % 2)].into()].into()
+        },
         ..Endpoint::ready([10, 0, 0, *last].into())
     };
     EndpointSlice {
