@@ -21,7 +21,7 @@ use crate::dataplane::{
 };
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
-use crate::net::next_hops::{Ask, NextHops};
+use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
 use crate::plan::{self, Addressing, Compiler, Effects, Paths, Planner, Scope};
@@ -305,7 +305,10 @@ impl Agent {
                 return self.publish();
             }
         };
-        self.network_known = true;
+        let was_known = std::mem::replace(&mut self.network_known, true);
+        if was_known && ask == Ask::Neighbours && refreshed == Refreshed::default() && self.is_settled() {
+            return;
+        }
         self.trouble.clear(Area::Network);
         self.routes_changed |= refreshed.neighbours;
         if std::mem::take(&mut self.routes_changed) {
@@ -321,6 +324,11 @@ impl Agent {
         self.report_all_live();
         self.live.begins();
         self.publish();
+    }
+
+    /// Whether everything is done and in place, as far as that is known without looking.
+    fn is_settled(&self) -> bool {
+        !self.maps_incomplete && self.placed == Placed::All && self.retry_at.is_none()
     }
 
     /// Writes what differs: for some Services, or everything.

@@ -1,7 +1,8 @@
 //! Where the programs are attached, and what follows from it for the ways to backends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -25,11 +26,14 @@ impl Agent {
 
     /// Takes over the ways to backends.
     pub(super) fn take_paths<'a>(&mut self, backends: impl IntoIterator<Item = &'a IpAddr>) {
+        // By the way, which backends behind the same gateway share.
+        let mut known: HashMap<(*const Resolution, bool), Arc<Path>> = HashMap::new();
         for backend in backends {
             match self.next_hops.way(backend) {
                 Some(found) => {
-                    let path = self.path(*backend, found);
-                    self.paths.insert(*backend, path);
+                    let new = || Arc::new(self.path(*backend, found));
+                    let path = known.entry((Arc::as_ptr(found), backend.is_ipv6())).or_insert_with(new);
+                    self.paths.insert(*backend, Arc::clone(path));
                 }
                 None => drop(self.paths.remove(backend)),
             }
@@ -38,14 +42,15 @@ impl Agent {
 
     /// The way to a backend for the compiler.
     fn path(&self, backend: IpAddr, found: &Resolution) -> Path {
-        let chosen = &self.settings.snat_addresses;
-        let mut snat: Vec<_> =
-            chosen.iter().filter(|one| one.is_ipv4() == backend.is_ipv4()).copied().collect();
+        let chosen = self.settings.snat_addresses.iter().filter(|one| one.is_ipv4() == backend.is_ipv4());
+        let mut snat: Vec<_> = chosen.copied().collect();
         if snat.is_empty() {
-            snat.extend(found.source);
+            // Not `extend`, which makes room for four: there is one of these for each backend.
+            snat = found.source.into_iter().collect();
         }
         let mode = found.device.as_ref().and_then(|(index, _)| self.devices.mode(*index));
-        Path { next_hop: found.next_hop, snat, is_local: found.is_local, is_for_tc: mode == Some(Mode::Tc) }
+        let is_for_tc = mode == Some(Mode::Tc);
+        Path { next_hop: found.next_hop, snat, is_local: found.is_local, is_for_tc }
     }
 
     /// Attaches the datapath wherever packets of clients or backends come in. Gives the backends behind
