@@ -21,7 +21,7 @@ mod xdp_pass;
 pub use agent::{Agent, Seat, wait_for};
 pub use extra_edge::ExtraEdge;
 pub use netns::{Namespace, Process};
-pub use topology::{HOST, Lab, Options, POD, VIPS_V4, VIPS_V6};
+pub use topology::{HOST, Lab, Lan, Options, POD, VIPS_V4, VIPS_V6};
 
 /// Whether namespaces and BPF programs can be made. Tests call it first and return when it is
 /// false; `cargo xtask ci` takes the printed line for a failure.

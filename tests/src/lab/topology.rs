@@ -31,7 +31,22 @@ pub const POD: u8 = 101;
 /// does not choose answers datagrams from there.
 pub const HOST: u8 = 200;
 
+/// What is left of 1500 bytes in a VXLAN tunnel over IPv4.
+const TUNNEL_MTU: u32 = 1450;
+
 static NEXT: AtomicU32 = AtomicU32::new(1);
+
+/// What the edge's device towards the backends is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lan {
+    /// Like a NIC.
+    #[default]
+    Nic,
+    /// A bridge, with the NIC as its port.
+    Bridge,
+    /// A VXLAN tunnel over the NIC, as of an overlay network.
+    Vxlan,
+}
 
 /// What a lab has.
 #[derive(Clone, Copy, Debug)]
@@ -46,11 +61,22 @@ pub struct Options {
     pub one_armed: bool,
     /// Number of pods on the edge itself, behind its bridge `cni0`, with all offloads on.
     pub pods: u8,
+    /// What `lan` is.
+    pub lan: Lan,
+    /// Makes `uplink` a bridge, with the NIC as its port.
+    pub uplink_is_bridge: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { backends: 3, client_mtu: None, one_armed: false, pods: 0 }
+        Self {
+            backends: 3,
+            client_mtu: None,
+            one_armed: false,
+            pods: 0,
+            lan: Lan::Nic,
+            uplink_is_bridge: false,
+        }
     }
 }
 
@@ -219,7 +245,12 @@ impl Lab {
                  route add default via 10.3.0.2\n route add ::/0 via fd03::2",
             )?;
         } else {
-            veth((client, "eth0"), (edge, "uplink"))?;
+            if options.uplink_is_bridge {
+                veth((client, "eth0"), (edge, "wire"))?;
+                edge.ip_batch("link add uplink type bridge stp_state 0 mcast_snooping 0\n link set wire master uplink up")?;
+            } else {
+                veth((client, "eth0"), (edge, "uplink"))?;
+            }
             edge.ip_batch(
                 "addr add 10.1.0.1/24 dev uplink\n addr add fd01::1/64 dev uplink nodad\n link set uplink up",
             )?;
@@ -253,16 +284,45 @@ impl Lab {
         Ok(())
     }
 
+    /// Joins namespaces by a VXLAN tunnel: each with its device below, the tunnel's, and the last byte
+    /// of its own and the other's address. Gives what makes the far end a port of the LAN.
+    fn join_tunnel(ends: [(&Namespace, &str, &str, u8, u8); 2]) -> Result<String> {
+        veth((ends[0].0, ends[0].1), (ends[1].0, ends[1].1))?;
+        for (namespace, wire, tunnel, own, other) in ends {
+            namespace.ip_batch(&format!(
+                "addr add 10.9.0.{own}/24 dev {wire}\n link set {wire} up
+                 link add {tunnel} type vxlan id 7 dstport 4789 local 10.9.0.{own} remote 10.9.0.{other} dev {wire}
+                 link set {tunnel} mtu {TUNNEL_MTU} up"
+            ))?;
+        }
+        Ok(String::from("link set tunnel master lan up\n"))
+    }
+
     fn join_lan(&self, options: Options) -> Result<()> {
         let Self { client, edge, switch, .. } = self;
         let device = if options.one_armed { "uplink" } else { "lan" };
         switch.ip_batch("link add lan type bridge stp_state 0 mcast_snooping 0\n link set lan up")?;
         forwarding(edge)?;
-        veth((edge, device), (switch, "edge"))?;
+        let mut ports = String::from("link set edge master lan up\n");
+        match options.lan {
+            Lan::Nic => veth((edge, device), (switch, "edge"))?,
+            Lan::Bridge => {
+                // A veth as its port would look like a pod's.
+                let ends = [(edge, "wire2", "port", 1, 2), (switch, "edge", "tunnel", 2, 1)];
+                ports = Self::join_tunnel(ends)?;
+                edge.ip_batch(&format!(
+                    "link add {device} mtu {TUNNEL_MTU} type bridge stp_state 0 mcast_snooping 0
+                     link set port master {device} up"
+                ))?;
+            }
+            Lan::Vxlan => {
+                let ends = [(edge, "wire2", device, 1, 2), (switch, "edge", "tunnel", 2, 1)];
+                ports = Self::join_tunnel(ends)?;
+            }
+        }
         edge.ip_batch(&format!(
             "addr add 10.2.0.1/24 dev {device}\n addr add fd02::1/64 dev {device} nodad\n link set {device} up"
         ))?;
-        let mut ports = String::from("link set edge master lan up\n");
         if options.one_armed {
             veth((client, "eth0"), (switch, "client"))?;
             ports.push_str("link set client master lan up\n");
@@ -274,6 +334,9 @@ impl Lab {
         for (n, backend) in (1..).zip(&self.backends) {
             veth((backend, "eth0"), (switch, backend.role()))?;
             writeln!(ports, "link set {} master lan up", backend.role())?;
+            if options.lan != Lan::Nic {
+                backend.ip_batch(&format!("link set eth0 mtu {TUNNEL_MTU}"))?;
+            }
             let (v4, v6) = (Self::backend_address(n, false), Self::backend_address(n, true));
             backend.ip_batch(&format!(
                 "addr add {v4}/24 dev eth0\n addr add {v6}/64 dev eth0 nodad\n link set eth0 up

@@ -1,0 +1,118 @@
+//! TC in place of XDP, and beside it: devices that XDP cannot send by.
+
+use std::{collections::BTreeMap, io::ErrorKind};
+
+use anyhow::{Context, Result};
+use pointsman_tests::{
+    lab::{
+        Agent, Lan, Options,
+        manifest::{ECHO, HTTP, UDP},
+    },
+    traffic::{
+        bulk,
+        client::{
+            check_round_robin, connect, open, tally, udp_exchange, udp_socket, who_answers, who_answers_udp,
+        },
+    },
+    world::{World, both, web},
+};
+use serde_json::Value;
+
+/// A datagram that does not fit one packet.
+const FRAGMENTED: usize = 3_000;
+/// The largest that fits one packet in the lab's tunnel.
+const IN_A_TUNNEL: usize = 1_450 - 40 - 8;
+
+/// How the datapath is attached, by device.
+fn modes(status: &Value) -> Result<BTreeMap<&str, &str>> {
+    let devices = status["devices"].as_array().context("no devices")?;
+    devices
+        .iter()
+        .map(|device| Some((device["device"].as_str()?, device["mode"].as_str()?)))
+        .collect::<Option<_>>()
+        .context("a device without name or mode")
+}
+
+/// Connections, datagrams of up to this size and bulk, both families.
+fn everything_works(world: &World, status: &Value, backends: usize, largest: usize) -> Result<()> {
+    let client = &world.lab.client;
+    for to in both(status, HTTP)? {
+        check_round_robin(&who_answers(client, to, 10 * backends)?, backends)?;
+    }
+    for to in both(status, UDP)? {
+        check_round_robin(&who_answers_udp(client, to, 10 * backends)?, backends)?;
+        let names: Result<Vec<String>> = (0..2 * backends)
+            .map(|_| udp_exchange(&client.enter(|| udp_socket(to))??, &vec![b'f'; largest]))
+            .collect();
+        assert_eq!(tally(&names?).len(), backends);
+    }
+    for (seed, to) in (1..).zip(both(status, ECHO)?) {
+        bulk::echo(&connect(client, to)?, 64 << 20, seed)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn in_place_of_xdp() -> Result<()> {
+    let Some(world) = World::new(3)? else { return Ok(()) };
+    let agent = Agent::start_with(&world.lab, &web(&[1, 2, 3]), &["--datapath", "tc"])?;
+    let status = agent.wait_ready()?;
+    assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "tc")]));
+    everything_works(&world, &status, 3, FRAGMENTED)
+}
+
+/// Super-packets and unfinished checksums, as virtual NICs hand them over.
+#[test]
+fn with_offloads() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    for (namespace, device) in
+        [(world.lab.client.as_ref(), "eth0"), (&world.lab.edge, "uplink"), (&world.lab.edge, "lan")]
+            .into_iter()
+            .chain(world.lab.backends.iter().map(|backend| (backend, "eth0")))
+    {
+        namespace.run(["ethtool", "-K", device, "tx", "on", "tso", "on", "gso", "on"])?;
+    }
+    let agent = Agent::start_with(&world.lab, &web(&[1, 2]), &["--datapath", "tc"])?;
+    let status = agent.wait_ready()?;
+    everything_works(&world, &status, 2, FRAGMENTED)?;
+    // Refusals are made out of packets whose checksum is unfinished.
+    agent.write_config(&web(&[]))?;
+    agent.wait_status("no backend", |status| status["services"][0]["state"] == "no-backends")?;
+    for to in both(&status, HTTP)? {
+        let refused = world.lab.client.enter(|| open(to))?;
+        assert_eq!(refused.map_err(|error| error.kind()).err(), Some(ErrorKind::ConnectionRefused));
+    }
+    for to in both(&status, UDP)? {
+        let socket = world.lab.client.enter(|| udp_socket(to))??;
+        socket.send(b"anybody?")?;
+        let refused = socket.recv(&mut [0; 100]).map_err(|error| error.kind());
+        assert_eq!(refused.err(), Some(ErrorKind::ConnectionRefused));
+    }
+    Ok(())
+}
+
+#[test]
+fn backends_behind_a_bridge() -> Result<()> {
+    let Some(world) = World::with(Options { lan: Lan::Bridge, ..Options::default() })? else { return Ok(()) };
+    let (_agent, status) = world.web(&[1, 2, 3])?;
+    assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "xdp-native")]));
+    everything_works(&world, &status, 3, IN_A_TUNNEL)
+}
+
+#[test]
+fn backends_in_an_overlay() -> Result<()> {
+    let Some(world) = World::with(Options { lan: Lan::Vxlan, ..Options::default() })? else { return Ok(()) };
+    let (_agent, status) = world.web(&[1, 2, 3])?;
+    assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "xdp-native")]));
+    everything_works(&world, &status, 3, IN_A_TUNNEL)
+}
+
+#[test]
+fn clients_behind_a_bridge() -> Result<()> {
+    let Some(world) = World::with(Options { uplink_is_bridge: true, ..Options::default() })? else {
+        return Ok(());
+    };
+    let (_agent, status) = world.web(&[1, 2, 3])?;
+    assert_eq!(modes(&status)?, BTreeMap::from([("lan", "xdp-native"), ("uplink", "tc")]));
+    everything_works(&world, &status, 3, FRAGMENTED)
+}
