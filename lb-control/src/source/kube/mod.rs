@@ -16,6 +16,7 @@ use std::{fmt, time::Duration};
 pub use backoff::Backoff;
 pub use connect::{Access, ConnectError, Connection, connect};
 pub use follow::watch;
+pub use known::Known;
 
 pub use super::Update;
 pub use crate::model::causes;
