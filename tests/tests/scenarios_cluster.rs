@@ -19,7 +19,7 @@
 //! -- leader                the next node leads
 //! -- option NAME           agents are started anew with `publish-external-ips`, without it again
 //!                          (`keep-external-ips`), or for Services of our class only (`own-class-only`)
-//! -- expect [NODE…]        after 40 seconds: all that is ours, and the maps of these nodes
+//! -- expect [NODE…]        after 70 seconds: all that is ours, and the maps of these nodes
 //! …
 //! ```
 //!
@@ -51,6 +51,10 @@ fn run(text: &str, is_shaky: bool) -> String {
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
         writeln!(out, "{line}").unwrap();
+        if line.starts_with("== ") {
+            // Shown if what follows panics.
+            println!("{line}{}", if is_shaky { " (with lost writes)" } else { "" });
+        }
         let Some(command) = line.strip_prefix("-- ") else { continue };
         let mut block = String::new();
         while let Some(line) = lines.next_if(|line| !line.starts_with("-- ") && !line.starts_with("== ")) {
@@ -94,6 +98,7 @@ fn scenarios() {
     assert!(!paths.is_empty(), "no scenarios in {}", directory.display());
     let mut wrong = String::new();
     for path in paths {
+        println!("{}", path.display());
         let expected = fs::read_to_string(&path).unwrap();
         let got = run(&expected, false);
         if std::env::var_os("UPDATE").is_some() {

@@ -36,6 +36,8 @@ pub struct Agent {
     seen: usize,
     writer: Writer,
     compiler: Compiler,
+    /// When the maps are to be looked at although nothing changed.
+    retry_at: Option<Duration>,
     served: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
     has_begun: bool,
 }
@@ -56,6 +58,7 @@ impl Agent {
             seen: 0,
             writer: Writer::new(node, options),
             compiler: Compiler::adopt(&maps, Settings::default()).expect("maps of this version"),
+            retry_at: None,
             served: BTreeMap::new(),
             has_begun: false,
             maps,
@@ -93,13 +96,17 @@ impl Agent {
         for (kept, new) in self.problems.iter_mut().zip(problems) {
             *kept = new.unwrap_or(std::mem::take(kept));
         }
-        if is_first || !changes.is_empty() {
+        let is_due = self.retry_at.is_some_and(|at| at <= now);
+        let is_new = is_first || !changes.is_empty();
+        if is_new {
             self.writer.changed(changes.clone(), now);
             changes.retain(|change| !matches!(change, ObjectChange::Agent(..)));
             self.planner.apply(changes);
         }
-        self.program(now, is_shaky);
-        self.tell();
+        if is_new || is_due {
+            self.program(now, is_shaky);
+            self.tell();
+        }
         self.has_begun = true;
         self.writer.commands(now)
     }
@@ -117,6 +124,7 @@ impl Agent {
         for _ in 0..MANY {
             let delta = self.compiler.reconcile(desired, &paths, &Config::default(), Scope::All, now);
             if delta.is_empty() {
+                self.retry_at = delta.retry_at;
                 return;
             }
             plan::apply(&delta, &mut self.maps, &mut self.compiler, now);

@@ -16,7 +16,7 @@ use super::{
 /// How often agents renew their Leases.
 const RENEWAL: u64 = 5;
 /// Seconds in which everything comes to rest: a Lease runs out, and a few failures are waited for.
-const SETTLES: u64 = 30;
+const SETTLES: u64 = 60;
 /// Seconds in which it then has to stay at rest.
 const RESTS: u64 = 10;
 
