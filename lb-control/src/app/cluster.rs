@@ -183,6 +183,9 @@ impl Tasks {
                 }
                 update = source.recv() => match update {
                     Some(Ok(mut update)) => {
+                        if let Some(problems) = &update.problems {
+                            self.writer.problems(problems);
+                        }
                         update.problems = update.problems.map(|problems| refusals.source(problems));
                         if update.synced {
                             self.writer.changed(update.changes.clone(), self.started.elapsed());

@@ -10,7 +10,7 @@ use std::{
 
 use super::live::Told;
 use crate::{
-    model::{ObjectChange, ObjectRef, VirtualIp},
+    model::{ObjectChange, ObjectRef, Problem, VirtualIp},
     plan::controller::{Command, Controller, ControllerOptions, Outcome, agent_status_of},
 };
 
@@ -72,6 +72,11 @@ impl Writer {
             self.controller.change(change, now);
         }
         self.synced = true;
+    }
+
+    /// All that the source finds wrong with objects.
+    pub fn problems(&mut self, problems: &[Problem]) {
+        self.controller.problems(problems);
     }
 
     /// Whether this node leads from now on.

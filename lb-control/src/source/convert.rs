@@ -154,6 +154,12 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
     {
         errors.add("spec.sessionAffinity", format!("`{affinity}` is neither None nor ClientIP"));
     }
+    // What is to be let go of is let go of, whatever is wrong with how it would be served: else it
+    // would stay as it last was, held by our finalizers. Files have nothing that holds them.
+    let is_file = service.place.is_some();
+    if !is_file && (service.api.deleting || !service.is_load_balancer) {
+        return Ok(service);
+    }
     errors.finish(service)
 }
 

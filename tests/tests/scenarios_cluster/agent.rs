@@ -96,6 +96,7 @@ impl Agent {
         for (kept, new) in self.problems.iter_mut().zip(problems) {
             *kept = new.unwrap_or(std::mem::take(kept));
         }
+        self.writer.problems(&self.problems.concat());
         let is_due = self.retry_at.is_some_and(|at| at <= now);
         let is_new = is_first || !changes.is_empty();
         if is_new {
@@ -111,7 +112,12 @@ impl Agent {
         self.writer.commands(now)
     }
 
-    pub fn done(&mut self, command: &Command, outcome: &lb_control::plan::controller::Outcome, now: Duration) {
+    pub fn done(
+        &mut self,
+        command: &Command,
+        outcome: &lb_control::plan::controller::Outcome,
+        now: Duration,
+    ) {
         self.writer.done(command, outcome, now);
     }
 
@@ -138,7 +144,9 @@ impl Agent {
         let path = |address: IpAddr| plan::Path {
             is_local: self.planner.is_local(&address) == Some(true),
             next_hop: Some(next_hop),
-            snat: vec![if address.is_ipv4() { "10.0.0.254" } else { "fd00::fe" }.parse().expect("an address")],
+            snat: vec![
+                if address.is_ipv4() { "10.0.0.254" } else { "fd00::fe" }.parse().expect("an address"),
+            ],
         };
         self.planner.backends().map(|address| (address, path(address))).collect()
     }
@@ -149,7 +157,8 @@ impl Agent {
         for address in self.served.keys().filter(|address| !vips.contains_key(*address)) {
             self.writer.told(Told::Serves((*address, BTreeSet::new())));
         }
-        for (address, services) in vips.iter().filter(|(address, it)| self.served.get(*address) != Some(*it)) {
+        for (address, services) in vips.iter().filter(|(address, it)| self.served.get(*address) != Some(*it))
+        {
             self.writer.told(Told::Serves((*address, services.clone())));
         }
         self.served.clone_from(vips);

@@ -19,6 +19,9 @@ pub struct Key {
     pub name: String,
 }
 
+/// Another controller that writes Services.
+pub const RIVAL: &str = "rival";
+
 /// Kinds without a namespace.
 const OF_THE_CLUSTER: [&str; 4] = ["AddressPool", "Namespace", "Node", "VirtualIP"];
 
@@ -51,7 +54,7 @@ pub struct Server {
     pub log: Vec<(Key, Option<Value>)>,
     /// Lines, since they were last shown.
     pub events: Vec<String>,
-    /// Objects as people's last write left them.
+    /// Objects as the last write of somebody other than us left them.
     written: BTreeMap<Key, Value>,
     version: u64,
 }
@@ -83,14 +86,14 @@ impl Server {
             // Who changes a field owns it, and nobody else does any more.
             let is_empty = ingress.as_array().is_none_or(Vec::is_empty);
             own(&mut object, FIELD_MANAGER, false);
-            own(&mut object, "rival", !is_empty);
+            own(&mut object, RIVAL, !is_empty);
             object["status"]["loadBalancer"] = if is_empty { json!({}) } else { json!({"ingress": ingress}) };
         }
         self.put(&key, object);
         self.written.insert(key.clone(), self.objects[&key].clone());
     }
 
-    /// Whether nobody but people has written an object.
+    /// Whether an object is to the byte as somebody other than us left it.
     pub fn is_as_written(&self, key: &Key) -> bool {
         self.objects.get(key) == self.written.get(key)
     }
@@ -141,7 +144,8 @@ impl Server {
             }
             Command::UpdateVirtualIp { address, resource_version, pool, services, node } => {
                 self.edit(&Key::virtual_ip(*address), None, Some(resource_version), |it| {
-                    it["spec"] = json!({"address": address, "pool": pool, "services": services, "node": node});
+                    it["spec"] =
+                        json!({"address": address, "pool": pool, "services": services, "node": node});
                 })
             }
             Command::DeleteVirtualIp { address, uid, resource_version } => {
@@ -165,7 +169,8 @@ impl Server {
             }
             Command::Event { about, warning, reason, note } => {
                 let kind = if *warning { "Warning" } else { "Normal" };
-                self.events.push(format!("Event {kind} {reason} about {} {}: {note}", about.kind, about.object));
+                self.events
+                    .push(format!("Event {kind} {reason} about {} {}: {note}", about.kind, about.object));
                 Outcome::Done
             }
             other => self.run_for_service(other),
@@ -227,12 +232,12 @@ impl Server {
         let wanted: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
         let wanted = json!(wanted);
         let present = &object["status"]["loadBalancer"]["ingress"];
-        if !addresses.is_empty() && owns(object, "rival") && *present != wanted {
+        if !addresses.is_empty() && owns(object, RIVAL) && *present != wanted {
             return Outcome::Conflict("conflict with \"rival\": .status.loadBalancer.ingress".into());
         }
         self.edit(&key, Some(uid), None, |it| {
             if addresses.is_empty() {
-                if owns(it, FIELD_MANAGER) && !owns(it, "rival") {
+                if owns(it, FIELD_MANAGER) && !owns(it, RIVAL) {
                     it["status"]["loadBalancer"] = json!({});
                 }
             } else {
@@ -303,7 +308,8 @@ fn keep(old: &Value, new: &mut Value) {
     if let Some(status) = old.get("status") {
         new["status"] = status.clone();
     }
-    if old["metadata"]["annotations"][ANNOTATION_EXTERNAL_IPS].is_string() && new["spec"]["externalIPs"].is_null()
+    if old["metadata"]["annotations"][ANNOTATION_EXTERNAL_IPS].is_string()
+        && new["spec"]["externalIPs"].is_null()
     {
         new["spec"]["externalIPs"] = old["spec"]["externalIPs"].clone();
         ensure(&mut new["metadata"]["annotations"]);
@@ -330,11 +336,12 @@ fn prepare(service: &mut Value) {
     if spec["type"] != "LoadBalancer" {
         service["status"]["loadBalancer"] = json!({});
         own(service, FIELD_MANAGER, false);
-        own(service, "rival", false);
+        own(service, RIVAL, false);
     }
 }
 
-fn owns(service: &Value, manager: &str) -> bool {
+/// Whether the ingress belongs to a manager.
+pub fn owns(service: &Value, manager: &str) -> bool {
     let entries = service["metadata"]["managedFields"].as_array();
     entries.into_iter().flatten().any(|entry| entry["manager"] == manager)
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     agent::Agent,
-    server::{Key, texts},
+    server::{Key, RIVAL, owns, texts},
     world::World,
 };
 
@@ -67,7 +67,8 @@ fn pool(out: &mut String, key: &Key, object: &Value) {
         Some(i64::MAX) => "countless".to_owned(),
         _ => status["available"].to_string(),
     };
-    writeln!(out, "AddressPool {}: {} assigned, {available} available", key.name, status["assigned"]).unwrap();
+    writeln!(out, "AddressPool {}: {} assigned, {available} available", key.name, status["assigned"])
+        .unwrap();
     conditions(out, object);
 }
 
@@ -75,18 +76,20 @@ fn service(out: &mut String, key: &Key, object: &Value, is_as_written: bool) {
     let ingress = object["status"]["loadBalancer"]["ingress"].as_array();
     let addresses = list(ingress.into_iter().flatten().filter_map(|it| it["ip"].as_str()));
     write!(out, "Service {}/{}: {addresses}", key.namespace, key.name).unwrap();
-    if is_as_written {
-        out.push_str(", as people wrote it");
-    }
     let finalizers = texts(&object["metadata"]["finalizers"]);
+    let is_ours = finalizers.iter().any(|it| it == FINALIZER);
+    if owns(object, RIVAL) {
+        out.push_str(" (written by a rival)");
+    }
+    if is_as_written && !is_ours && object["status"]["conditions"].is_null() {
+        out.push_str(", not touched");
+    }
     if object["metadata"]["deletionTimestamp"].is_string() {
         out.push_str(", being deleted");
     }
     out.push('\n');
     if !finalizers.is_empty() {
-        let is_ours = finalizers.iter().any(|it| it == FINALIZER);
-        let whose = if is_ours { "" } else { " (none of ours)" };
-        writeln!(out, "  finalizers {}{whose}", finalizers.join(", ")).unwrap();
+        writeln!(out, "  finalizers {}", finalizers.join(", ")).unwrap();
     }
     let external = texts(&object["spec"]["externalIPs"]);
     if !external.is_empty() {
@@ -99,7 +102,11 @@ fn virtual_ip(out: &mut String, object: &Value) {
     let services = |part: &Value| {
         let all = part["services"].as_array().cloned().unwrap_or_default();
         let name = |it: &Value| {
-            format!("{}/{}", it["namespace"].as_str().unwrap_or_default(), it["name"].as_str().unwrap_or_default())
+            format!(
+                "{}/{}",
+                it["namespace"].as_str().unwrap_or_default(),
+                it["name"].as_str().unwrap_or_default()
+            )
         };
         list(all.iter().map(name)).replace("nothing", "nobody")
     };

@@ -54,7 +54,8 @@ impl World {
     pub fn file(&mut self, name: &str, text: &str) {
         let mut keys = Vec::new();
         for document in text.split("---\n").filter(|document| !document.trim().is_empty()) {
-            let object: Value = serde_saphyr::from_str(document).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let object: Value =
+                serde_saphyr::from_str(document).unwrap_or_else(|error| panic!("{name}: {error}"));
             keys.push(Key::of(&object));
             self.server.apply(object);
         }
@@ -166,7 +167,8 @@ impl World {
         let up: Vec<_> = self.agents.values().filter(|it| it.is_up).map(|it| it.node.clone()).collect();
         for node in up {
             let name = format!("pointsman-agent-{node}");
-            let time = jiff::Timestamp::from_second(i64::try_from(self.now.as_secs()).expect("soon")).expect("soon");
+            let time =
+                jiff::Timestamp::from_second(i64::try_from(self.now.as_secs()).expect("soon")).expect("soon");
             self.server.apply(json!({
                 "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
                 "metadata": {"name": name, "namespace": "pointsman", "labels": {"pointsman.dev/agent": "true"}},

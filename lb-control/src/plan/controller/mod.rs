@@ -18,6 +18,7 @@ mod command;
 mod conditions;
 mod flights;
 mod index;
+mod invalid;
 mod pools;
 mod rivals;
 mod services;
@@ -35,6 +36,7 @@ pub use services::{FINALIZER, FINALIZER_KUBERNETES};
 
 use flights::{Flights, Key};
 use index::{Index, published};
+use invalid::Invalid;
 use pools::PoolStatuses;
 use rivals::Rivals;
 
@@ -42,7 +44,7 @@ use super::{
     ipam::{self, Holdings, Ipam},
     ownership::Liveness,
 };
-use crate::model::{ObjectChange, ObjectRef, Objects};
+use crate::model::{ObjectChange, ObjectRef, Objects, Problem};
 
 /// What is decided for the whole cluster.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +88,7 @@ pub struct Controller {
     flights: Flights,
     rivals: Rivals,
     pools: PoolStatuses,
+    invalid: Invalid,
     dirty: Dirty,
     /// Events to tell.
     events: Vec<Command>,
@@ -108,6 +111,7 @@ impl Controller {
             flights: Flights::default(),
             rivals: Rivals::default(),
             pools: PoolStatuses::default(),
+            invalid: Invalid::default(),
             dirty: Dirty::default(),
             events: Vec::new(),
             waiting: BTreeMap::new(),
@@ -149,7 +153,13 @@ impl Controller {
         }
         commands.extend(self.pool_steps(now));
         commands.append(&mut self.events);
+        commands.extend(self.invalid.events());
         commands
+    }
+
+    /// All that is wrong with objects: who wrote them is told by an Event.
+    pub fn problems(&mut self, problems: &[Problem]) {
+        self.invalid.are_now(problems);
     }
 
     /// What became of a command.

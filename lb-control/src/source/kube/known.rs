@@ -106,6 +106,7 @@ fn problems<K: Kind>(metadata: &ObjectMeta, errors: Vec<FieldError>, known: bool
         .map(|error| {
             Problem::error(format!("{} ({effect} until this is mended)", error.message))
                 .about(K::NAMES.kind, &object)
+                .uid(metadata.uid.as_deref())
                 .field(error.field)
         })
         .collect()
