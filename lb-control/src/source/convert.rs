@@ -164,7 +164,7 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
 }
 
 /// What the API server has about a Service beside its specification.
-fn api_state(from: &core::Service) -> ApiState {
+pub(super) fn api_state(from: &core::Service) -> ApiState {
     let metadata = &from.metadata;
     let status = from.status.as_ref();
     let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_deref());

@@ -9,7 +9,7 @@ use k8s_openapi::{
 use kube::core::PartialObjectMeta;
 use serde::de::DeserializeOwned;
 
-use super::lenient::Lenient;
+use super::{keep, lenient::Lenient};
 use crate::{
     crd::{self, metallb},
     model::{
@@ -69,6 +69,12 @@ pub trait Kind: Send + 'static {
     /// Every field that cannot be taken as it is.
     fn convert(key: &Self::Key, raw: &Self::Raw) -> Result<Self::Value, Vec<FieldError>>;
 
+    /// What is to stand for an object that cannot be taken, given what stood for it before. `None`:
+    /// that stays, or there is nothing.
+    fn keep(_: Option<&Self::Value>, _: &Self::Raw) -> Option<Self::Value> {
+        None
+    }
+
     /// The change that it is.
     fn change(key: Self::Key, value: Option<Arc<Self::Value>>) -> ObjectChange;
 }
@@ -94,6 +100,10 @@ impl Kind for Services {
         convert::service(raw, None)
     }
 
+    fn keep(old: Option<&Service>, raw: &core::Service) -> Option<Service> {
+        keep::service(old, raw)
+    }
+
     fn change(key: ObjectRef, value: Option<Arc<Service>>) -> ObjectChange {
         ObjectChange::Service(key, value)
     }
@@ -114,6 +124,10 @@ impl Kind for Slices {
 
     fn convert(_: &ObjectRef, raw: &discovery::EndpointSlice) -> Result<EndpointSlice, Vec<FieldError>> {
         convert::endpoint_slice(raw, None)
+    }
+
+    fn keep(old: Option<&EndpointSlice>, raw: &discovery::EndpointSlice) -> Option<EndpointSlice> {
+        keep::endpoint_slice(old, raw)
     }
 
     fn change(key: ObjectRef, value: Option<Arc<EndpointSlice>>) -> ObjectChange {

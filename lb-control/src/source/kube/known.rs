@@ -56,9 +56,19 @@ impl<K: Kind> Known<K> {
                 Some(K::change(key, Some(value)))
             }
             Err(errors) => {
-                let known = self.objects.contains_key(&key);
-                self.put_bad(key, problems::<K>(raw.meta(), errors, known));
-                None
+                let old = self.objects.get(&key);
+                let kept = K::keep(old.map(Arc::as_ref), raw);
+                let effect = match (old, &kept) {
+                    // The same whether it was seen in order or not, or it would be told twice.
+                    (_, Some(_)) => "it keeps what it has",
+                    (Some(_), None) => "it stays as it last was",
+                    (None, None) => "it is ignored",
+                };
+                let is_new = kept.as_ref().is_some_and(|kept| old.is_none_or(|old| **old != *kept));
+                self.put_bad(key.clone(), problems::<K>(raw.meta(), errors, effect));
+                let value = Arc::new(kept.filter(|_| is_new)?);
+                self.objects.insert(key.clone(), Arc::clone(&value));
+                Some(K::change(key, Some(value)))
             }
         }
     }
@@ -95,12 +105,11 @@ impl<K: Kind> Known<K> {
     }
 }
 
-fn problems<K: Kind>(metadata: &ObjectMeta, errors: Vec<FieldError>, known: bool) -> Vec<Problem> {
+fn problems<K: Kind>(metadata: &ObjectMeta, errors: Vec<FieldError>, effect: &str) -> Vec<Problem> {
     let object = ObjectRef::new(
         metadata.namespace.clone().unwrap_or_default(),
         metadata.name.clone().unwrap_or_default(),
     );
-    let effect = if known { "it stays as it last was" } else { "it is ignored" };
     errors
         .into_iter()
         .map(|error| {

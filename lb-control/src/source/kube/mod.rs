@@ -3,6 +3,7 @@
 mod backoff;
 mod connect;
 mod follow;
+mod keep;
 pub mod kinds;
 mod known;
 mod lenient;
