@@ -5,6 +5,7 @@ use std::{
     fs,
     net::{SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// Kinds that tests write: kind, group and version, plural.
-const KINDS: [(&str, &str, &str, &str); 8] = [
+const KINDS: [(&str, &str, &str, &str); 10] = [
     ("Service", "", "v1", "services"),
     ("Node", "", "v1", "nodes"),
     ("Namespace", "", "v1", "namespaces"),
@@ -33,6 +34,8 @@ const KINDS: [(&str, &str, &str, &str); 8] = [
     ("Event", "events.k8s.io", "v1", "events"),
     ("AddressPool", "pointsman.dev", "v1alpha1", "addresspools"),
     ("VirtualIP", "pointsman.dev", "v1alpha1", "virtualips"),
+    ("IPAddressPool", "metallb.io", "v1beta1", "ipaddresspools"),
+    ("L2Advertisement", "metallb.io", "v1beta1", "l2advertisements"),
 ];
 
 /// A node without traffic.
@@ -47,6 +50,8 @@ pub struct OtherNode {
 }
 
 /// A cluster, and a lab whose edge is a node of it.
+///
+/// Objects that have a namespace are in the test's own, unless they are named `NAMESPACE/NAME`.
 pub struct ClusterWorld {
     /// Servers on the backends.
     pub servers: Vec<Server>,
@@ -64,6 +69,8 @@ pub struct ClusterWorld {
     pub node: String,
     /// For the edge.
     kubeconfig: PathBuf,
+    /// More namespaces with Services.
+    more_namespaces: std::sync::Mutex<Vec<String>>,
     /// Cluster-scoped objects to be deleted: kind and name.
     made: std::sync::Mutex<Vec<(&'static str, String)>>,
     runtime: Runtime,
@@ -99,6 +106,7 @@ impl ClusterWorld {
         let world = Self {
             servers,
             namespace: runtime.block_on(cluster.namespace("svc"))?,
+            more_namespaces: std::sync::Mutex::default(),
             made: std::sync::Mutex::default(),
             others: Vec::new(),
             lab,
@@ -152,6 +160,20 @@ impl ClusterWorld {
         self.start(other.edge.seat(), &other.node, &other.kubeconfig, flags)
     }
 
+    /// What `pointsman cleanup` says, as an uninstallation runs it: in a pod of its own, off the edge.
+    ///
+    /// # Errors
+    /// When it fails, with what it wrote.
+    pub fn clean_up(&self) -> Result<String> {
+        let binary = std::env::var_os("POINTSMAN_BIN").context("POINTSMAN_BIN is not set")?;
+        let mut command = Command::new(binary);
+        command.args(["cleanup", "--namespace", &self.namespace, "--kubeconfig"]);
+        let output = command.arg(self.cluster.kubeconfig()).stdin(Stdio::null()).output()?;
+        let (said, log) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "pointsman cleanup: {}\n{said}{log}", output.status);
+        Ok(said)
+    }
+
     /// An agent on the edge with the rights of a ServiceAccount. With the double only.
     ///
     /// # Errors
@@ -200,7 +222,7 @@ impl ClusterWorld {
     /// # Errors
     /// When the API server refuses.
     pub fn apply(&self, kind: &'static str, name: &str, object: &Value) -> Result<()> {
-        let (api, resource) = self.api(kind)?;
+        let (api, resource, name) = self.api_of(kind, name)?;
         let mut object = object.clone();
         object["apiVersion"] = json!(resource.api_version);
         object["kind"] = json!(kind);
@@ -221,7 +243,7 @@ impl ClusterWorld {
     /// # Errors
     /// When the API server refuses.
     pub fn patch(&self, kind: &str, name: &str, patch: &Value) -> Result<()> {
-        let (api, _) = self.api(kind)?;
+        let (api, _, name) = self.api_of(kind, name)?;
         self.block(api.patch(name, &PatchParams::default(), &Patch::Merge(patch)))
             .with_context(|| format!("{kind} {name}"))?;
         Ok(())
@@ -232,7 +254,7 @@ impl ClusterWorld {
     /// # Errors
     /// When the API server refuses.
     pub fn seize_status(&self, kind: &str, name: &str, manager: &str, status: &Value) -> Result<()> {
-        let (api, resource) = self.api(kind)?;
+        let (api, resource, name) = self.api_of(kind, name)?;
         let object = json!({
             "apiVersion": resource.api_version, "kind": kind, "metadata": {"name": name}, "status": status,
         });
@@ -247,7 +269,7 @@ impl ClusterWorld {
     /// # Errors
     /// When the API server refuses.
     pub fn patch_status(&self, kind: &str, name: &str, patch: &Value) -> Result<()> {
-        let (api, _) = self.api(kind)?;
+        let (api, _, name) = self.api_of(kind, name)?;
         self.block(api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)))
             .with_context(|| format!("status of {kind} {name}"))?;
         Ok(())
@@ -258,7 +280,7 @@ impl ClusterWorld {
     /// # Errors
     /// When the API server refuses.
     pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
-        let (api, _) = self.api(kind)?;
+        let (api, _, name) = self.api_of(kind, name)?;
         self.block(api.delete(name, &DeleteParams::default())).with_context(|| format!("{kind} {name}"))?;
         Ok(())
     }
@@ -268,7 +290,7 @@ impl ClusterWorld {
     /// # Errors
     /// When the API server does not answer.
     pub fn get(&self, kind: &str, name: &str) -> Result<Option<Value>> {
-        let (api, _) = self.api(kind)?;
+        let (api, _, name) = self.api_of(kind, name)?;
         let found = self.block(api.get_opt(name)).with_context(|| format!("{kind} {name}"))?;
         Ok(found.map(serde_json::to_value).transpose()?)
     }
@@ -278,7 +300,11 @@ impl ClusterWorld {
     /// # Errors
     /// When the API server does not answer.
     pub fn list(&self, kind: &str) -> Result<Vec<Value>> {
-        let (api, _) = self.api(kind)?;
+        self.list_in(kind, &self.namespace)
+    }
+
+    fn list_in(&self, kind: &str, namespace: &str) -> Result<Vec<Value>> {
+        let (api, ..) = self.api_of(kind, &format!("{namespace}/"))?;
         let found = self.block(api.list(&kube::api::ListParams::default()))?;
         Ok(found.items.into_iter().map(serde_json::to_value).collect::<Result<_, _>>()?)
     }
@@ -334,7 +360,7 @@ impl ClusterWorld {
                 "EndpointSlice",
                 &format!("{service}-{}", family.to_lowercase()),
                 &json!({
-                    "metadata": {"labels": {"kubernetes.io/service-name": service}},
+                    "metadata": {"labels": {"kubernetes.io/service-name": bare(service)}},
                     "addressType": family,
                     "ports": [{"name": "http", "port": crate::traffic::HTTP_PORT, "protocol": "TCP"}],
                     "endpoints": endpoints,
@@ -362,26 +388,46 @@ impl ClusterWorld {
     /// # Errors
     /// When the API server does not answer.
     pub fn reasons(&self, object: &str) -> Result<Vec<String>> {
-        let events = self.list("Event")?;
+        let (namespace, object) = object.split_once('/').unwrap_or((&self.namespace, object));
+        let events = self.list_in("Event", namespace)?;
         let about = events.iter().filter(|event| event["regarding"]["name"] == object);
         Ok(about.filter_map(|event| event["reason"].as_str().map(str::to_owned)).collect())
     }
 
-    fn api(&self, kind: &str) -> Result<(Api<DynamicObject>, ApiResource)> {
-        let Some((kind, group, version, plural)) = KINDS.iter().find(|(name, ..)| *name == kind) else {
+    /// One more namespace for Services.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn add_namespace(&self, name: &str) -> Result<String> {
+        let namespace = self.block(self.cluster.namespace(name))?;
+        self.more_namespaces
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(namespace.clone());
+        Ok(namespace)
+    }
+
+    /// What reaches an object, and its name alone.
+    fn api_of<'n>(&self, kind: &str, name: &'n str) -> Result<(Api<DynamicObject>, ApiResource, &'n str)> {
+        let Some((kind, group, version, plural)) = KINDS.iter().find(|(known, ..)| *known == kind) else {
             bail!("no such kind: {kind}")
         };
         let resource =
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
         let client: Client = self.cluster.client();
+        let (namespace, name) = name.split_once('/').unwrap_or((&self.namespace, name));
         let api = match *kind {
-            "Service" | "EndpointSlice" | "Event" | "Lease" => {
-                Api::namespaced_with(client, &self.namespace, &resource)
-            }
-            _ => Api::all_with(client, &resource),
+            "Node" | "Namespace" | "AddressPool" | "VirtualIP" => Api::all_with(client, &resource),
+            _ => Api::namespaced_with(client, namespace, &resource),
         };
-        Ok((api, resource))
+        Ok((api, resource, name))
     }
+}
+
+/// A name without the namespace that may be ahead of it.
+#[must_use]
+pub fn bare(name: &str) -> &str {
+    name.split_once('/').map_or(name, |(_, name)| name)
 }
 
 /// The addresses in a Service's status.
@@ -395,9 +441,15 @@ pub fn ingress(service: &Value) -> Vec<String> {
 impl Drop for ClusterWorld {
     fn drop(&mut self) {
         // Agents are gone by now: nobody else takes their finalizers off.
-        let services = self.list("Service").unwrap_or_default();
-        for service in services.iter().filter_map(|service| service["metadata"]["name"].as_str()) {
-            let _ = self.patch("Service", service, &json!({"metadata": {"finalizers": null}}));
+        let more = std::mem::take(
+            &mut *self.more_namespaces.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
+        for namespace in [std::slice::from_ref(&self.namespace), &more].concat() {
+            let services = self.list_in("Service", &namespace).unwrap_or_default();
+            for service in services.iter().filter_map(|service| service["metadata"]["name"].as_str()) {
+                let name = format!("{namespace}/{service}");
+                let _ = self.patch("Service", &name, &json!({"metadata": {"finalizers": null}}));
+            }
         }
         for (kind, name) in
             std::mem::take(&mut *self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner))

@@ -26,8 +26,9 @@ use harness::{apply, install, run, server};
 const LEADER: &str = "pointsman-controller";
 
 fn cleanup() -> Cleanup {
-    let mut cleanup = Cleanup::new("default", LEADER, "pointsman.dev/agent=true");
+    let mut cleanup = Cleanup::new("default", LEADER, ("pointsman.dev/agent=true", "pointsman-agent-"));
     cleanup.patience = Duration::from_millis(300);
+    cleanup.farewell = Duration::from_secs(5);
     cleanup
 }
 
@@ -110,7 +111,10 @@ fn nothing_of_ours_remains_and_nothing_of_others_goes() -> Result<()> {
         }))
         .await?;
 
-        assert_eq!(cleanup().run(&client).await?, Removed { services: 1, virtual_ips: 1, leases: 1 });
+        assert_eq!(
+            cleanup().run(&client).await?,
+            Removed { services: 1, virtual_ips: 1, leases: 1, ..Removed::default() }
+        );
         let web = api.get("web").await?;
         assert_eq!(web.metadata.finalizers, Some(vec!["x.example/y".into()]));
         let annotations = web.metadata.annotations.context("annotations")?;
@@ -150,17 +154,63 @@ fn cleaning_up_survives_conflicts_and_missing_definitions() -> Result<()> {
     })
 }
 
+/// What an agent is called that holds its own Lease.
+fn agent(node: &str) -> Claim {
+    Claim {
+        name: format!("pointsman-agent-{node}"),
+        labels: [("pointsman.dev/agent".to_owned(), "true".to_owned())].into(),
+        ..claim(node)
+    }
+}
+
+async fn leases(client: &Client) -> Result<Vec<String>> {
+    let all = Api::<Lease>::namespaced(client.clone(), "default").list(&ListParams::default()).await?;
+    Ok(all.into_iter().filter_map(|lease| lease.metadata.name).collect())
+}
+
 #[test]
-fn who_led_does_not_lead_after_a_cleanup() -> Result<()> {
+fn a_cleanup_waits_until_the_agents_have_let_go() -> Result<()> {
     run(async {
         let server = server()?;
         let client = server.client()?;
-        let mut agent = hold(client.clone(), claim("a"));
-        until(&mut agent, true).await?;
-        cleanup().run(&client).await?;
-        assert!(!*agent.holds.borrow(), "it has noticed by now");
-        let lease = Api::<Lease>::namespaced(client, "default").get(LEADER).await?.spec.context("spec")?;
-        assert_eq!(lease.holder_identity.as_deref(), Some("pointsman-cleanup"));
+        let mut leader = hold(client.clone(), claim("a"));
+        until(&mut leader, true).await?;
+        let mut own = hold(client.clone(), agent("a"));
+        until(&mut own, true).await?;
+        let (cleanup, plan) = (cleanup(), client.clone());
+        let cleaning = tokio::spawn(async move { cleanup.run(&plan).await });
+        timeout(Duration::from_secs(10), leader.ends.wait_for(|asked| *asked)).await??;
+        assert!(!*leader.holds.borrow() && !*own.ends.borrow());
+        // Far longer than one that led may take to notice.
+        let waited = timeout(Duration::from_secs(1), leader.holds.wait_for(|leads| *leads)).await;
+        assert!(waited.is_ok_and(|waited| waited.is_err()), "it does not want the Lease any more");
+        assert!(!cleaning.is_finished(), "the agent is still there");
+        own.delete().await;
+        let removed = cleaning.await??;
+        assert_eq!((removed.leases, removed.unheard.len()), (1, 0));
+        assert_eq!(leases(&client).await?, Vec::<String>::new(), "nobody has to wait for anything");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_agent_that_does_not_answer_is_told_of_and_asked_for_longer() -> Result<()> {
+    run(async {
+        let server = server()?;
+        let client = server.client()?;
+        let mut deaf = hold(client.clone(), agent("deaf"));
+        until(&mut deaf, true).await?;
+        let cleanup = Cleanup { farewell: Duration::from_millis(500), ..cleanup() };
+        let removed = cleanup.run(&client).await?;
+        assert_eq!(removed.unheard, ["deaf".to_owned()].into());
+        let leader = Api::<Lease>::namespaced(client.clone(), "default").get(LEADER).await?;
+        let spec = leader.spec.context("spec")?;
+        assert_eq!(spec.holder_identity.as_deref(), Some("pointsman-cleanup"));
+        assert!(leader.metadata.annotations.is_some_and(|all| all.contains_key("pointsman.dev/uninstall")));
+        // What comes later is not meant: the next installation.
+        let mut next = hold(client.clone(), claim("next"));
+        let asked = timeout(Duration::from_millis(500), next.ends.wait_for(|asked| *asked)).await;
+        assert!(asked.is_err(), "it ended");
         Ok(())
     })
 }

@@ -22,7 +22,7 @@ use lb_control::{
     plan::controller::{ALLOCATED, Command, EventTarget, FINALIZER, Outcome},
     publish::Executor,
 };
-use pointsman_tests::apiserver::{ApiServer, Filter, cluster};
+use pointsman_tests::apiserver::{ApiServer, Effect, Filter, Verb, cluster};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -178,13 +178,17 @@ fn a_virtual_ip_from_first_to_last() -> Result<()> {
 
         // The agent's part needs no leader.
         world.executor.leads(false);
-        let serves = Command::SetVirtualIpStatus {
+        let status = |seen: &crd::VirtualIp, node: Option<&str>| Command::SetVirtualIpStatus {
             address,
-            node: Some("edge-1".into()),
-            services: [world.service.clone()].into(),
+            uid: seen.uid().unwrap_or_default(),
+            resource_version: seen.resource_version().unwrap_or_default(),
+            node: node.map(str::to_owned),
+            services: node.map(|_| ObjectRef::new("default", "web")).into_iter().collect(),
         };
-        assert_eq!(world.outcome(serves).await?, Outcome::Done);
-        let lets_go = Command::SetVirtualIpStatus { address, node: None, services: [].into() };
+        assert_eq!(world.outcome(status(&first, Some("edge-1"))).await?, Outcome::Done);
+        // What a former owner sends late does not undo it.
+        assert!(is_conflict(&world.outcome(status(&first, Some("edge-2"))).await?));
+        let lets_go = status(&api.get(&name).await?, None);
         let status = api.get(&name).await?.status.context("a status")?;
         assert_eq!((status.node.as_deref(), status.services.len()), (Some("edge-1"), 1));
         assert_eq!(world.outcome(lets_go).await?, Outcome::Done);
@@ -304,6 +308,32 @@ fn finalizers_of_others_stay() -> Result<()> {
     })
 }
 
+/// What was decided about an older state of the Service may be wrong by now.
+#[test]
+fn finalizers_are_for_the_service_that_was_seen() -> Result<()> {
+    run(async |mut world| {
+        let (service, uid) = (world.service.clone(), world.uid.clone());
+        let resource_version = world.service().await?.resource_version().unwrap_or_default();
+        let label = Patch::Merge(json!({ "metadata": { "labels": { "a": "b" } } }));
+        services(&world.admin).patch("web", &PatchParams::default(), &label).await?;
+        let finalizers = vec!["example.com/theirs".to_owned()];
+        let (add, remove) = (
+            Command::AddFinalizers {
+                service: service.clone(),
+                uid: uid.clone(),
+                resource_version: resource_version.clone(),
+                finalizers: vec![FINALIZER.to_owned()],
+            },
+            Command::RemoveFinalizers { service, uid, resource_version, finalizers },
+        );
+        for command in [add, remove] {
+            assert!(is_conflict(&world.outcome(command).await?));
+        }
+        assert_eq!(world.service().await?.finalizers(), ["example.com/theirs"]);
+        Ok(())
+    })
+}
+
 #[test]
 fn external_ips_and_the_note_of_which_are_ours() -> Result<()> {
     run(async |mut world| {
@@ -399,6 +429,57 @@ fn who_does_not_lead_writes_nothing() -> Result<()> {
         let apply = world.apply(&["192.0.2.1"], Vec::new());
         assert!(matches!(world.outcome(apply).await?, Outcome::Failed(_)));
         assert!(world.server.requests().is_empty());
+        Ok(())
+    })
+}
+
+/// What it has read first takes time, in which another may have come to lead.
+#[test]
+fn who_leads_no_longer_does_not_finish() -> Result<()> {
+    run(async |mut world| {
+        let slow = Effect::Delay { milliseconds: 1_000 };
+        let fault = world.server.faults().add(Filter::of("get", "services"), slow, Some(1));
+        world.server.forget_requests();
+        let apply = world.apply(&["192.0.2.1"], vec![condition("True", "Assigned")]);
+        world.executor.submit(apply.clone());
+        timeout(PATIENCE, async {
+            // It strikes when the request arrives, which is answered later.
+            while world.server.faults().left(fault) > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await?;
+        world.executor.leads(false);
+        let (done, outcome) = world.next().await?;
+        assert_eq!(done, apply);
+        assert!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
+        assert_eq!(ingress(&world.service().await?), Value::Null);
+        assert!(!world.server.requests().iter().any(|it| it.verb == Verb::Patch));
+        Ok(())
+    })
+}
+
+#[test]
+fn an_event_that_does_not_arrive_is_sent_again() -> Result<()> {
+    run(async |world| {
+        world.server.faults().error(Filter::of("create", "events"), 500, None, 1);
+        world.executor.submit(Command::Event {
+            about: EventTarget::service(&world.service, &world.uid),
+            warning: true,
+            reason: "PoolExhausted".into(),
+            note: "no free address".into(),
+        });
+        let api: Api<Event> = Api::namespaced(world.admin.clone(), "default");
+        let told = timeout(PATIENCE, async {
+            loop {
+                let events = api.list(&ListParams::default()).await?.items;
+                if !events.is_empty() {
+                    return anyhow::Ok(events);
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(told.await??.len(), 1);
         Ok(())
     })
 }

@@ -203,3 +203,40 @@ fn one_that_is_cut_off_loses_its_addresses_to_the_other() -> Result<()> {
     ensure!(distinct(&world)? == before, "nothing is renumbered");
     Ok(())
 }
+
+/// It is alive, and no packet reaches it.
+#[test]
+fn one_whose_link_is_down_loses_its_addresses_to_the_other() -> Result<()> {
+    let Some(world) = world()? else { return Ok(()) };
+    let (here, there) = (world.node.clone(), world.others[0].node.clone());
+    let _agent = world.agent(&[])?;
+    wait_for("a leader", || holder(&world))?;
+    let _other = world.other_agent(0, &[])?;
+    agent_lease(&world, &there)?;
+    services(&world, 4)?;
+    wait_served_by(&world, &[&here, &there])?;
+    let before = distinct(&world)?;
+    let unfit = |lease: Option<&Value>| {
+        lease
+            .and_then(|lease| lease["metadata"]["annotations"]["pointsman.dev/unfit"].as_str())
+            .map(str::to_owned)
+    };
+    let own = format!("pointsman-agent-{here}");
+    world.lab.edge.run(["ip", "link", "set", "uplink", "down"])?;
+    let lease = world.wait("the Lease to say so", ("Lease", &own), |lease| unfit(lease).is_some())?;
+    let why = unfit(lease.as_ref()).unwrap_or_default();
+    ensure!(why.contains("uplink is down"), "{why}");
+    wait_served_by(&world, &[&there])?;
+    wait_for("an Event", || {
+        let all: Result<Vec<_>> = (1..=4).map(|n| world.reasons(&format!("web{n}"))).collect();
+        Ok((all?.concat().iter().filter(|reason| *reason == "Moved").count() >= 2).then_some(()))
+    })?;
+    // It comes back, and takes what is new.
+    world.lab.edge.run(["ip", "link", "set", "uplink", "up"])?;
+    world.wait("the Lease to say no more", ("Lease", &own), |lease| {
+        lease.is_some() && unfit(lease).is_none()
+    })?;
+    wait_addresses(&world, 0, 4)?;
+    ensure!(distinct(&world)? == before, "nothing is renumbered");
+    Ok(())
+}

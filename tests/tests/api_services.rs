@@ -10,9 +10,15 @@ mod endpoints;
 mod kit;
 #[path = "api_services/local.rs"]
 mod local;
+#[path = "api_services/metallb.rs"]
+mod metallb;
+#[path = "api_services/ranges.rs"]
+mod ranges;
 #[path = "api_services/requests.rs"]
 mod requests;
 #[path = "api_services/restarts.rs"]
 mod restarts;
+#[path = "api_services/sharing.rs"]
+mod sharing;
 #[path = "api_services/types.rs"]
 mod types;

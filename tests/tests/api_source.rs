@@ -11,12 +11,10 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams},
 };
 use lb_control::model::{ObjectChange, ObjectRef};
-use pointsman_tests::apiserver::{ApiServer, Filter, Options};
+use pointsman_tests::apiserver::{ApiServer, Filter, Options, metallb};
 use serde_json::json;
 
-use harness::{
-    Follower, apply, install, install_metallb, metallb_definition, run, server, service, slice, timing,
-};
+use harness::{Follower, apply, install, install_metallb, run, server, service, slice, timing};
 
 fn web(name: &str) -> ObjectRef {
     ObjectRef::new("default", name)
@@ -153,8 +151,46 @@ fn a_version_that_is_too_old_is_a_difference_and_no_flap() -> Result<()> {
     Ok(())
 }
 
+/// As after a restore from a backup: objects change at versions that are older than what was seen.
 #[test]
-fn a_watch_that_falls_silent_is_begun_anew_where_it_was() -> Result<()> {
+fn versions_that_go_back_are_noticed_and_no_flap() -> Result<()> {
+    for minor in [24, 36] {
+        run(async move {
+            let server = harness::server_of(minor)?;
+            let client = server.client()?;
+            install(&client).await?;
+            for name in ["kept", "changes", "goes"] {
+                service(&client, name, 80).await?;
+            }
+            // So many versions that what comes after the restore stays behind them.
+            for port in 1_000..1_200 {
+                service(&client, "changes", port).await?;
+            }
+            let mut follower = Follower::new(&client, timing());
+            follower.synced().await?;
+            server.faults().new_epoch(-190);
+            service(&client, "changes", 80).await?;
+            let services: Api<Service> = Api::namespaced(client.clone(), "default");
+            services.delete("goes", &DeleteParams::default()).await?;
+            let port = |objects: &lb_control::model::Objects| {
+                objects.services.get(&web("changes")).map(|service| service.ports[0].port)
+            };
+            follower.until("the older state", |objects| port(objects) == Some(80)).await?;
+            follower.until("one less", |objects| !objects.services.contains_key(&web("goes"))).await?;
+            // It is followed from there.
+            service(&client, "comes", 80).await?;
+            follower.until("the new one", |objects| objects.services.contains_key(&web("comes"))).await?;
+            let touched: Vec<_> = follower.changes_of_services().collect();
+            assert!(!touched.iter().any(|(name, _)| *name == web("kept")), "{touched:?}");
+            assert!(!touched.contains(&(web("changes"), false)), "{touched:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_watch_that_falls_silent_is_begun_anew() -> Result<()> {
     run(async {
         let server = server()?;
         let client = server.client()?;
@@ -282,8 +318,8 @@ fn metallb_is_noticed_when_it_comes_and_when_it_goes() -> Result<()> {
             })
             .await?;
         let definitions: Api<harness::Definition> = Api::all(client);
-        for plural in ["ipaddresspools", "l2advertisements", "bgpadvertisements"] {
-            let name = metallb_definition(plural, "").0;
+        for (plural, kind) in metallb::KINDS {
+            let name = metallb::definition(plural, kind).0;
             definitions.delete(&name, &DeleteParams::default()).await?;
         }
         follower

@@ -19,7 +19,8 @@ use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Devices, Exits, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
-use crate::net::next_hops::{Ask, NextHops, Resolution};
+use crate::net::next_hops::{Ask, NextHops};
+use crate::net::way::Resolution;
 use crate::net::{Change, Kernel as Network, addresses, forwarding};
 use crate::plan::ipam::{self, Ipam};
 use crate::plan::{self, Addressing, Compiler, Effects, Path, Paths, Planner, Scope};
@@ -62,8 +63,8 @@ pub struct Agent {
     trouble: Trouble,
     /// Services of which something else is to be said, once it is done.
     untold: BTreeSet<ObjectRef>,
-    /// Services that the maps do not have as they should be.
-    unserved: BTreeSet<ObjectRef>,
+    /// Services that the maps do not have as they should be, and why.
+    unserved: BTreeMap<ObjectRef, String>,
     /// Which VIPs are on the link device.
     placed: Placed,
     live: Live,
@@ -127,7 +128,7 @@ impl Agent {
             retry_at: None,
             trouble: Trouble::default(),
             untold: BTreeSet::new(),
-            unserved: BTreeSet::new(),
+            unserved: BTreeMap::new(),
             placed: Placed::None,
             live,
             shared: Arc::clone(&shared),
@@ -179,13 +180,15 @@ impl Agent {
         let pools = self.planner.objects().pools.values();
         let pools = pools.map(|pool| (pool.name.clone(), pool.size())).collect();
         self.shared.publish(|published| published.pools = pools);
+        let planner = &self.planner;
+        self.next_hops.know(&effects.backends, |address| planner.is_local(address));
         let first = self.generation == 0;
         self.reloaded = Some(Instant::now());
         self.generation += 1;
         debug!(changes = count, services = effects.services.len(), "what the source told is taken into use");
         if first {
             info!(services = self.planner.plan().reports.len(), "the first configuration is complete");
-            self.converge(Ask::Routes).await;
+            self.converge(Ask::Neighbours).await;
         } else {
             self.follow(&effects).await;
         }
@@ -207,8 +210,7 @@ impl Agent {
         if self.generation == 0 {
             return self.hold().await;
         }
-        let ask = if std::mem::take(&mut self.ask_routes) { Ask::Routes } else { Ask::Neighbours };
-        self.look_around(ask).await;
+        self.look_around(Ask::Neighbours).await;
     }
 
     /// Compares the maps themselves with what they should contain, and repairs them.
@@ -221,7 +223,7 @@ impl Agent {
             return;
         }
         self.resyncing = true;
-        self.converge(Ask::Routes).await;
+        self.converge(Ask::Sample).await;
     }
 
     /// Tries again what could not be done.
@@ -230,7 +232,7 @@ impl Agent {
         if self.generation == 0 {
             return self.hold().await;
         }
-        self.converge(Ask::Routes).await;
+        self.converge(Ask::Neighbours).await;
     }
 
     /// Keeps what an earlier agent has left for as long as nobody has said what is wanted: the API
@@ -287,9 +289,8 @@ impl Agent {
 
     /// Reads the state of the network, and carries on from there.
     async fn look_around(&mut self, ask: Ask) {
-        let planner = &self.planner;
-        let backends = planner.backends().map(|address| (address, planner.is_local(&address) == Some(true)));
-        let refreshed = match self.next_hops.refresh(backends, ask).await {
+        let ask = if std::mem::take(&mut self.ask_routes) { Ask::Routes } else { ask };
+        let refreshed = match self.next_hops.refresh(ask).await {
             Ok(refreshed) => refreshed,
             Err(error) => {
                 // What is not known must not look gone: everything stays as it is.
@@ -320,7 +321,7 @@ impl Agent {
     fn take_paths(&mut self, backends: &BTreeSet<IpAddr>) -> bool {
         let mut devices = false;
         for backend in backends {
-            match self.next_hops.resolutions().get(backend) {
+            match self.next_hops.way(backend) {
                 Some(found) => {
                     let device = found.device.as_ref().map(|(index, _)| *index);
                     devices |= device.is_some_and(|index| !self.devices.is_attached(index));
@@ -355,7 +356,7 @@ impl Agent {
                 self.fail(Area::Devices, "device", &error);
             }
         }
-        for found in self.next_hops.resolutions().values() {
+        for (_, found) in self.next_hops.ways() {
             // Whether or not the next hop is known right now: replies of connections come in by it.
             if let Some((index, name)) = &found.device
                 && !wanted.contains_key(index)
@@ -444,8 +445,14 @@ impl Agent {
             self.trouble.clear(Area::Maps);
             self.unserved.clear();
         }
-        let short = delta.problems.iter().filter_map(|problem| problem.object.clone());
-        let failed = failures.iter().filter_map(|failure| Some(failure.owner.as_ref()?.service.clone()));
+        let short = delta.problems.iter().filter_map(|problem| {
+            let service = problem.object.clone()?;
+            Some((service, problem.message.clone()))
+        });
+        let failed = failures.iter().filter_map(|failure| {
+            let service = failure.owner.as_ref()?.service.clone();
+            Some((service, format!("{:#}", failure.error)))
+        });
         self.unserved.extend(short.chain(failed));
         self.trouble.extend(Area::Maps, delta.problems);
         if let Some(at) = delta.retry_at {

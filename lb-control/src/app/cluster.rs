@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
@@ -16,7 +16,7 @@ use crate::{
     plan::{controller::ControllerOptions, election::Timing},
     publish::{Claim, Count, Executor, Hold, hold},
     source::{
-        Update,
+        Update, Waiting,
         kube::{self, Access, Connection, kinds},
     },
     telemetry::metrics::Outcome,
@@ -50,6 +50,7 @@ const HANDOVER: Duration = Duration::from_secs(90);
 /// The tasks that speak with the API server.
 pub struct Cluster {
     leave: Option<oneshot::Sender<Leave>>,
+    uninstallation: watch::Receiver<bool>,
     task: JoinHandle<()>,
 }
 
@@ -60,6 +61,8 @@ pub enum Leave {
     GiveUp,
     /// The next agent of this node goes on.
     Stay,
+    /// There will be no agent here.
+    Uninstall,
 }
 
 impl Cluster {
@@ -97,8 +100,16 @@ impl Cluster {
             updates,
             shared,
         };
+        let uninstallation = tasks.leader.ends.clone();
         let task = tokio::spawn(tasks.run(source, served, leaving));
-        Ok((Self { leave: Some(leave), task }, receiver))
+        Ok((Self { leave: Some(leave), uninstallation, task }, receiver))
+    }
+
+    /// Waits until somebody uninstalls the agents of the cluster.
+    pub async fn uninstallation(&mut self) {
+        if self.uninstallation.wait_for(|asked| *asked).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Leaves the cluster.
@@ -126,7 +137,12 @@ fn own_lease(connection: &Connection, node: &str, link_device: &str) -> Hold {
         name: format!("{}{node}", kinds::AGENT_LEASE_PREFIX),
         identity: node.to_owned(),
         labels: [(kinds::LABEL_AGENT.to_owned(), "true".to_owned())].into(),
-        annotations: [(kinds::ANNOTATION_LINK_DEVICE.to_owned(), link_device.to_owned())].into(),
+        annotations: [
+            (kinds::ANNOTATION_LINK_DEVICE.to_owned(), Some(link_device.to_owned())),
+            // An earlier agent's is over.
+            (kinds::ANNOTATION_UNFIT.to_owned(), None),
+        ]
+        .into(),
         timing: Timing::default(),
     };
     hold(connection.client.clone(), claim)
@@ -163,7 +179,7 @@ impl Tasks {
     ) {
         let mut leader = self.leader.holds.clone();
         // An update on its way to the agent: it may be busy, and writing must not wait for it.
-        let mut waiting: Option<Update> = None;
+        let mut waiting = Waiting::default();
         let mut synced = false;
         let mut refusals = Refusals::default();
         let how = loop {
@@ -174,7 +190,7 @@ impl Tasks {
             let due = self.writer.next_due();
             tokio::select! {
                 how = &mut leaving => break how.unwrap_or(Leave::Stay),
-                permit = self.updates.reserve(), if waiting.is_some() => {
+                permit = self.updates.reserve(), if !waiting.is_empty() => {
                     // The agent takes no more when it leaves; how it does so is told next.
                     let update = waiting.take();
                     if let (Ok(permit), Some(update)) = (permit, update) {
@@ -183,19 +199,20 @@ impl Tasks {
                 }
                 update = source.recv() => match update {
                     Some(Ok(mut update)) => {
-                        if let Some(problems) = &update.problems {
-                            self.writer.problems(problems);
-                        }
                         update.problems = update.problems.map(|problems| refusals.source(problems));
                         if update.synced {
                             self.writer.changed(update.changes.clone(), self.started.elapsed());
                         }
-                        // Signs of life of other agents are nothing to the data plane.
-                        update.changes.retain(|change| !matches!(change, ObjectChange::Agent(..)));
+                        // Neither signs of life of other agents nor objects that cannot be read are
+                        // anything to the data plane.
+                        let is_writers = |change: &ObjectChange| {
+                            matches!(change, ObjectChange::Agent(..) | ObjectChange::Unreadable(..))
+                        };
+                        update.changes.retain(|change| !is_writers(change));
                         let is_first = update.synced && !synced;
                         synced |= update.synced;
                         if is_first || !update.changes.is_empty() || update.problems.is_some() {
-                            waiting = Some(waiting.take().unwrap_or_default().followed_by(update));
+                            waiting.push(update);
                         }
                     }
                     Some(Err(fatal)) => {
@@ -204,12 +221,16 @@ impl Tasks {
                     }
                     None => return,
                 },
-                Some(told) = served.recv() => self.writer.told(told),
+                Some(told) = served.recv() => {
+                    if let Told::Unfit(why) = &told {
+                        self.own.annotate(kinds::ANNOTATION_UNFIT, why.clone());
+                    }
+                    self.writer.told(told);
+                }
                 Some((command, outcome)) = self.executor.outcomes.recv() => {
                     self.writer.done(&command, &outcome, self.started.elapsed());
                     if let Some(problems) = refusals.wrote(&command, &outcome) {
-                        let update = Update { problems: Some(problems), ..Update::default() };
-                        waiting = Some(waiting.take().unwrap_or_default().followed_by(update));
+                        waiting.push(Update { problems: Some(problems), ..Update::default() });
                     }
                 }
                 Ok(()) = leader.changed() => {
@@ -247,7 +268,10 @@ impl Tasks {
         if timeout(LET_GO, let_go).await.is_err() {
             warn!("leaving: what this node served could not be taken back at the API server");
         }
-        own.release().await;
+        match how {
+            Leave::Uninstall => own.delete().await,
+            Leave::GiveUp | Leave::Stay => own.release().await,
+        }
     }
 }
 

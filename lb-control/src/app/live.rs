@@ -19,12 +19,27 @@ pub enum Told {
     Begun,
     /// What an address serves from now on.
     Serves(Served),
+    /// Why this node cannot serve any address from now on; `None`: it can.
+    Unfit(Option<String>),
+    /// A Service that this node has an address of, but cannot serve as it is.
+    Lacks(ObjectRef, Lack),
+}
+
+/// Why a Service is not served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// The identity of the Service, which Events name.
+    pub uid: String,
+    /// For people.
+    pub why: String,
 }
 
 /// Tells what is other than before.
 pub struct Live {
     has_begun: bool,
     told: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+    unfit: Option<String>,
+    lacking: BTreeMap<ObjectRef, Lack>,
     /// Nobody listens if there is no cluster.
     listener: Option<mpsc::UnboundedSender<Told>>,
 }
@@ -33,14 +48,20 @@ impl Live {
     /// Tells nobody.
     #[must_use]
     pub fn untold() -> Self {
-        Self { has_begun: false, told: BTreeMap::new(), listener: None }
+        Self {
+            has_begun: false,
+            told: BTreeMap::new(),
+            unfit: None,
+            lacking: BTreeMap::new(),
+            listener: None,
+        }
     }
 
     /// With the other end.
     #[must_use]
     pub fn channel() -> (Self, mpsc::UnboundedReceiver<Told>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { has_begun: false, told: BTreeMap::new(), listener: Some(sender) }, receiver)
+        (Self { listener: Some(sender), ..Self::untold() }, receiver)
     }
 
     /// Addresses that serve something.
@@ -63,6 +84,26 @@ impl Live {
                 let _ = listener.send(Told::Serves((address, BTreeSet::new())));
             }
         }
+    }
+
+    /// Why this node cannot serve any address from now on; `None`: it can.
+    pub fn is_unfit(&mut self, why: Option<String>) {
+        if let Some(listener) = self.listener.as_ref().filter(|_| self.unfit != why) {
+            let _ = listener.send(Told::Unfit(why.clone()));
+        }
+        self.unfit = why;
+    }
+
+    /// All Services that cannot be served; those of which that is news are told.
+    pub fn lacks(&mut self, lacking: BTreeMap<ObjectRef, Lack>) {
+        if let Some(listener) = &self.listener {
+            for (service, lack) in
+                lacking.iter().filter(|(service, lack)| self.lacking.get(service) != Some(lack))
+            {
+                let _ = listener.send(Told::Lacks(service.clone(), lack.clone()));
+            }
+        }
+        self.lacking = lacking;
     }
 
     /// What an address serves from now on.
@@ -99,5 +140,22 @@ mod tests {
         live.is_now(address, BTreeSet::new());
         assert_eq!(told.try_recv(), Ok(Told::Serves((address, BTreeSet::new()))));
         assert!(told.try_recv().is_err() && live.addresses().next().is_none());
+    }
+
+    #[test]
+    fn what_is_lacking_is_told_again_when_it_was_there_meanwhile() {
+        let (mut live, mut told) = Live::channel();
+        let web = ObjectRef::new("default", "web");
+        let lack = |why: &str| Lack { uid: "u".into(), why: why.into() };
+        let lacking = |why: &str| BTreeMap::from([(web.clone(), lack(why))]);
+        live.lacks(lacking("full"));
+        live.lacks(lacking("full"));
+        assert_eq!(told.try_recv(), Ok(Told::Lacks(web.clone(), lack("full"))));
+        assert!(told.try_recv().is_err(), "the same again is no news");
+        live.lacks(lacking("fuller"));
+        assert_eq!(told.try_recv(), Ok(Told::Lacks(web.clone(), lack("fuller"))));
+        live.lacks(BTreeMap::new());
+        live.lacks(lacking("fuller"));
+        assert_eq!(told.try_recv(), Ok(Told::Lacks(web.clone(), lack("fuller"))));
     }
 }

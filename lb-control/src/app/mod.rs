@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 use tracing::{info, warn};
 
 use crate::dataplane::{Mode, Sizes};
@@ -37,7 +37,7 @@ pub use writer::Writer;
 use agent::Agent;
 use cluster::{Cluster, Leave};
 use live::Live;
-use shared::Shared;
+use shared::{Published, Shared};
 use upkeep::Upkeep;
 
 /// What the agent is started with.
@@ -104,7 +104,7 @@ const RESYNC: Duration = Duration::from_secs(60);
 /// When the agent cannot begin: no such device, no right to load programs, a configuration that
 /// cannot be read at all. What goes wrong later is reported, and what works goes on.
 pub async fn run(settings: Settings) -> Result<()> {
-    let signals = Signals::new()?;
+    let mut signals = Signals::new()?;
     // The socket is first: it tells whether another agent is at work here.
     let listener = http::bind(&settings.socket)?;
     let port = settings.http.map(listen).transpose()?;
@@ -118,7 +118,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let (live, served) = Live::channel();
     let live = if files.is_some() { Live::untold() } else { live };
     let (mut agent, shared) = Agent::start(&settings, live).await?;
-    let (cluster, updates) = match (&settings.source, files) {
+    let (mut cluster, updates) = match (&settings.source, files) {
         (Source::Cluster(cluster), _) => {
             let (cluster, updates) = Cluster::start(cluster, &settings, served, Arc::clone(&shared)).await?;
             (Some(cluster), updates)
@@ -127,9 +127,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         (Source::Files(_), Some(files)) => (None, files),
     };
     let servers = Servers::start(listener, port, &shared);
-    serve(&mut agent, &shared, updates, monitor, signals).await?;
+    let end = serve(&mut agent, &shared, updates, monitor, &mut signals, cluster.as_mut()).await?;
     // With nothing to go on with, nothing may stay either: this may be the end of an installation.
-    if settings.keep_on_exit && !(agent.is_idle() && cluster.is_some()) {
+    let stays = end == End::Signal && settings.keep_on_exit && !(agent.is_idle() && cluster.is_some());
+    if stays {
         agent.hand_over().await?;
         if let Some(cluster) = cluster {
             cluster.leave(Leave::Stay).await;
@@ -139,13 +140,45 @@ pub async fn run(settings: Settings) -> Result<()> {
         // What it served is taken back first: whoever follows finds the addresses free.
         let withdrawn = agent.withdraw().await;
         if let Some(cluster) = cluster {
-            cluster.leave(Leave::GiveUp).await;
+            let how = match end {
+                End::Signal => Leave::GiveUp,
+                // Whoever uninstalls must not take it for done; a restart of the agent tries again.
+                End::Uninstallation if withdrawn.is_err() => Leave::Stay,
+                End::Uninstallation => Leave::Uninstall,
+            };
+            cluster.leave(how).await;
         }
         withdrawn?;
+    }
+    if end == End::Uninstallation {
+        rest(&shared, &mut signals).await;
     }
     servers.stop().await;
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
+}
+
+/// Waits for the end after an uninstallation has begun: if the agent ended by itself, it would be
+/// started again, and take everything into use again.
+async fn rest(shared: &Shared, signals: &mut Signals) {
+    shared.publish(|published| *published = Published::default());
+    info!("everything is given back since the agents are uninstalled; to serve again, restart the agent");
+    let mut turns = interval(RENEWAL);
+    loop {
+        tokio::select! {
+            () = signals.next() => return,
+            _ = turns.tick() => shared.turn(),
+        }
+    }
+}
+
+/// Why the agent ends its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// SIGTERM or SIGINT.
+    Signal,
+    /// All agents are asked to let go.
+    Uninstallation,
 }
 
 /// What ends the agent.
@@ -160,16 +193,25 @@ impl Signals {
         let interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
         Ok(Self { terminate, interrupt })
     }
+
+    async fn next(&mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        info!("{name}: leaving");
+    }
 }
 
-/// The agent's loop: one thing after the other, until a signal ends it.
+/// The agent's loop: one thing after the other, until something ends it.
 async fn serve(
     agent: &mut Agent,
     shared: &Shared,
     mut updates: mpsc::Receiver<Update>,
     mut monitor: Monitor,
-    mut signals: Signals,
-) -> Result<()> {
+    signals: &mut Signals,
+    mut cluster: Option<&mut Cluster>,
+) -> Result<End> {
     let mut health_problems = agent.health_problems();
     let mut upkeep = Upkeep::start(agent.pins());
     let now = Instant::now();
@@ -183,8 +225,8 @@ async fn serve(
         let retry = agent.retry_at();
         tokio::select! {
             biased;
-            _ = signals.terminate.recv() => { info!("SIGTERM: leaving"); return Ok(()) }
-            _ = signals.interrupt.recv() => { info!("SIGINT: leaving"); return Ok(()) }
+            () = signals.next() => return Ok(End::Signal),
+            () = uninstallation(cluster.as_deref_mut()) => return Ok(End::Uninstallation),
             update = updates.recv() => {
                 let Some(update) = update else { bail!("the source of the configuration has ended; see above") };
                 agent.update(update).await;
@@ -247,6 +289,14 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
             "listening for metrics and probes on {address}: choose another --http-address, or none to do without"
         )
     })
+}
+
+/// Waits until the agents of the cluster are uninstalled; for ever if there is none.
+async fn uninstallation(cluster: Option<&mut Cluster>) {
+    match cluster {
+        Some(cluster) => cluster.uninstallation().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for a moment; for ever if there is none.

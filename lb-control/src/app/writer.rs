@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use super::live::Told;
+use super::live::{Lack, Told};
 use crate::{
-    model::{ObjectChange, ObjectRef, Problem, VirtualIp},
-    plan::controller::{Command, Controller, ControllerOptions, Outcome, agent_status_of},
+    model::{ObjectChange, ObjectRef, VirtualIp},
+    plan::controller::{Command, Controller, ControllerOptions, EventTarget, Outcome, agent_status_of},
 };
 
 /// Waits before a status is written again that could not be written.
@@ -24,6 +24,8 @@ struct Attempt {
     is_under_way: bool,
     failures: u32,
     not_before: Duration,
+    /// Whether it was built on what is no longer so: the newer object ends the wait.
+    is_outdated: bool,
 }
 
 /// Decides what to write. Pure but for what it is told.
@@ -40,6 +42,8 @@ pub struct Writer {
     served: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
     dirty: BTreeSet<IpAddr>,
     attempts: BTreeMap<IpAddr, Attempt>,
+    /// Not yet told.
+    events: Vec<Command>,
 }
 
 impl Writer {
@@ -56,6 +60,7 @@ impl Writer {
             served: BTreeMap::new(),
             dirty: BTreeSet::new(),
             attempts: BTreeMap::new(),
+            events: Vec::new(),
         }
     }
 
@@ -67,16 +72,14 @@ impl Writer {
                     Some(new) => drop(self.virtual_ips.insert(*address, Arc::clone(new))),
                     None => drop(self.virtual_ips.remove(address)),
                 }
+                if let Some(attempt) = self.attempts.get_mut(address).filter(|it| it.is_outdated) {
+                    attempt.not_before = now;
+                }
                 self.dirty.insert(*address);
             }
             self.controller.change(change, now);
         }
         self.synced = true;
-    }
-
-    /// All that the source finds wrong with objects.
-    pub fn problems(&mut self, problems: &[Problem]) {
-        self.controller.problems(problems);
     }
 
     /// Whether this node leads from now on.
@@ -91,7 +94,10 @@ impl Writer {
     pub fn told(&mut self, told: Told) {
         let (address, services) = match told {
             Told::Begun => return self.begun = true,
+            // The Lease says it.
+            Told::Unfit(_) => return,
             Told::Serves(served) => served,
+            Told::Lacks(service, lack) => return self.tell_lack(&service, &lack),
         };
         if services.is_empty() {
             self.served.remove(&address);
@@ -99,6 +105,16 @@ impl Writer {
             self.served.insert(address, services);
         }
         self.dirty.insert(address);
+    }
+
+    /// Says in an Event of the Service what keeps this node from serving it: nobody else knows.
+    fn tell_lack(&mut self, service: &ObjectRef, lack: &Lack) {
+        self.events.push(Command::Event {
+            about: EventTarget::service(service, &lack.uid),
+            warning: true,
+            reason: "NodeCannotServe".to_owned(),
+            note: format!("node {}: {}", self.node, lack.why),
+        });
     }
 
     /// Commands that are due.
@@ -115,8 +131,12 @@ impl Writer {
             self.dirty.iter().filter(|address| self.begun && !waits(address)).copied().collect();
         for address in &due {
             self.dirty.remove(address);
+            if let Some(attempt) = self.attempts.get_mut(address) {
+                attempt.is_outdated = false;
+            }
         }
-        let mut commands = agent_status_of(&self.node, &due, &self.virtual_ips, &self.served);
+        let mut commands = std::mem::take(&mut self.events);
+        commands.extend(agent_status_of(&self.node, &due, &self.virtual_ips, &self.served));
         for command in &commands {
             if let Command::SetVirtualIpStatus { address, .. } = command {
                 self.attempts.entry(*address).or_default().is_under_way = true;
@@ -130,9 +150,12 @@ impl Writer {
 
     /// What became of a command.
     pub fn done(&mut self, command: &Command, outcome: &Outcome, now: Duration) {
-        let Command::SetVirtualIpStatus { address, .. } = command else {
+        let Command::SetVirtualIpStatus { address, uid, resource_version, .. } = command else {
             return self.controller.done(command, outcome, now);
         };
+        let known = self.virtual_ips.get(address);
+        let is_known_newer =
+            known.is_none_or(|it| (&it.uid, &it.resource_version) != (uid, resource_version));
         let attempt = self.attempts.entry(*address).or_default();
         attempt.is_under_way = false;
         match outcome {
@@ -140,7 +163,13 @@ impl Writer {
             Outcome::Done | Outcome::Gone => {
                 self.attempts.remove(address);
             }
+            // The watch was faster: what is to be said follows from the newer object.
+            Outcome::Conflict(_) if is_known_newer => {
+                attempt.not_before = now;
+                self.dirty.insert(*address);
+            }
             Outcome::Conflict(_) | Outcome::Forbidden(_) | Outcome::Failed(_) => {
+                attempt.is_outdated = matches!(outcome, Outcome::Conflict(_));
                 let wait = SHORTEST_WAIT.saturating_mul(1 << attempt.failures.min(10)).min(LONGEST_WAIT);
                 attempt.failures += 1;
                 attempt.not_before = now + wait;
@@ -242,6 +271,50 @@ mod tests {
         writer.changed(vec![virtual_ip("me", Some("me"))], due);
         assert!(writer.commands(due).is_empty());
         assert_eq!(writer.next_due(), None);
+    }
+
+    /// An agent that is late must not overwrite what the next owner has said.
+    #[test]
+    fn a_status_is_for_the_object_that_was_seen() {
+        let mut writer = writer();
+        writer.told(served(&["web"]));
+        writer.changed(vec![virtual_ip("me", None)], START);
+        let commands = writer.commands(START);
+        let [Command::SetVirtualIpStatus { uid, resource_version, .. }] = &commands[..] else { panic!() };
+        assert_eq!((uid.as_str(), resource_version.as_str()), ("u", "1"));
+        // The server knows more than the watch has shown: what that shows is what counts.
+        writer.done(&commands[0], &Outcome::Conflict("modified".into()), START);
+        assert!(writer.commands(START).is_empty(), "not at once: nothing new is known");
+        let newer = |node: &str| {
+            let ObjectChange::VirtualIp(address, Some(vip)) = virtual_ip(node, None) else { unreachable!() };
+            let vip = VirtualIp { resource_version: "2".into(), ..(*vip).clone() };
+            ObjectChange::VirtualIp(address, Some(vip.into()))
+        };
+        writer.changed(vec![newer("me")], START);
+        let commands = writer.commands(START);
+        assert!(
+            matches!(&commands[..], [Command::SetVirtualIpStatus { resource_version, .. }] if resource_version == "2"),
+            "{commands:?}"
+        );
+        // And if it is another's by then, nothing is said.
+        writer.changed(vec![virtual_ip("other", None)], START);
+        writer.done(&commands[0], &Outcome::Conflict("modified".into()), START);
+        assert!(writer.commands(START).is_empty());
+    }
+
+    /// Whoever leads: it is about this node.
+    #[test]
+    fn what_this_node_cannot_serve_is_told_by_an_event() {
+        let mut writer = writer();
+        let lack = Lack { uid: "u".into(), why: "the map is full".into() };
+        writer.told(Told::Lacks(ObjectRef::new("default", "web"), lack));
+        writer.changed(Vec::new(), START);
+        let commands = writer.commands(START);
+        let [Command::Event { about, warning: true, note, .. }] = commands.as_slice() else {
+            panic!("{commands:?}")
+        };
+        assert_eq!((about.uid.as_str(), note.as_str()), ("u", "node me: the map is full"));
+        assert!(writer.commands(START).is_empty(), "once");
     }
 
     #[test]

@@ -9,7 +9,10 @@ use super::show;
 use crate::{
     app::LEADER_LEASE,
     publish::Cleanup,
-    source::kube::{Access, connect, kinds::LABEL_AGENT_SELECTOR},
+    source::kube::{
+        Access, connect,
+        kinds::{AGENT_LEASE_PREFIX, LABEL_AGENT_SELECTOR},
+    },
     telemetry,
 };
 
@@ -32,10 +35,19 @@ pub(super) async fn run(args: &CleanupArgs) -> Result<()> {
         namespace: args.namespace.clone().filter(|name| !name.is_empty()),
     };
     let connection = connect(&access).await?;
-    let cleanup = Cleanup::new(connection.namespace, LEADER_LEASE, LABEL_AGENT_SELECTOR);
+    let cleanup =
+        Cleanup::new(connection.namespace, LEADER_LEASE, (LABEL_AGENT_SELECTOR, AGENT_LEASE_PREFIX));
     let removed = cleanup.run(&connection.client).await?;
     show::write(&format!(
         "freed {} Services; deleted {} VirtualIPs and the Leases of {} agents\n",
         removed.services, removed.virtual_ips, removed.leases
+    ))?;
+    if removed.unheard.is_empty() {
+        return Ok(());
+    }
+    let nodes = removed.unheard.into_iter().collect::<Vec<_>>().join(", ");
+    show::write(&format!(
+        "the agents of these nodes did not say that they have let go of their addresses and programs: {nodes}; those \
+         that still run do so once they reach the API server again, nodes without an agent have to be restarted\n"
     ))
 }

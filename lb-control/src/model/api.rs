@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// The name that we go by in `managedFields`.
 pub const FIELD_MANAGER: &str = "pointsman";
 
+/// The annotation of the leader's Lease that asks all agents to let go of everything for good.
+pub const ANNOTATION_UNINSTALL: &str = "pointsman.dev/uninstall";
+
 /// State of the object that publishing decides by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApiState {

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
-    Advertisement, AgentLease, EndpointSlice, Namespace, Node, ObjectRef, Objects, Pool, Service, VirtualIp,
+    Advertisement, AgentLease, EndpointSlice, KindAndName, Namespace, Node, ObjectRef, Objects, Pool,
+    Service, Unreadable, VirtualIp,
 };
 
 /// An object as it is now; `None` when it is gone.
@@ -25,6 +26,65 @@ pub enum ObjectChange {
     VirtualIp(IpAddr, Option<Arc<VirtualIp>>),
     /// An agent, by its node.
     Agent(String, Option<Arc<AgentLease>>),
+    /// An object that cannot be taken as it is; `None` when it can again, or is gone.
+    Unreadable(KindAndName, Option<Arc<Unreadable>>),
+}
+
+/// Which object a change is about. Orders by kind: what others refer to first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObjectKey {
+    /// A namespace.
+    Namespace(String),
+    /// A node.
+    Node(String),
+    /// A pool.
+    Pool(String),
+    /// An advertisement.
+    Advertisement(ObjectRef),
+    /// A Service.
+    Service(ObjectRef),
+    /// An EndpointSlice.
+    Slice(ObjectRef),
+    /// A VirtualIP.
+    VirtualIp(IpAddr),
+    /// An agent.
+    Agent(String),
+    /// An object that cannot be taken as it is.
+    Unreadable(KindAndName),
+}
+
+impl ObjectChange {
+    /// The object that it is about.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Namespace(key, _) => ObjectKey::Namespace(key.clone()),
+            Self::Node(key, _) => ObjectKey::Node(key.clone()),
+            Self::Pool(key, _) => ObjectKey::Pool(key.clone()),
+            Self::Advertisement(key, _) => ObjectKey::Advertisement(key.clone()),
+            Self::Service(key, _) => ObjectKey::Service(key.clone()),
+            Self::Slice(key, _) => ObjectKey::Slice(key.clone()),
+            Self::VirtualIp(key, _) => ObjectKey::VirtualIp(*key),
+            Self::Agent(key, _) => ObjectKey::Agent(key.clone()),
+            Self::Unreadable(key, _) => ObjectKey::Unreadable(key.clone()),
+        }
+    }
+
+    /// Whether the object is gone.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Namespace(_, value) => value.is_none(),
+            Self::Node(_, value) => value.is_none(),
+            Self::Pool(_, value) => value.is_none(),
+            Self::Advertisement(_, value) => value.is_none(),
+            Self::Service(_, value) => value.is_none(),
+            Self::Slice(_, value) => value.is_none(),
+            Self::VirtualIp(_, value) => value.is_none(),
+            Self::Agent(_, value) => value.is_none(),
+            Self::Unreadable(_, value) => value.is_none(),
+        }
+    }
 }
 
 fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Option<Arc<V>>) -> bool {
@@ -50,6 +110,7 @@ impl Objects {
             ObjectChange::Node(key, value) => put(&mut self.nodes, key, value),
             ObjectChange::VirtualIp(key, value) => put(&mut self.virtual_ips, key, value),
             ObjectChange::Agent(key, value) => put(&mut self.agents, key, value),
+            ObjectChange::Unreadable(key, value) => put(&mut self.unreadable, key, value),
         }
     }
 
@@ -65,6 +126,7 @@ impl Objects {
         differ(&self.slices, &new.slices, ObjectChange::Slice, &mut changes);
         differ(&self.virtual_ips, &new.virtual_ips, ObjectChange::VirtualIp, &mut changes);
         differ(&self.agents, &new.agents, ObjectChange::Agent, &mut changes);
+        differ(&self.unreadable, &new.unreadable, ObjectChange::Unreadable, &mut changes);
         changes
     }
 }

@@ -73,6 +73,8 @@ pub struct AgentLease {
     pub duration: Duration,
     /// The device that it puts addresses on.
     pub link_device: Option<String>,
+    /// Why it cannot serve any address, by its own account; `None` if it can.
+    pub unfit: Option<String>,
 }
 
 /// Which nodes announce the addresses of which pools: MetalLB's L2Advertisement.

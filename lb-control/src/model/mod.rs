@@ -12,10 +12,11 @@ mod problem;
 mod report;
 mod selector;
 mod service;
+mod unreadable;
 mod weights;
 
-pub use api::{ApiState, Condition, FIELD_MANAGER, Ingress};
-pub use change::ObjectChange;
+pub use api::{ANNOTATION_UNINSTALL, ApiState, Condition, FIELD_MANAGER, Ingress};
+pub use change::{ObjectChange, ObjectKey};
 pub use cluster::{Advertisement, AgentLease, LABEL_EXCLUDE, LABEL_ZONE, Namespace, Node, VirtualIp};
 pub use desired::{Backends, Desired, DesiredBackend, DesiredEntry, Role, ServiceKey};
 pub use object::{ObjectRef, Objects, Place};
@@ -28,4 +29,5 @@ pub use service::{
     ANNOTATION_SLICE_WEIGHT, ANNOTATION_WEIGHTS, Endpoint, EndpointPort, EndpointSlice, Family, FamilyPolicy,
     LOAD_BALANCER_CLASS, METALLB_PREFIXES, Protocol, Service, ServicePort, TargetPort,
 };
+pub use unreadable::{Concern, KindAndName, Unreadable};
 pub use weights::{BadWeights, Weights};

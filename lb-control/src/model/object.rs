@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Advertisement, AgentLease, EndpointSlice, Namespace, Node, Pool, Service, VirtualIp};
+use super::{
+    Advertisement, AgentLease, EndpointSlice, KindAndName, Namespace, Node, Pool, Service, Unreadable,
+    VirtualIp,
+};
 
 /// Namespace and name of an object. Orders by namespace, then name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -79,4 +82,6 @@ pub struct Objects {
     pub virtual_ips: BTreeMap<IpAddr, Arc<VirtualIp>>,
     /// Agents by the name of their node.
     pub agents: BTreeMap<String, Arc<AgentLease>>,
+    /// Objects that cannot be taken as they are now. What they were before is among the others.
+    pub unreadable: BTreeMap<KindAndName, Arc<Unreadable>>,
 }

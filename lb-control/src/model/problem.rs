@@ -30,9 +30,6 @@ pub struct Problem {
     /// The object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<ObjectRef>,
-    /// Identity of the object at the API server; empty if that is not where it is from.
-    #[serde(skip)]
-    pub uid: String,
     /// Path of the field, as in `spec.ports[0].port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
@@ -48,7 +45,6 @@ impl Problem {
             place: None,
             kind: String::new(),
             object: None,
-            uid: String::new(),
             field: None,
             message: message.into(),
         }
@@ -71,13 +67,6 @@ impl Problem {
     pub fn about(mut self, kind: &str, object: &ObjectRef) -> Self {
         kind.clone_into(&mut self.kind);
         self.object = Some(object.clone());
-        self
-    }
-
-    /// Adds the identity of the object at the API server.
-    #[must_use]
-    pub fn uid(mut self, uid: Option<&str>) -> Self {
-        uid.unwrap_or_default().clone_into(&mut self.uid);
         self
     }
 

@@ -217,13 +217,13 @@ pub struct Endpoint {
     /// Is being shut down.
     pub terminating: bool,
     /// The node that it runs on.
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
     /// The zone that it runs in.
-    pub zone: Option<String>,
+    pub zone: Option<Arc<str>>,
     /// Zones whose traffic it is meant for; empty means that nobody said.
-    pub for_zones: Vec<String>,
+    pub for_zones: Box<[Arc<str>]>,
     /// Nodes whose traffic it is meant for; empty means that nobody said.
-    pub for_nodes: Vec<String>,
+    pub for_nodes: Box<[Arc<str>]>,
 }
 
 /// A port that all endpoints of a slice have.
@@ -250,7 +250,7 @@ pub struct EndpointSlice {
     pub family: Option<Family>,
     /// Ports.
     pub ports: Vec<EndpointPort>,
-    /// Endpoints.
+    /// Endpoints. There are many in a cluster: what several have in common they share.
     pub endpoints: Vec<Endpoint>,
     /// Share of each of its endpoints, by annotation.
     pub weight: Option<u32>,
@@ -267,8 +267,8 @@ impl Endpoint {
             terminating: false,
             node: None,
             zone: None,
-            for_zones: Vec::new(),
-            for_nodes: Vec::new(),
+            for_zones: Box::default(),
+            for_nodes: Box::default(),
         }
     }
 }

@@ -38,8 +38,8 @@ impl Weights {
     pub fn of(&self, endpoint: &Endpoint) -> Option<u32> {
         let rank = |whom: &Whom| match whom {
             Whom::Address(address) => (*address == endpoint.address).then_some(0),
-            Whom::Node(node) => (endpoint.node.as_ref() == Some(node)).then_some(1),
-            Whom::Zone(zone) => (endpoint.zone.as_ref() == Some(zone)).then_some(2),
+            Whom::Node(node) => (endpoint.node.as_deref() == Some(node)).then_some(1),
+            Whom::Zone(zone) => (endpoint.zone.as_deref() == Some(zone)).then_some(2),
             Whom::Rest => Some(3),
         };
         let matching = self.0.iter().filter_map(|(whom, weight)| Some((rank(whom)?, *weight)));

@@ -11,7 +11,7 @@ use rtnetlink::Handle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use super::next_hops::Link;
+use super::way::Link;
 use super::{Kernel, Monitor, addresses};
 
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];

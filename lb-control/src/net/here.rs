@@ -3,7 +3,7 @@
 use netlink_packet_route::route::RouteType;
 
 use super::kernel::Links;
-use super::next_hops::{LinkKind, Resolution, Route};
+use super::way::{LinkKind, Resolution, Route};
 
 /// Whether a route leads to a container of this node: on the link of a bridge that joins nothing but
 /// veth devices, and is not the device `uplink`.
@@ -35,7 +35,7 @@ pub fn on_this_node(route: Option<&Route>, links: &Links) -> Resolution {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::next_hops::Link;
+    use crate::net::way::Link;
 
     const UPLINK: u32 = 2;
 

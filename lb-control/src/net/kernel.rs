@@ -17,7 +17,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection};
 
-use super::next_hops::{Link, LinkKind, Neighbour, Route, Vlan};
+use super::way::{Link, LinkKind, Neighbour, Route, Vlan};
 use super::{addresses, neighbour_address, route_address};
 
 /// Devices by index.

@@ -12,6 +12,7 @@ pub mod next_hops;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod way;
 
 pub use kernel::{Change, Kernel, Links, Monitor};
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use tracing::{debug, info, warn};
 
-use super::next_hops::Resolution;
+use super::way::Resolution;
 
 /// Lines of a kind that are written at once; a gateway may take thousands of backends with it.
 const LINES: usize = 10;

@@ -1,197 +1,54 @@
 //! The ways to backends, kept current.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::{StreamExt, stream};
-use lb_common::abi::{NextHop, VlanTags};
 use netlink_packet_route::route::RouteType;
 use tracing::warn;
 
 use super::here::{leads_to_container, on_this_node};
 use super::kernel::{Kernel, Links, Neighbours};
 use super::news::{News, note};
+use super::way::{Resolution, Route, resolve};
 
 /// Neighbours that the kernel forgot and that are remembered at most.
 const MAX_FORGOTTEN: usize = 16_384;
 
 /// Routes asked for at a time; the answers fit into the socket's buffer.
 const QUESTIONS: usize = 64;
+/// Backends in a sample at least, and into how many samples many backends are cut.
+const SAMPLE: usize = 1_024;
+const SAMPLES: usize = 32;
 /// How long neighbours that are new may take after a start, in steps.
 const GREETING: Duration = Duration::from_millis(5);
 const GREETINGS: u32 = 20;
 
-/// A device.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Link {
-    /// Name.
-    pub name: String,
-    /// Ethernet address; devices without one cannot be used.
-    pub mac: Option<[u8; 6]>,
-    /// MTU in bytes.
-    pub mtu: u32,
-    /// Whether it can send: up, with carrier.
-    pub is_up: bool,
-    /// Whether it is the loopback device.
-    pub is_loopback: bool,
-    /// The kernel's number of the XDP program on it.
-    pub xdp_program: Option<u32>,
-    /// The device below, of a VLAN device; none if that is in another network namespace.
-    pub parent: Option<u32>,
-    /// The tag, of a VLAN device.
-    pub vlan: Option<Vlan>,
-    /// Of which of the kinds that matter here it is.
-    pub kind: LinkKind,
-    /// The device that it is a port of.
-    pub master: Option<u32>,
+/// A neighbour: device and address.
+type NeighbourKey = (u32, IpAddr);
+
+/// What the kernel said about the route to a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Answer {
+    Unasked,
+    /// There may be no route. Backends behind the same gateway share it.
+    Route(Option<Arc<Route>>),
+    /// Why it did not say.
+    Failed(String),
 }
 
-/// Kinds of devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LinkKind {
-    /// A bridge.
-    Bridge,
-    /// One end of a pair: the other end may be in a pod.
-    Veth,
-    /// Any other.
-    #[default]
-    Other,
-}
-
-/// The tag that a VLAN device adds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Vlan {
-    /// Identifier.
-    pub id: u16,
-    /// Whether it is one of 802.1ad instead of 802.1Q.
-    pub is_service_tag: bool,
-}
-
-/// A neighbour.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Neighbour {
-    /// Its Ethernet address, if it is resolved.
-    pub mac: Option<[u8; 6]>,
-    /// Whether the kernel keeps it resolved.
-    pub managed: bool,
-    /// Whether somebody has set it by hand: not ours to change.
-    pub is_fixed: bool,
-}
-
-/// A route, as the kernel answers for one destination.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Route {
-    /// Whether it leads out, or where else.
-    pub kind: RouteType,
-    /// Device.
-    pub ifindex: u32,
-    /// Gateway, if the destination is not on the link.
-    pub gateway: Option<IpAddr>,
-    /// Source address that the kernel would use.
-    pub source: Option<IpAddr>,
-    /// MTU in bytes that is set on the route, or was learned on it.
-    pub mtu: Option<u32>,
-}
-
-/// The way to a backend, as far as it is known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resolution {
-    /// All that a frame needs; `None` while something is missing.
-    pub next_hop: Option<NextHop>,
-    /// The node's address towards it.
-    pub source: Option<IpAddr>,
-    /// The device that frames leave by, below any VLAN: index and name.
-    pub device: Option<(u32, String)>,
-    /// The neighbour that has to be resolved: device and address.
-    pub neighbour: Option<(u32, IpAddr)>,
-    /// MTU of the device and the route, in bytes.
-    pub mtu: u32,
-    /// What is missing, and the way out.
-    pub problem: Option<String>,
-    /// Whether the backend is on this node: then nothing is missing.
-    pub is_local: bool,
-    /// The device that it is behind on this node; none if it is the node itself.
-    pub device_behind: Option<u32>,
-}
-
-/// Puts the way to a backend together.
-#[must_use]
-pub fn resolve(backend: IpAddr, route: Option<&Route>, links: &Links, neighbours: &Neighbours) -> Resolution {
-    let problem = |text: String| Resolution { problem: Some(text), ..Resolution::default() };
-    let Some(route) = route else {
-        return problem(format!("no route to the backend {backend}; see `ip route get {backend}`"));
-    };
-    match route.kind {
-        RouteType::Unicast => {}
-        RouteType::Local | RouteType::Anycast => {
-            return Resolution { is_local: true, source: route.source, ..Resolution::default() };
-        }
-        kind => {
-            let text = format!("no route to the backend {backend}: the one that matches is of type {kind:?}");
-            return problem(text + &format!("; see `ip route get {backend}`"));
-        }
-    }
-    let Some(link) = links.get(&route.ifindex) else {
-        return problem(format!("the route to the backend {backend} has no device"));
-    };
-    let (ifindex, vlan) = match below_vlans(route.ifindex, link, links) {
-        Ok(below) => below,
-        Err(text) => return problem(format!("the backend {backend} is behind {}: {text}", link.name)),
-    };
-    let below = &links[&ifindex];
-    let mut resolution = Resolution {
-        source: route.source,
-        device: Some((ifindex, below.name.clone())),
-        mtu: route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
-        ..Resolution::default()
-    };
-    let Some(source_mac) = link.mac.filter(|_| !link.is_loopback) else {
-        resolution.problem = Some(format!(
-            "the backend {backend} is behind {}, which is no Ethernet device: XDP cannot send by it",
-            link.name
-        ));
-        return resolution;
-    };
-    let neighbour = (route.ifindex, route.gateway.unwrap_or(backend));
-    resolution.neighbour = Some(neighbour);
-    if let Some(down) = [link, below].into_iter().find(|link| !link.is_up) {
-        resolution.problem = Some(format!("the backend {backend} is behind {}, which is down", down.name));
-    } else if let Some(mac) = neighbours.get(&neighbour).and_then(|found| found.mac) {
-        resolution.next_hop = Some(NextHop { ifindex, destination_mac: mac, source_mac, vlan });
-    } else {
-        resolution.problem = Some(format!(
-            "the neighbour {} on {} does not answer: is it up, and on that link?",
-            neighbour.1, link.name
-        ));
-    }
-    resolution
-}
-
-/// A VLAN device sends by the one below, with a tag: the device below them all, and the tags, outer
-/// one first.
-fn below_vlans(ifindex: u32, link: &Link, links: &Links) -> Result<(u32, VlanTags), String> {
-    let (mut index, mut device) = (ifindex, link);
-    let mut ids = Vec::new();
-    while let Some(vlan) = device.vlan {
-        if vlan.is_service_tag {
-            return Err(format!("{} adds an 802.1ad tag, and only 802.1Q is supported", device.name));
-        }
-        if ids.len() == 2 {
-            return Err("it adds more than two VLAN tags".to_owned());
-        }
-        ids.insert(0, vlan.id);
-        let below = device.parent.and_then(|index| Some((index, links.get(&index)?)));
-        (index, device) = below.ok_or_else(|| {
-            format!("the device below the VLAN device {} is not in this network namespace", device.name)
-        })?;
-    }
-    let mut tags = VlanTags::default();
-    for (tag, id) in tags.chunks_exact_mut(2).zip(ids) {
-        tag.copy_from_slice(&id.to_be_bytes());
-    }
-    Ok((index, tags))
+/// A backend.
+#[derive(Debug)]
+struct Backend {
+    /// Known to be on this node, whatever the routes show.
+    is_here: bool,
+    answer: Answer,
+    /// `None` until it was looked for. Backends behind the same gateway share it.
+    way: Option<Arc<Resolution>>,
 }
 
 /// Keeps the ways to a set of backends.
@@ -199,28 +56,37 @@ pub struct NextHops {
     kernel: Kernel,
     /// The device towards clients.
     uplink: String,
-    /// Backends that are known to be on this node, whatever the routes show.
-    here: BTreeSet<IpAddr>,
-    managed: BTreeSet<(u32, IpAddr)>,
-    resolutions: BTreeMap<IpAddr, Resolution>,
+    backends: BTreeMap<IpAddr, Backend>,
+    /// Backends whose routes have to be asked for: they are new, or the last question failed.
+    pending: BTreeSet<IpAddr>,
+    /// The last backend of the last sample.
+    sampled: Option<IpAddr>,
+    /// How many backends need a neighbour.
+    needed: HashMap<NeighbourKey, usize>,
+    /// Neighbours that the kernel keeps resolved because we asked for it.
+    managed: BTreeSet<NeighbourKey>,
+    /// How many backends are on this node.
+    local: usize,
     /// Backends to which no way is known, and why.
     troubled: BTreeMap<IpAddr, String>,
-    /// What the kernel answered last for each backend.
-    routes: HashMap<IpAddr, Answer>,
+    /// The last route by each device and gateway, and the last way by it: to share them.
+    routes: HashMap<(u32, Option<IpAddr>), Arc<Route>>,
+    ways: HashMap<NeighbourKey, Arc<Resolution>>,
     links: Links,
     neighbours: Neighbours,
-    macs: HashMap<(u32, IpAddr), [u8; 6]>,
+    macs: HashMap<NeighbourKey, [u8; 6]>,
 }
 
-/// A route, or why the kernel did not say.
-type Answer = Result<Option<Route>, String>;
-
-/// What a refresh asks the kernel for.
+/// What a refresh asks the kernel for, beside devices, neighbours, and the routes to backends that
+/// are new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Routes too: for when they may be others than before. Costs a question for each backend.
+    /// All routes: for when they may be others than before. Costs a question for each backend.
     Routes,
-    /// Devices and neighbours only.
+    /// Some routes, others the next time; all of them if one is not as it was, because then the kernel's
+    /// word of a change was missed. A part of the backends each time, so that all have their turn.
+    Sample,
+    /// No routes.
     Neighbours,
 }
 
@@ -231,6 +97,8 @@ pub struct Refreshed {
     pub backends: BTreeSet<IpAddr>,
     /// Some neighbour, of a backend or of a client, has another address than it had last.
     pub neighbours: bool,
+    /// Some device is not as it was.
+    pub links: bool,
 }
 
 impl NextHops {
@@ -240,21 +108,30 @@ impl NextHops {
         Self {
             kernel,
             uplink: uplink.to_owned(),
-            here: BTreeSet::new(),
+            backends: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            sampled: None,
+            needed: HashMap::new(),
             managed: BTreeSet::new(),
-            resolutions: BTreeMap::new(),
+            local: 0,
             troubled: BTreeMap::new(),
             routes: HashMap::new(),
+            ways: HashMap::new(),
             links: Links::new(),
             neighbours: Neighbours::new(),
             macs: HashMap::new(),
         }
     }
 
-    /// The ways.
+    /// The way to a backend; `None` if it is no backend, or was not looked for yet.
     #[must_use]
-    pub fn resolutions(&self) -> &BTreeMap<IpAddr, Resolution> {
-        &self.resolutions
+    pub fn way(&self, backend: &IpAddr) -> Option<&Arc<Resolution>> {
+        self.backends.get(backend)?.way.as_ref()
+    }
+
+    /// All ways.
+    pub fn ways(&self) -> impl Iterator<Item = (&IpAddr, &Resolution)> {
+        self.backends.iter().filter_map(|(address, backend)| Some((address, backend.way.as_deref()?)))
     }
 
     /// Backends to which no way is known, and why.
@@ -266,14 +143,14 @@ impl NextHops {
     /// Whether some backend is on this node.
     #[must_use]
     pub fn has_local(&self) -> bool {
-        self.resolutions.values().any(|found| found.is_local)
+        self.local > 0
     }
 
     /// For which families the node forwards packets to backends of its own: IPv4 as false, IPv6 as
     /// true.
     #[must_use]
     pub fn families_behind_devices(&self) -> BTreeSet<bool> {
-        let behind = self.resolutions.iter().filter(|(_, found)| found.device_behind.is_some());
+        let behind = self.ways().filter(|(_, found)| found.device_behind.is_some());
         behind.map(|(address, _)| address.is_ipv6()).collect()
     }
 
@@ -283,110 +160,211 @@ impl NextHops {
         &self.links
     }
 
-    /// Reads the kernel's tables anew for these backends, which are all; with each goes whether it is
-    /// known to be on this node.
+    /// Takes note of backends that come, go, or turn out to be on this node or not: of each, `place`
+    /// says whether it is known to be on this node, or nothing if it is no backend. The next refresh
+    /// looks for the ways to them.
+    pub fn know(&mut self, changed: &BTreeSet<IpAddr>, place: impl Fn(&IpAddr) -> Option<bool>) {
+        for address in changed {
+            let Some(is_here) = place(address) else {
+                self.forget(*address);
+                continue;
+            };
+            let new = || Backend { is_here, answer: Answer::Unasked, way: None };
+            self.backends.entry(*address).or_insert_with(new).is_here = is_here;
+            self.pending.insert(*address);
+        }
+    }
+
+    fn forget(&mut self, address: IpAddr) {
+        if let Some(Backend { way: Some(way), .. }) = self.backends.remove(&address) {
+            self.release_way(&way);
+        }
+        self.pending.remove(&address);
+        note(&mut self.troubled, address, None);
+    }
+
+    /// Reads the kernel's tables anew. What is as before costs nothing but the reading.
     ///
     /// # Errors
     /// When netlink fails; everything is as before then.
-    pub async fn refresh(
-        &mut self,
-        backends: impl IntoIterator<Item = (IpAddr, bool)>,
-        ask: Ask,
-    ) -> Result<Refreshed> {
+    pub async fn refresh(&mut self, ask: Ask) -> Result<Refreshed> {
         let links = self.kernel.links().await?;
         let neighbours = self.kernel.neighbours().await?;
-        let as_before = links == self.links && neighbours == self.neighbours;
+        let other_links = links != self.links;
+        let mut moved = differing(&self.neighbours, &neighbours);
         (self.links, self.neighbours) = (links, neighbours);
-        let mut resolutions = BTreeMap::new();
-        let (mut asked, mut unresolved) = (Vec::new(), Vec::new());
-        for (backend, is_here) in backends {
-            let as_before = self.put(backend, is_here) && as_before;
-            // A question that failed once is asked again.
-            let has_failed = matches!(self.routes.get(&backend), Some(Err(_)));
-            match self.resolutions.get(&backend).filter(|_| ask == Ask::Neighbours && !has_failed) {
-                Some(known) if as_before => drop(resolutions.insert(backend, known.clone())),
-                Some(_) => unresolved.push(backend),
-                None => asked.push(backend),
-            }
+        let is_first = self.ways().next().is_none();
+        let mut stale = self.ask_again(ask).await;
+        if is_first {
+            let before = self.neighbours.clone();
+            self.meet(&stale).await?;
+            moved.extend(differing(&before, &self.neighbours));
         }
-        self.ask(&asked).await;
-        if self.resolutions.is_empty() {
-            self.meet(&asked).await?;
+        if other_links {
+            stale = self.backends.keys().copied().collect();
+        } else if moved.iter().any(|key| self.needed.contains_key(key)) {
+            let needs = |way: &Resolution| way.neighbour.is_some_and(|key| moved.contains(&key));
+            let behind = self.ways().filter(|(_, way)| needs(way)).map(|(address, _)| *address);
+            stale = behind.chain(stale).collect();
         }
-        resolutions.extend(unresolved.iter().chain(&asked).map(|backend| (*backend, self.resolve(*backend))));
-        self.manage(&resolutions).await;
-        let old = &self.resolutions;
-        let gone = old.keys().filter(|backend| !resolutions.contains_key(backend));
-        let other = resolutions.iter().filter(|(backend, found)| old.get(backend) != Some(found));
-        let changed: BTreeSet<_> = gone.chain(other.map(|(backend, _)| backend)).copied().collect();
         let mut news = News::default();
-        for backend in &changed {
-            let now = resolutions.get(backend);
-            news.tell(*backend, old.get(backend), now);
-            note(&mut self.troubled, *backend, now);
-        }
+        let backends = stale.into_iter().filter(|backend| self.renew(*backend, &mut news)).collect();
         drop(news);
-        self.routes.retain(|backend, _| resolutions.contains_key(backend));
-        self.here.retain(|backend| resolutions.contains_key(backend));
-        self.resolutions = resolutions;
-        Ok(Refreshed { backends: changed, neighbours: self.take_macs() })
+        self.manage().await;
+        Ok(Refreshed { backends, neighbours: self.take_macs(), links: other_links })
     }
 
     /// Finds the ways to backends that are new, by what is known of devices and neighbours, and
-    /// forgets others: of each, `place` says whether it is known to be on this node, or nothing if it is
-    /// no backend. A neighbour that is not known is asked for, and a later refresh finds it.
+    /// forgets others: see [`Self::know`]. A neighbour that is not known is asked for, and a later
+    /// refresh finds it.
     pub async fn follow(&mut self, changed: &BTreeSet<IpAddr>, place: impl Fn(&IpAddr) -> Option<bool>) {
-        let new: Vec<_> = changed.iter().filter(|backend| place(backend).is_some()).copied().collect();
-        self.ask(&new).await;
+        self.know(changed, place);
+        let there: Vec<_> =
+            changed.iter().filter(|address| self.backends.contains_key(address)).copied().collect();
+        self.ask(&there).await;
         let mut news = News::default();
-        for backend in changed {
-            let Some(is_here) = place(backend) else {
-                self.here.remove(backend);
-                self.resolutions.remove(backend);
-                note(&mut self.troubled, *backend, None);
-                self.routes.remove(backend);
+        for address in there {
+            if !self.renew(address, &mut news) {
                 continue;
-            };
-            self.put(*backend, is_here);
-            let found = self.resolve(*backend);
-            if let Some(neighbour) = found.neighbour.filter(|key| !self.is_fixed(key))
+            }
+            let neighbour = self.way(&address).and_then(|way| way.neighbour);
+            if let Some(neighbour) = neighbour.filter(|key| !self.is_fixed(key))
                 && self.managed.insert(neighbour)
             {
                 self.manage_one(&neighbour).await;
             }
-            news.tell(*backend, None, Some(&found));
-            note(&mut self.troubled, *backend, Some(&found));
-            self.resolutions.insert(*backend, found);
         }
     }
 
-    /// Takes note of whether a backend is known to be on this node; says whether that is as before.
-    fn put(&mut self, backend: IpAddr, is_here: bool) -> bool {
-        !(if is_here { self.here.insert(backend) } else { self.here.remove(&backend) })
+    /// Asks for routes. Gives the backends whose answers are not as they were, or that are new.
+    async fn ask_again(&mut self, ask: Ask) -> BTreeSet<IpAddr> {
+        let mut stale = self.pending.clone();
+        let pending: Vec<_> = stale.iter().copied().collect();
+        let asked = match ask {
+            Ask::Neighbours => Vec::new(),
+            Ask::Routes => self.backends.keys().filter(|address| !stale.contains(address)).copied().collect(),
+            Ask::Sample => self.sample(),
+        };
+        self.ask(&pending).await;
+        let differing = self.ask(&asked).await;
+        if ask == Ask::Sample && !differing.is_empty() {
+            let asked: HashSet<_> = asked.into_iter().chain(pending).collect();
+            let rest: Vec<_> =
+                self.backends.keys().filter(|address| !asked.contains(address)).copied().collect();
+            stale.extend(self.ask(&rest).await);
+        }
+        stale.extend(differing);
+        stale
+    }
+
+    /// The backends that have their turn, without those that are pending.
+    fn sample(&mut self) -> Vec<IpAddr> {
+        let count = SAMPLE.max(self.backends.len().div_ceil(SAMPLES)).min(self.backends.len());
+        let (after, until) = match self.sampled {
+            Some(last) => (Bound::Excluded(last), Bound::Included(last)),
+            // The second part is empty then.
+            None => (Bound::Unbounded, Bound::Excluded(IpAddr::from([0, 0, 0, 0]))),
+        };
+        let later = self.backends.range((after, Bound::Unbounded));
+        let turn = later.chain(self.backends.range((Bound::Unbounded, until))).map(|(address, _)| *address);
+        let mut turn: Vec<_> = turn.take(count).collect();
+        self.sampled = turn.last().copied();
+        turn.retain(|address| !self.pending.contains(address));
+        turn
     }
 
     /// Asks the kernel for routes, many at a time: each answer wakes a task, which costs more than
-    /// the answer.
-    async fn ask(&mut self, backends: &[IpAddr]) {
-        let kernel = &self.kernel;
+    /// the answer. Gives the backends to which the route is another than before.
+    async fn ask(&mut self, backends: &[IpAddr]) -> Vec<IpAddr> {
+        let kernel = self.kernel.clone();
         let mut answers = stream::iter(backends)
             .map(async |backend| (*backend, kernel.route(*backend).await))
             .buffer_unordered(QUESTIONS);
-        while let Some((backend, answer)) = answers.next().await {
-            // An error is of this backend alone: the others go on.
-            self.routes.insert(backend, answer.map_err(|error| format!("{error:#}")));
+        let mut differing = Vec::new();
+        while let Some((address, answer)) = answers.next().await {
+            let answer = match answer {
+                Ok(route) => Answer::Route(route.map(|route| self.share_route(route))),
+                // An error is of this backend alone: the others go on.
+                Err(error) => Answer::Failed(format!("{error:#}")),
+            };
+            match answer {
+                Answer::Failed(_) => self.pending.insert(address),
+                _ => self.pending.remove(&address),
+            };
+            let Some(backend) = self.backends.get_mut(&address) else { continue };
+            if backend.answer != answer {
+                backend.answer = answer;
+                differing.push(address);
+            }
+        }
+        differing
+    }
+
+    fn share_route(&mut self, route: Route) -> Arc<Route> {
+        let key = (route.ifindex, route.gateway);
+        match self.routes.get(&key) {
+            Some(known) if **known == route => Arc::clone(known),
+            _ => {
+                let route = Arc::new(route);
+                self.routes.insert(key, Arc::clone(&route));
+                route
+            }
+        }
+    }
+
+    /// Puts the way to a backend together; says whether it is another than before.
+    fn renew(&mut self, address: IpAddr, news: &mut News) -> bool {
+        let Some(backend) = self.backends.get(&address) else { return false };
+        let found = self.resolve(address, backend);
+        let before = backend.way.clone();
+        if before.as_deref() == Some(&found) {
+            return false;
+        }
+        news.tell(address, before.as_deref(), Some(&found));
+        note(&mut self.troubled, address, Some(&found));
+        let found = self.hold_way(found);
+        if let Some(backend) = self.backends.get_mut(&address) {
+            backend.way = Some(found);
+        }
+        if let Some(before) = before {
+            self.release_way(&before);
+        }
+        true
+    }
+
+    /// Counts a way as in use, and shares it.
+    fn hold_way(&mut self, way: Resolution) -> Arc<Resolution> {
+        self.local += usize::from(way.is_local);
+        let Some(neighbour) = way.neighbour else { return Arc::new(way) };
+        *self.needed.entry(neighbour).or_default() += 1;
+        match self.ways.get(&neighbour) {
+            Some(known) if **known == way => Arc::clone(known),
+            _ => {
+                let way = Arc::new(way);
+                self.ways.insert(neighbour, Arc::clone(&way));
+                way
+            }
+        }
+    }
+
+    fn release_way(&mut self, way: &Resolution) {
+        self.local -= usize::from(way.is_local);
+        let Some(neighbour) = way.neighbour else { return };
+        let Some(count) = self.needed.get_mut(&neighbour) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.needed.remove(&neighbour);
+            self.ways.remove(&neighbour);
+            self.routes.remove(&(neighbour.0, Some(neighbour.1)));
         }
     }
 
     /// Gives neighbours that nobody has asked for yet a moment to answer: after a start all backends
     /// would be without a way first, and everything would be done twice.
-    async fn meet(&mut self, backends: &[IpAddr]) -> Result<()> {
-        let waiting = |this: &Self| -> BTreeSet<(u32, IpAddr)> {
-            let neighbours = backends.iter().filter_map(|backend| this.resolve(*backend).neighbour);
-            let silent = |key: &(u32, IpAddr)| this.neighbours.get(key).is_none_or(|one| one.mac.is_none());
-            neighbours.filter(silent).collect()
-        };
-        let asked = waiting(self);
+    async fn meet(&mut self, backends: &BTreeSet<IpAddr>) -> Result<()> {
+        let neighbour = |address: &IpAddr| self.resolve(*address, self.backends.get(address)?).neighbour;
+        let is_silent = |key: &NeighbourKey| self.neighbours.get(key).is_none_or(|one| one.mac.is_none());
+        let asked: BTreeSet<_> = backends.iter().filter_map(neighbour).filter(is_silent).collect();
         for key in &asked {
             self.manage_one(key).await;
         }
@@ -400,20 +378,23 @@ impl NextHops {
         Ok(())
     }
 
-    fn resolve(&self, backend: IpAddr) -> Resolution {
-        match self.routes.get(&backend) {
-            Some(Ok(route)) if self.is_container(backend, route.as_ref()) => {
-                on_this_node(route.as_ref(), &self.links)
+    fn resolve(&self, address: IpAddr, backend: &Backend) -> Resolution {
+        let route = match &backend.answer {
+            Answer::Route(route) => route.as_deref(),
+            Answer::Failed(error) => {
+                return Resolution { problem: Some(error.clone()), ..Resolution::default() };
             }
-            Some(Ok(route)) => resolve(backend, route.as_ref(), &self.links, &self.neighbours),
-            Some(Err(error)) => Resolution { problem: Some(error.clone()), ..Resolution::default() },
-            None => resolve(backend, None, &self.links, &self.neighbours),
+            Answer::Unasked => None,
+        };
+        if self.is_container(backend, route) {
+            return on_this_node(route, &self.links);
         }
+        resolve(address, route, &self.links, &self.neighbours)
     }
 
-    fn is_container(&self, backend: IpAddr, route: Option<&Route>) -> bool {
+    fn is_container(&self, backend: &Backend, route: Option<&Route>) -> bool {
         let Some(route) = route.filter(|route| route.kind == RouteType::Unicast) else { return false };
-        self.here.contains(&backend) || leads_to_container(route, &self.links, &self.uplink)
+        backend.is_here || leads_to_container(route, &self.links, &self.uplink)
     }
 
     /// Takes note of all neighbours' addresses; says whether one differs from the last that was
@@ -437,27 +418,30 @@ impl NextHops {
     }
 
     /// Has the kernel keep the neighbours of backends resolved, and no others.
-    async fn manage(&mut self, resolutions: &BTreeMap<IpAddr, Resolution>) {
-        let wanted = resolutions.values().filter_map(|found| found.neighbour);
-        let wanted: BTreeSet<_> = wanted.filter(|key| !self.is_fixed(key)).collect();
-        for key in self.managed.difference(&wanted) {
-            self.kernel.forget_neighbour(key.0, key.1, self.neighbours.get(key)).await;
-        }
-        for key in &wanted {
+    async fn manage(&mut self) {
+        let is_wanted = |key: &NeighbourKey| self.needed.contains_key(key) && !self.is_fixed(key);
+        let gone: Vec<_> = self.managed.iter().filter(|key| !is_wanted(key)).copied().collect();
+        let is_kept = |key: &NeighbourKey| {
             let found = self.neighbours.get(key);
-            let known = found.is_some_and(|found| found.managed || found.mac.is_some());
-            if !self.managed.contains(key) || !known {
-                self.manage_one(key).await;
-            }
+            self.managed.contains(key) && found.is_some_and(|found| found.managed || found.mac.is_some())
+        };
+        let missing = self.needed.keys().filter(|key| is_wanted(key) && !is_kept(key));
+        let missing: Vec<_> = missing.copied().collect();
+        for key in gone {
+            self.kernel.forget_neighbour(key.0, key.1, self.neighbours.get(&key)).await;
+            self.managed.remove(&key);
         }
-        self.managed = wanted;
+        for key in missing {
+            self.manage_one(&key).await;
+            self.managed.insert(key);
+        }
     }
 
-    fn is_fixed(&self, key: &(u32, IpAddr)) -> bool {
+    fn is_fixed(&self, key: &NeighbourKey) -> bool {
         self.neighbours.get(key).is_some_and(|found| found.is_fixed)
     }
 
-    async fn manage_one(&self, key: &(u32, IpAddr)) {
+    async fn manage_one(&self, key: &NeighbourKey) {
         if !self.links.get(&key.0).is_some_and(|link| link.is_up) {
             return;
         }
@@ -481,117 +465,9 @@ impl NextHops {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const UPLINK: u32 = 2;
-    const VLAN: u32 = 3;
-
-    fn links() -> Links {
-        let uplink =
-            Link { name: "eth0".into(), mac: Some([2; 6]), mtu: 1_500, is_up: true, ..Link::default() };
-        let vlan = Link {
-            name: "eth0.10".into(),
-            parent: Some(UPLINK),
-            vlan: Some(Vlan { id: 10, is_service_tag: false }),
-            ..uplink.clone()
-        };
-        let tunnel = Link { name: "tun0".into(), mac: None, ..uplink.clone() };
-        Links::from([(UPLINK, uplink), (VLAN, vlan), (4, tunnel)])
-    }
-
-    fn route(ifindex: u32, gateway: Option<&str>) -> Route {
-        Route {
-            kind: RouteType::Unicast,
-            ifindex,
-            gateway: gateway.map(|gateway| gateway.parse().expect("an address")),
-            source: "10.0.0.1".parse().ok(),
-            mtu: None,
-        }
-    }
-
-    fn neighbours(ifindex: u32, address: &str) -> Neighbours {
-        let key = (ifindex, address.parse().expect("an address"));
-        Neighbours::from([(key, Neighbour { mac: Some([4; 6]), managed: true, is_fixed: false })])
-    }
-
-    fn backend() -> IpAddr {
-        "10.0.0.9".parse().expect("an address")
-    }
-
-    #[test]
-    fn on_the_link_the_backend_itself_is_the_neighbour() {
-        let found = resolve(backend(), Some(&route(UPLINK, None)), &links(), &neighbours(UPLINK, "10.0.0.9"));
-        let hop = NextHop { ifindex: UPLINK, destination_mac: [4; 6], source_mac: [2; 6], vlan: [0; 4] };
-        assert_eq!(found.next_hop, Some(hop));
-        assert_eq!((found.source, found.problem), ("10.0.0.1".parse().ok(), None));
-    }
-
-    #[test]
-    fn behind_a_router_the_gateway_is_the_neighbour() {
-        let route = route(UPLINK, Some("10.0.0.254"));
-        let found = resolve(backend(), Some(&route), &links(), &neighbours(UPLINK, "10.0.0.254"));
-        assert!(found.next_hop.is_some());
-        assert_eq!(found.neighbour, Some((UPLINK, "10.0.0.254".parse().expect("an address"))));
-    }
-
-    #[test]
-    fn a_vlan_device_sends_by_the_one_below_with_a_tag() {
-        let found = resolve(backend(), Some(&route(VLAN, None)), &links(), &neighbours(VLAN, "10.0.0.9"));
-        let hop = found.next_hop.expect("a next hop");
-        assert_eq!((hop.ifindex, hop.vlan), (UPLINK, [0, 10, 0, 0]));
-        assert_eq!(found.device, Some((UPLINK, "eth0".into())));
-    }
-
-    #[test]
-    fn tags_are_stacked_outer_one_first_and_what_cannot_be_is_said() {
-        let mut links = links();
-        let tag = |id, is_service_tag| Some(Vlan { id, is_service_tag });
-        let inner =
-            Link { name: "inner".into(), parent: Some(VLAN), vlan: tag(20, false), ..links[&VLAN].clone() };
-        links.insert(5, inner.clone());
-        links.insert(6, Link { name: "third".into(), parent: Some(5), ..inner.clone() });
-        links.insert(7, Link { name: "service".into(), vlan: tag(30, true), ..inner.clone() });
-        links.insert(8, Link { name: "moved".into(), parent: None, ..inner });
-        let way =
-            |device| resolve(backend(), Some(&route(device, None)), &links, &neighbours(device, "10.0.0.9"));
-        let hop = way(5).next_hop.expect("a next hop");
-        assert_eq!((hop.ifindex, hop.vlan), (UPLINK, [0, 10, 0, 20]));
-        for (device, text) in [(6, "more than two"), (7, "802.1ad"), (8, "not in this network namespace")] {
-            assert!(way(device).problem.expect("a problem").contains(text), "{device}");
-        }
-    }
-
-    #[test]
-    fn the_smaller_mtu_counts() {
-        for (on_route, expected) in [(None, 1_500), (Some(1_400), 1_400), (Some(9_000), 1_500)] {
-            let route = Route { mtu: on_route, ..route(UPLINK, None) };
-            assert_eq!(resolve(backend(), Some(&route), &links(), &Neighbours::new()).mtu, expected);
-        }
-    }
-
-    #[test]
-    fn an_address_of_the_node_is_local_and_needs_nothing() {
-        let route = Route { kind: RouteType::Local, ..Route::default() };
-        let found = resolve(backend(), Some(&route), &links(), &Neighbours::new());
-        assert!(found.is_local);
-        assert_eq!(
-            (found.problem, found.next_hop, found.device, found.device_behind),
-            (None, None, None, None)
-        );
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let nobody = Neighbours::new();
-        let problem = |route: Option<&Route>| {
-            let found = resolve(backend(), route, &links(), &nobody);
-            assert_eq!(found.next_hop, None);
-            found.problem.expect("a problem")
-        };
-        assert!(problem(None).contains("no route"));
-        assert!(problem(Some(&route(UPLINK, None))).contains("does not answer"));
-        assert!(problem(Some(&route(4, None))).contains("no Ethernet device"));
-    }
+/// Neighbours whose addresses differ, those that only one side knows included.
+fn differing(before: &Neighbours, now: &Neighbours) -> HashSet<NeighbourKey> {
+    let mac = |all: &Neighbours, key| all.get(key).and_then(|found| found.mac);
+    let keys = before.keys().chain(now.keys());
+    keys.filter(|key| mac(before, key) != mac(now, key)).copied().collect()
 }

@@ -10,7 +10,7 @@ use netlink_packet_route::route::{RouteScope, RouteType};
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use super::next_hops::Link;
+use super::way::Link;
 use super::{Kernel, Monitor};
 
 /// How long a test waits for the kernel before it fails.

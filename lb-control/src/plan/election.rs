@@ -40,6 +40,8 @@ pub struct Record {
     pub renewed: String,
     /// For how long its holder asks to be left alone.
     pub duration: Duration,
+    /// Whether its holder asks all candidates to end for good.
+    pub ends: bool,
 }
 
 /// What to do.
@@ -59,23 +61,42 @@ pub struct Candidate {
     /// What was seen last, and since when it stands there.
     seen: Option<(Record, Duration)>,
     held_until: Option<Duration>,
+    has_looked: bool,
+    ends: bool,
 }
 
 impl Candidate {
     /// Holds nothing yet. No other candidate may have the same identity.
     #[must_use]
     pub fn new(identity: impl Into<String>, timing: Timing) -> Self {
-        Self { identity: identity.into(), timing, seen: None, held_until: None }
+        Self {
+            identity: identity.into(),
+            timing,
+            seen: None,
+            held_until: None,
+            has_looked: false,
+            ends: false,
+        }
     }
 
     /// The Lease was read; `None` if there is none.
     pub fn observe(&mut self, record: Option<&Record>, now: Duration) -> Step {
+        let is_first = !std::mem::replace(&mut self.has_looked, true);
+        if self.ends {
+            return Step::Leave;
+        }
         let Some(record) = record else {
             self.seen = None;
             return Step::Write;
         };
         let since = match &self.seen {
             Some((seen, since)) if seen == record => *since,
+            // What stands there at the first look may have been asked of those who were here before us.
+            _ if record.ends && !is_first => {
+                self.ends = true;
+                self.held_until = None;
+                return Step::Leave;
+            }
             _ => {
                 self.seen = Some((record.clone(), now));
                 now
@@ -87,6 +108,12 @@ impl Candidate {
             self.held_until = None;
         }
         if is_free || now >= since + record.duration { Step::Write } else { Step::Leave }
+    }
+
+    /// Whether a holder has asked all candidates to end, in our time.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        self.ends
     }
 
     /// Our name was written, by a request that was sent at `sent`.
@@ -131,8 +158,12 @@ mod tests {
     #[test]
     fn a_holder_is_left_alone_until_it_is_silent_for_its_duration() {
         let mut candidate = Candidate::new("b", Timing::default());
-        let record =
-            |renewed: &str| Record { holder: "a".into(), renewed: renewed.into(), duration: seconds(15) };
+        let record = |renewed: &str| Record {
+            holder: "a".into(),
+            renewed: renewed.into(),
+            duration: seconds(15),
+            ends: false,
+        };
         assert_eq!(candidate.observe(Some(&record("1")), seconds(100)), Step::Leave);
         assert_eq!(candidate.observe(Some(&record("1")), seconds(114)), Step::Leave);
         assert_eq!(candidate.observe(Some(&record("2")), seconds(114)), Step::Leave);
@@ -151,6 +182,35 @@ mod tests {
         assert_eq!(candidate.observe(Some(&given_up), seconds(1)), Step::Write);
         let ours = Record { holder: "b".into(), ..given_up };
         assert_eq!(candidate.observe(Some(&ours), seconds(1)), Step::Write, "after a restart");
+    }
+
+    #[test]
+    fn who_is_asked_to_end_does_so_but_not_those_who_come_later() {
+        let record = |renewed: &str| Record {
+            holder: "cleanup".into(),
+            renewed: renewed.into(),
+            duration: seconds(60),
+            ends: true,
+        };
+        let mut leader = Candidate::new("a", Timing::default());
+        assert_eq!(leader.observe(None, seconds(1)), Step::Write);
+        leader.wrote(seconds(1));
+        assert_eq!(leader.observe(Some(&record("1")), seconds(5)), Step::Leave);
+        assert!(leader.ends() && !leader.holds(seconds(5)));
+        assert_eq!(leader.observe(None, seconds(500)), Step::Leave, "for good");
+
+        // The next installation finds what the last uninstallation has left.
+        let mut next = Candidate::new("a", Timing::default());
+        assert_eq!(next.observe(Some(&record("1")), seconds(6)), Step::Leave);
+        assert_eq!(next.observe(Some(&record("1")), seconds(65)), Step::Leave);
+        assert!(!next.ends());
+        assert_eq!(next.observe(Some(&record("1")), seconds(66)), Step::Write);
+
+        // It goes on: who was restarted meanwhile is meant as well.
+        let mut restarted = Candidate::new("a", Timing::default());
+        restarted.observe(Some(&record("1")), seconds(6));
+        restarted.observe(Some(&record("2")), seconds(8));
+        assert!(restarted.ends());
     }
 
     /// One candidate in the simulation: its clock, and the request that it has under way.
@@ -203,6 +263,7 @@ mod tests {
                                     holder: one.candidate.identity.clone(),
                                     renewed: version.to_string(),
                                     duration: timing.duration,
+                                    ends: false,
                                 });
                                 one.candidate.wrote(sent);
                             } else {

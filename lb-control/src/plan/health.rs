@@ -52,7 +52,7 @@ mod tests {
         let endpoint = |text: &str| {
             let (text, ready) = text.strip_suffix('!').map_or((text, true), |text| (text, false));
             let (address, node) = text.split_once('@').unwrap_or((text, ""));
-            let node = Some(node.to_owned()).filter(|node| !node.is_empty());
+            let node = Some(node).filter(|node| !node.is_empty()).map(Into::into);
             Endpoint { ready, node, ..Endpoint::ready(address.parse().unwrap()) }
         };
         let endpoints: Vec<_> = endpoints.iter().map(|text| endpoint(text)).collect();

@@ -5,6 +5,7 @@
 
 mod compile;
 pub mod controller;
+pub mod departure;
 pub mod election;
 mod health;
 pub mod ipam;

@@ -45,6 +45,8 @@ pub struct Choice {
     /// Why there is no fit one. There may be a node all the same: the one that had the address
     /// keeps it where nobody can do better.
     pub unfit: Option<String>,
+    /// Why it moves, if that is because the node that had it says that it cannot serve.
+    pub moved_because: Option<String>,
 }
 
 /// Why a node does not announce an address.
@@ -54,13 +56,15 @@ enum Unfit {
     Excluded,
     NotAdvertised,
     Dead,
+    Troubled,
     NoEndpoint,
 }
 
 impl Unfit {
     /// Whether the node has to let go of the address even if nobody else takes it. Neither an agent
-    /// that is away nor a lack of endpoints is such a reason: the kernel goes on forwarding without
-    /// the agent, and connections to an address without endpoints are to be refused.
+    /// that is away or cannot serve nor a lack of endpoints is such a reason: the kernel goes on
+    /// forwarding without the agent, what is broken on all nodes is mended somewhere, and connections
+    /// to an address without endpoints are to be refused.
     fn is_final(self) -> bool {
         matches!(self, Self::NoNode | Self::Excluded | Self::NotAdvertised)
     }
@@ -71,6 +75,7 @@ impl Unfit {
             Self::Excluded => "excluded from external load balancers by label",
             Self::NotAdvertised => "not selected by any advertisement of the pool",
             Self::Dead => "without a live agent",
+            Self::Troubled => "whose agent cannot serve, as its Lease says",
             Self::NoEndpoint => "without a ready endpoint, which externalTrafficPolicy Local asks for",
         }
     }
@@ -83,7 +88,7 @@ impl Nodes<'_> {
         let judge = |node: &str| self.judge(node, claim, local.as_ref());
         let verdict = present.map(judge);
         if verdict == Some(Ok(())) {
-            return Choice { node: present.map(str::to_owned), unfit: None };
+            return Choice { node: present.map(str::to_owned), unfit: None, moved_because: None };
         }
         let mut reasons: BTreeMap<Unfit, usize> = BTreeMap::new();
         let mut best: Option<(usize, u64, &str)> = None;
@@ -97,10 +102,18 @@ impl Nodes<'_> {
             }
         }
         if let Some((_, _, node)) = best {
-            return Choice { node: Some(node.to_owned()), unfit: None };
+            let troubled = present.filter(|_| verdict == Some(Err(Unfit::Troubled)));
+            let why = troubled.and_then(|from| {
+                let why = self.liveness.unfit(from)?;
+                Some(format!(
+                    "{} moves from node {from}, which cannot serve ({why}), to {node}",
+                    claim.address
+                ))
+            });
+            return Choice { node: Some(node.to_owned()), unfit: None, moved_because: why };
         }
         let kept = present.filter(|_| matches!(verdict, Some(Err(reason)) if !reason.is_final()));
-        Choice { node: kept.map(str::to_owned), unfit: Some(explain(&reasons)) }
+        Choice { node: kept.map(str::to_owned), unfit: Some(explain(&reasons)), moved_because: None }
     }
 
     fn judge(&self, name: &str, claim: &Claim<'_>, local: Option<&BTreeSet<String>>) -> Result<(), Unfit> {
@@ -113,6 +126,9 @@ impl Nodes<'_> {
         }
         if !self.liveness.is_alive(name) {
             return Err(Unfit::Dead);
+        }
+        if self.liveness.unfit(name).is_some() {
+            return Err(Unfit::Troubled);
         }
         if local.is_some_and(|local| !local.contains(name)) {
             return Err(Unfit::NoEndpoint);
@@ -168,7 +184,7 @@ pub fn endpoint_nodes<'a>(
             false => endpoint.ready || all_ready,
             true => endpoint.serving && endpoint.terminating,
         });
-        fit.filter_map(|endpoint| endpoint.node.clone()).collect::<BTreeSet<_>>()
+        fit.filter_map(|endpoint| endpoint.node.as_deref().map(str::to_owned)).collect::<BTreeSet<_>>()
     };
     let ready = nodes(false);
     if ready.is_empty() { nodes(true) } else { ready }

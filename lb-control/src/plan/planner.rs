@@ -249,7 +249,8 @@ impl Planner {
             | ObjectChange::Advertisement(..)
             | ObjectChange::Namespace(..)
             | ObjectChange::Node(..)
-            | ObjectChange::Agent(..) => {}
+            | ObjectChange::Agent(..)
+            | ObjectChange::Unreadable(..) => {}
         }
     }
 

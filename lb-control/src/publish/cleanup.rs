@@ -18,14 +18,16 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::info;
 
+use super::lease::record;
 use crate::{
     crd,
-    model::{ANNOTATION_EXTERNAL_IPS, FIELD_MANAGER},
+    model::{ANNOTATION_EXTERNAL_IPS, ANNOTATION_UNINSTALL, FIELD_MANAGER},
     plan::{
         controller::{FINALIZER, FINALIZER_KUBERNETES},
+        departure::Departures,
         election::Timing,
     },
 };
@@ -41,8 +43,11 @@ const ATTEMPTS: u32 = 5;
 const ROUNDS: u32 = 3;
 /// Holds the Lease of the leader from now on.
 const HOLDER: &str = "pointsman-cleanup";
-/// For how long no agent leads after the end: until then the agents have to be gone.
+/// For how long no agent leads after the end, if some have not been heard: until then the agents have
+/// to be gone.
 const SILENCE: i32 = 60;
+/// How often Leases are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What is ours beside what is marked as such.
 #[derive(Clone, Debug)]
@@ -53,33 +58,44 @@ pub struct Cleanup {
     pub leader_lease: String,
     /// Selects the Leases of agents.
     pub agent_selector: String,
+    /// Begins their names; the node's name follows.
+    pub agent_prefix: String,
     /// How long an agent that leads may take to notice that it does not any more.
     pub patience: Duration,
+    /// For how long agents are waited for that are alive, but do not go.
+    pub farewell: Duration,
 }
 
 impl Cleanup {
     /// With the usual patience.
     #[must_use]
-    pub fn new(namespace: impl Into<String>, leader_lease: &str, agent_selector: &str) -> Self {
+    pub fn new(
+        namespace: impl Into<String>,
+        leader_lease: &str,
+        (agent_selector, agent_prefix): (&str, &str),
+    ) -> Self {
         Self {
+            agent_prefix: agent_prefix.to_owned(),
             namespace: namespace.into(),
             leader_lease: leader_lease.to_owned(),
             agent_selector: agent_selector.to_owned(),
             patience: Timing::default().give_up,
+            farewell: Duration::from_secs(45),
         }
     }
 
-    /// Does it; says how many Services, VirtualIPs and Leases were changed or deleted. It may be done
-    /// again at any time, and while agents run: none of them leads for a minute after.
+    /// Does it; says what was changed or deleted. It may be done again at any time, and while agents
+    /// run: they are asked to let go of everything, and waited for. An agent that does not answer is
+    /// named in the outcome; it is asked for as long as it may take it to come back.
     ///
     /// # Errors
     /// When the API server does not let us, or something of ours is still there at the end.
     pub async fn run(&self, client: &Client) -> Result<Removed> {
         let leases = Api::namespaced(client.clone(), &self.namespace);
-        self.silence(&leases)
-            .await
-            .with_context(|| format!("cannot take the Lease {}/{}", self.namespace, self.leader_lease))?;
-        let mut removed = Removed::default();
+        let of_leader = || format!("cannot take the Lease {}/{}", self.namespace, self.leader_lease);
+        let led = self.ask(&leases).await.with_context(of_leader)?;
+        let departures = self.farewell(&leases, led).await.with_context(of_leader)?;
+        let mut removed = Removed { unheard: departures.unheard(), ..Removed::default() };
         for round in 1.. {
             let services = services(client).await?;
             let addresses = virtual_ips(client).await?;
@@ -95,13 +111,19 @@ impl Cleanup {
                 );
             }
         }
-        removed.leases = self.agents(&leases).await.context("cannot delete the Leases of the agents")?;
+        let mut agents = self.agents(&leases).await.context("cannot delete the Leases of the agents")?;
+        agents.extend(departures.left().iter().cloned());
+        removed.leases = agents.len();
+        if removed.unheard.is_empty() {
+            // Nobody is left who would take it, and who comes next need not wait.
+            delete(&leases, &self.leader_lease).await.with_context(of_leader)?;
+        }
         Ok(removed)
     }
 
-    /// Takes the Lease away from whoever leads, and waits until that is known there.
-    async fn silence(&self, leases: &Api<Lease>) -> Result<(), Error> {
-        for _ in 0..ATTEMPTS {
+    /// Takes the Lease away from whoever leads, and asks all agents to end; who led before us.
+    async fn ask(&self, leases: &Api<Lease>) -> Result<Option<String>, Error> {
+        for attempt in 1.. {
             let found = leases.get_opt(&self.leader_lease).await?;
             let before = found.as_ref().and_then(|lease| lease.spec.as_ref()?.holder_identity.clone());
             let lease = self.lease(found.as_ref());
@@ -110,27 +132,55 @@ impl Cleanup {
                 None => leases.create(&PostParams::default(), &lease).await,
             };
             match written {
-                Ok(_) => {
-                    if before.is_some_and(|holder| !holder.is_empty() && holder != HOLDER) {
-                        info!("waiting until the agent that led has noticed that it does not any more");
-                        sleep(self.patience).await;
-                    }
-                    return Ok(());
-                }
+                Ok(_) => return Ok(before.filter(|holder| !holder.is_empty() && holder != HOLDER)),
                 // It was just renewed.
-                Err(Error::Api(status)) if status.code == 409 => {}
+                Err(Error::Api(status)) if status.code == 409 && attempt < ATTEMPTS => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Waits until the agents have let go of everything, and who led has noticed that it does not
+    /// any more.
+    async fn farewell(&self, leases: &Api<Lease>, led: Option<String>) -> Result<Departures, Error> {
+        let started = Instant::now();
+        let mut departures = Departures::default();
+        let agents = ListParams::default().labels(&self.agent_selector);
+        loop {
+            let all = leases.list(&agents).await?;
+            let all = all.iter().map(|lease| (self.node(lease), record(lease))).collect();
+            let now = started.elapsed();
+            departures.observe(all, now);
+            let leads =
+                led.as_ref().is_some_and(|led| !departures.left().contains(led) && now < self.patience);
+            let stay = now < self.farewell && departures.is_to_be_awaited(now);
+            if !leads && !stay {
+                return Ok(departures);
+            }
+            info!(agents = ?departures.unheard(), "waiting until these agents have let go of everything");
+            sleep(LOOK.min(self.patience)).await;
+            // A change: agents that have been started meanwhile know by it that they are meant, too.
+            self.ask(leases).await?;
+        }
+    }
+
+    /// The node that an agent's Lease is named after.
+    fn node(&self, lease: &Lease) -> String {
+        let name = lease.name_any();
+        name.strip_prefix(&self.agent_prefix).unwrap_or(&name).to_owned()
     }
 
     fn lease(&self, found: Option<&Lease>) -> Lease {
         let now = MicroTime(Timestamp::now());
-        let metadata = match found {
+        let mut metadata = match found {
             Some(lease) => lease.metadata.clone(),
             None => ObjectMeta { name: Some(self.leader_lease.clone()), ..ObjectMeta::default() },
         };
+        metadata
+            .annotations
+            .get_or_insert_default()
+            .insert(ANNOTATION_UNINSTALL.to_owned(), "true".to_owned());
         let spec = LeaseSpec {
             holder_identity: Some(HOLDER.to_owned()),
             lease_duration_seconds: Some(SILENCE),
@@ -141,25 +191,30 @@ impl Cleanup {
         Lease { metadata, spec: Some(spec) }
     }
 
-    async fn agents(&self, leases: &Api<Lease>) -> Result<usize, Error> {
+    /// Deletes the Leases that agents have left; of which nodes.
+    async fn agents(&self, leases: &Api<Lease>) -> Result<BTreeSet<String>, Error> {
         let all = leases.list(&ListParams::default().labels(&self.agent_selector)).await?;
-        let mut count = 0;
+        let mut nodes = BTreeSet::new();
         for lease in all {
-            count += usize::from(delete(leases, &lease.name_any()).await?);
+            if delete(leases, &lease.name_any()).await? {
+                nodes.insert(self.node(&lease));
+            }
         }
-        Ok(count)
+        Ok(nodes)
     }
 }
 
 /// How much was ours.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     /// Services that had something of ours.
     pub services: usize,
     /// VirtualIPs.
     pub virtual_ips: usize,
-    /// Leases of agents.
+    /// Leases of agents, with those that agents deleted themselves.
     pub leases: usize,
+    /// Nodes whose agents have not said that they have let go of everything.
+    pub unheard: BTreeSet<String>,
 }
 
 /// Frees all Services; how many there were to be freed.

@@ -61,6 +61,11 @@ impl Events {
         Verdict::Tell
     }
 
+    /// It did not arrive after all: whoever comes up with it again tells it.
+    pub fn not_told(&mut self, about: &EventTarget, reason: &str, note: &str) {
+        self.told.remove(&(about.clone(), reason.to_owned(), note.to_owned()));
+    }
+
     /// Keeps the memory bounded.
     fn forget(&mut self, now: Duration) {
         if self.told.len() >= MAXIMUM || self.told.values().next().is_some_and(|at| now - *at >= QUIET) {
@@ -99,6 +104,16 @@ mod tests {
         assert_eq!(admit("a", 599), Verdict::Known);
         assert_eq!(admit("b", 599), Verdict::Tell);
         assert_eq!(admit("a", 600), Verdict::Tell);
+    }
+
+    #[test]
+    fn what_did_not_arrive_is_told_again() {
+        let mut events = Events::default();
+        let web = service("web");
+        assert_eq!(events.admit(&web, "R", "a", seconds(0)), Verdict::Tell);
+        events.not_told(&web, "R", "a");
+        assert_eq!(events.admit(&web, "R", "a", seconds(1)), Verdict::Tell);
+        assert_eq!(events.admit(&web, "R", "a", seconds(2)), Verdict::Known);
     }
 
     #[test]

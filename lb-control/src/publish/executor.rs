@@ -13,13 +13,13 @@ use std::{
 use kube::{Client, Error, core::Status};
 use tokio::{
     sync::{Semaphore, mpsc},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, warn};
 
 use super::{
     events::{Events, Verdict},
-    requests::{Call, Requests},
+    requests::{Call, Failure, Requests},
 };
 use crate::{
     model::{ObjectRef, causes},
@@ -30,6 +30,9 @@ use crate::{
 const CONCURRENCY: usize = 16;
 /// How long one request may take.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How often an Event is sent at most, and the pause after the first time; then it is twice as long.
+const EVENT_ATTEMPTS: u32 = 3;
+const EVENT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Hears of every write: verb and resource as in RBAC, and the HTTP status (0 without an answer).
 pub type Count = Arc<dyn Fn(&'static str, &'static str, u16) + Send + Sync>;
@@ -63,7 +66,7 @@ impl Subject {
 
     /// Whether only the leader may write it.
     fn is_leaders(&self) -> bool {
-        !matches!(self, Self::Status(_))
+        !matches!(self, Self::Status(_) | Self::Event)
     }
 }
 
@@ -140,11 +143,10 @@ impl Shared {
 
     async fn work(&self, subject: &Subject, mut command: Command) {
         loop {
-            let outcome = match self.room.acquire().await {
-                Ok(_permit) => self.carry_out(subject, &command).await,
-                Err(_) => return,
-            };
-            if !matches!(command, Command::Event { .. }) {
+            if matches!(command, Command::Event { .. }) {
+                self.tell(subject, &command).await;
+            } else {
+                let Some(outcome) = self.attempt(subject, &command).await else { return };
                 // The receiver goes first only when the agent leaves.
                 let _ = self.outcomes.send((command, outcome));
             }
@@ -159,18 +161,48 @@ impl Shared {
         }
     }
 
+    /// Once there is room; `None` when there will be none any more.
+    async fn attempt(&self, subject: &Subject, command: &Command) -> Option<Outcome> {
+        let _permit = self.room.acquire().await.ok()?;
+        Some(self.carry_out(subject, command).await)
+    }
+
+    /// Sends an Event, which nobody else tries again. One that did not arrive was not told.
+    async fn tell(&self, subject: &Subject, event: &Command) {
+        for attempt in 0..EVENT_ATTEMPTS {
+            match self.attempt(subject, event).await {
+                Some(Outcome::Done) => return,
+                Some(Outcome::Failed(_)) if attempt + 1 < EVENT_ATTEMPTS && self.may_write(subject) => {
+                    sleep(EVENT_PAUSE * (1 << attempt)).await;
+                }
+                _ => break,
+            }
+        }
+        if let Command::Event { about, reason, note, .. } = event {
+            let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+            events.not_told(about, reason, note);
+        }
+    }
+
+    fn may_write(&self, subject: &Subject) -> bool {
+        !subject.is_leaders() || self.leads.load(Ordering::SeqCst)
+    }
+
     async fn carry_out(&self, subject: &Subject, command: &Command) -> Outcome {
-        if subject.is_leaders() && !self.leads.load(Ordering::SeqCst) {
-            return Outcome::Failed("another agent leads".to_owned());
+        let not_ours = || Outcome::Failed("another agent leads".to_owned());
+        if !self.may_write(subject) {
+            return not_ours();
         }
         let Call { verb, resource } = Call::of(command);
-        let (status, outcome) = match timeout(ANSWER, self.requests.send(command)).await {
+        let may_write = || self.may_write(subject);
+        let (status, outcome) = match timeout(ANSWER, self.requests.send(command, &may_write)).await {
             Ok(Ok(())) => (200, Outcome::Done),
-            Ok(Err(Error::Api(status))) => {
+            Ok(Err(Failure::NotAllowed)) => return not_ours(),
+            Ok(Err(Failure::Request(Error::Api(status)))) => {
                 let outcome = refusal(&status, verb, resource);
                 (status.code, outcome)
             }
-            Ok(Err(error)) => (0, Outcome::Failed(causes(&error))),
+            Ok(Err(Failure::Request(error))) => (0, Outcome::Failed(causes(&error))),
             Err(_) => (0, Outcome::Failed(format!("no answer within {} s", ANSWER.as_secs()))),
         };
         (self.count)(verb, resource, status);
@@ -186,13 +218,18 @@ impl Shared {
 
 /// What it means that the API server did not do it.
 fn refusal(status: &Status, verb: &str, resource: &str) -> Outcome {
-    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let causes = || status.details.iter().flat_map(|details| &details.causes);
     match status.code {
         404 => Outcome::Gone,
         409 => Outcome::Conflict(status.message.clone()),
+        // A patch that names another uid than the object's is invalid (ValidateObjectMetaUpdate: the
+        // field is immutable). It means the same: the object was deleted and created again.
+        422 if causes().any(|cause| cause.field == "metadata.uid") => {
+            Outcome::Conflict(status.message.clone())
+        }
         // Nothing new is taken into a namespace that is being deleted (NamespaceLifecycle): no
         // matter of rights.
-        403 if causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating") => Outcome::Gone,
+        403 if causes().any(|cause| cause.reason == "NamespaceTerminating") => Outcome::Gone,
         403 => Outcome::Forbidden(format!(
             "{}: the ClusterRole of the agent lacks {verb} on {resource}",
             status.message
@@ -217,6 +254,12 @@ mod tests {
         assert_eq!(of(terminating), Outcome::Gone);
         let Outcome::Forbidden(why) = of(json!({"code": 403, "message": "forbidden"})) else { panic!() };
         assert!(why.contains("lacks create on events"), "{why}");
+        let another = json!({
+            "code": 422, "message": "field is immutable",
+            "details": {"causes": [{"reason": "FieldValueInvalid", "field": "metadata.uid"}]},
+        });
+        assert_eq!(of(another), Outcome::Conflict("field is immutable".into()));
+        assert_eq!(of(json!({"code": 422, "message": "m"})), Outcome::Failed("m".into()));
         assert_eq!(of(json!({"code": 404})), Outcome::Gone);
         assert_eq!(of(json!({"code": 409, "message": "m"})), Outcome::Conflict("m".into()));
         assert_eq!(of(json!({"code": 500, "message": "m"})), Outcome::Failed("m".into()));

@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Error,
-    api::{ObjectMeta, PostParams},
+    api::{DeleteParams, ObjectMeta, PostParams},
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -19,12 +19,18 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    model::causes,
+    model::{ANNOTATION_UNINSTALL, causes},
     plan::election::{Candidate, Record, Step, Timing},
 };
 
 /// How long one request may take.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// Annotations of a Lease by name; `None` stands for none of that name.
+pub type Annotations = BTreeMap<String, Option<String>>;
+
+/// How soon after it was written a Lease is written again because an annotation changed.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A Lease that is wanted.
 #[derive(Clone, Debug)]
@@ -37,8 +43,8 @@ pub struct Claim {
     pub identity: String,
     /// Labels that it gets.
     pub labels: BTreeMap<String, String>,
-    /// Annotations that it gets.
-    pub annotations: BTreeMap<String, String>,
+    /// Annotations that it gets; `None`: it is not to have one of this name.
+    pub annotations: Annotations,
     /// How long it lasts.
     pub timing: Timing,
 }
@@ -47,6 +53,9 @@ pub struct Claim {
 pub struct Hold {
     /// Whether the Lease is ours.
     pub holds: watch::Receiver<bool>,
+    annotations: watch::Sender<Annotations>,
+    /// Whether its holder has asked all who want it to end; from then on it is not wanted any more.
+    pub ends: watch::Receiver<bool>,
     end: Option<oneshot::Sender<End>>,
     task: JoinHandle<()>,
 }
@@ -58,9 +67,19 @@ enum End {
     GiveBack,
     /// It lasts for so long, and somebody goes on.
     Leave(Duration),
+    /// Nobody goes on.
+    Delete,
 }
 
 impl Hold {
+    /// Gives the Lease an annotation, or takes it away, within a second if the API server answers.
+    pub fn annotate(&self, name: &str, value: Option<String>) {
+        self.annotations.send_if_modified(|all| {
+            let before = all.insert(name.to_owned(), value.clone());
+            before != Some(value)
+        });
+    }
+
     /// Gives the Lease back, so that nobody has to wait for it to run out.
     pub async fn release(self) {
         self.end(End::GiveBack).await;
@@ -69,6 +88,11 @@ impl Hold {
     /// Leaves it to one who comes back within some time.
     pub async fn leave(self, duration: Duration) {
         self.end(End::Leave(duration)).await;
+    }
+
+    /// Deletes the Lease, if it is ours.
+    pub async fn delete(self) {
+        self.end(End::Delete).await;
     }
 
     async fn end(mut self, how: End) {
@@ -89,6 +113,8 @@ impl Drop for Hold {
 #[must_use]
 pub fn hold(client: Client, claim: Claim) -> Hold {
     let (sender, holds) = watch::channel(false);
+    let (annotations, annotated) = watch::channel(claim.annotations.clone());
+    let (ending, ends) = watch::channel(false);
     let (end, ended) = oneshot::channel();
     let task = tokio::spawn(async move {
         let mut holder = Holder {
@@ -97,6 +123,8 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
             started: Instant::now(),
             trouble: String::new(),
             sender,
+            annotations: annotated,
+            ending,
             claim,
         };
         tokio::select! {
@@ -104,7 +132,7 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
             Ok(how) = ended => holder.end(how).await,
         }
     });
-    Hold { holds, end: Some(end), task }
+    Hold { holds, annotations, ends, end: Some(end), task }
 }
 
 struct Holder {
@@ -115,6 +143,8 @@ struct Holder {
     /// What went wrong last, so that the log hears it once.
     trouble: String,
     sender: watch::Sender<bool>,
+    annotations: watch::Receiver<Annotations>,
+    ending: watch::Sender<bool>,
 }
 
 impl Holder {
@@ -135,10 +165,19 @@ impl Holder {
                 None => self.turn().await,
             }
             self.tell();
+            if self.candidate.ends() {
+                info!(lease = self.claim.name, "its holder asks all who want it to end");
+                self.ending.send_replace(true);
+                return;
+            }
             let next = Instant::now() + self.candidate.pause(self.now());
-            match self.until_over().filter(|over| *over < next) {
-                Some(over) => sleep_until(over).await,
-                None => sleep_until(next).await,
+            let next = self.until_over().map_or(next, |over| over.min(next));
+            let pause = sleep(PAUSE);
+            let mut annotations = self.annotations.clone();
+            tokio::select! {
+                () = sleep_until(next) => {}
+                // Changes come in bursts: the last one counts.
+                () = async { pause.await; changed(&mut annotations).await } => {}
             }
             self.tell();
         }
@@ -189,7 +228,10 @@ impl Holder {
                 let lease = self.renewed(lease);
                 self.api.replace(&self.claim.name, &PostParams::default(), &lease).await
             }
-            None => self.api.create(&PostParams::default(), &self.renewed(Lease::default())).await,
+            None => {
+                let lease = self.renewed(Lease::default());
+                self.api.create(&PostParams::default(), &lease).await
+            }
         };
         match written {
             Ok(lease) => {
@@ -208,12 +250,14 @@ impl Holder {
     }
 
     /// The Lease with our name and the time. What others have added to it stays.
-    fn renewed(&self, mut lease: Lease) -> Lease {
+    fn renewed(&mut self, mut lease: Lease) -> Lease {
         let now = MicroTime(Timestamp::now());
         let metadata = &mut lease.metadata;
         metadata.name = Some(self.claim.name.clone());
         metadata.namespace = Some(self.claim.namespace.clone());
-        merge(metadata, &self.claim);
+        let annotations = self.annotations.borrow_and_update().clone();
+        merge(metadata, &self.claim, &annotations);
+        metadata.annotations.get_or_insert_default().remove(ANNOTATION_UNINSTALL);
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         if spec.holder_identity.as_ref() != Some(&self.claim.identity) {
             spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(-1).saturating_add(1));
@@ -239,9 +283,14 @@ impl Holder {
             match how {
                 End::GiveBack => spec.holder_identity = None,
                 End::Leave(duration) => spec.lease_duration_seconds = i32::try_from(duration.as_secs()).ok(),
+                End::Delete => {}
             }
             spec.renew_time = Some(MicroTime(Timestamp::now()));
-            if self.api.replace(&self.claim.name, &PostParams::default(), &lease).await.is_ok() {
+            let written = match how {
+                End::Delete => self.api.delete(&self.claim.name, &DeleteParams::default()).await.is_ok(),
+                _ => self.api.replace(&self.claim.name, &PostParams::default(), &lease).await.is_ok(),
+            };
+            if written {
                 return;
             }
             sleep(Duration::from_millis(50)).await;
@@ -249,17 +298,34 @@ impl Holder {
     }
 }
 
-fn merge(metadata: &mut ObjectMeta, claim: &Claim) {
+fn merge(metadata: &mut ObjectMeta, claim: &Claim, annotations: &Annotations) {
     metadata.labels.get_or_insert_default().extend(claim.labels.clone());
-    metadata.annotations.get_or_insert_default().extend(claim.annotations.clone());
+    let all = metadata.annotations.get_or_insert_default();
+    for (name, value) in annotations {
+        match value {
+            Some(value) => drop(all.insert(name.clone(), value.clone())),
+            None => drop(all.remove(name)),
+        }
+    }
 }
 
-fn record(lease: &Lease) -> Record {
+/// Waits for an annotation that is to change.
+async fn changed(annotations: &mut watch::Receiver<Annotations>) {
+    if annotations.changed().await.is_err() {
+        // Nobody will change one any more.
+        std::future::pending().await
+    }
+}
+
+/// What a Lease says, as far as decisions need it.
+pub(super) fn record(lease: &Lease) -> Record {
     let spec = lease.spec.clone().unwrap_or_default();
     let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    let annotations = lease.metadata.annotations.as_ref();
     Record {
         holder: spec.holder_identity.unwrap_or_default(),
         renewed: spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default(),
         duration: Duration::from_secs(seconds.unwrap_or(15)),
+        ends: annotations.is_some_and(|all| all.contains_key(ANNOTATION_UNINSTALL)),
     }
 }

@@ -51,6 +51,29 @@ impl Call {
     }
 }
 
+/// Why a command was not carried out.
+#[derive(Debug)]
+pub enum Failure {
+    /// The API server's error, or one of the way to it.
+    Request(Error),
+    /// It is not ours to write any more.
+    NotAllowed,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Request(error)
+    }
+}
+
+/// Says whether a command may still be written: asked before each write, however long what comes
+/// before it has taken.
+pub type MayWrite<'a> = &'a (dyn Fn() -> bool + Send + Sync);
+
+fn ask(may_write: MayWrite<'_>) -> Result<(), Failure> {
+    if may_write() { Ok(()) } else { Err(Failure::NotAllowed) }
+}
+
 /// Bytes of an Event's note; the API server refuses longer ones (`NoteLengthLimit` of its
 /// validation of events.k8s.io/v1).
 const NOTE: usize = 1_024;
@@ -71,8 +94,58 @@ impl Requests {
     /// Carries a command out.
     ///
     /// # Errors
-    /// The API server's, or of the way to it.
-    pub async fn send(&self, command: &Command) -> Result<(), Error> {
+    /// The API server's, of the way to it, or that it may not be written any more.
+    pub async fn send(&self, command: &Command, may_write: MayWrite<'_>) -> Result<(), Failure> {
+        match command {
+            Command::AddFinalizers { .. }
+            | Command::RemoveFinalizers { .. }
+            | Command::ApplyServiceStatus { .. }
+            | Command::SetPoolStatus { .. } => self.read_and_write(command, may_write).await,
+            _ => {
+                ask(may_write)?;
+                Ok(self.write(command).await?)
+            }
+        }
+    }
+
+    /// Commands that look at the object first.
+    async fn read_and_write(&self, command: &Command, may_write: MayWrite<'_>) -> Result<(), Failure> {
+        match command {
+            Command::AddFinalizers { service, uid, resource_version, finalizers } => {
+                let seen = (uid.as_str(), resource_version.as_str());
+                let add = |all: &mut Vec<String>| {
+                    let missing: Vec<_> =
+                        finalizers.iter().filter(|one| !all.contains(one)).cloned().collect();
+                    all.extend(missing);
+                };
+                self.finalizers(service, seen, add, may_write).await
+            }
+            Command::RemoveFinalizers { service, uid, resource_version, finalizers } => {
+                let seen = (uid.as_str(), resource_version.as_str());
+                let remove = |all: &mut Vec<String>| all.retain(|one| !finalizers.contains(one));
+                match self.finalizers(service, seen, remove, may_write).await {
+                    // It is gone, and its finalizers with it.
+                    Err(Failure::Request(Error::Api(status))) if status.code == 404 => Ok(()),
+                    other => other,
+                }
+            }
+            Command::ApplyServiceStatus { service, uid, ingress, conditions } => {
+                let patch = self.service_status(service, uid, ingress, conditions).await?;
+                ask(may_write)?;
+                let api = self.services(service);
+                let parameters = PatchParams::apply(FIELD_MANAGER);
+                api.patch_status(&service.name, &parameters, &Patch::Apply(patch)).await?;
+                Ok(())
+            }
+            Command::SetPoolStatus { pool, assigned, available, conditions } => {
+                self.pool_status(pool, (*assigned, *available), conditions, may_write).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Commands that are one request.
+    async fn write(&self, command: &Command) -> Result<(), Error> {
         match command {
             Command::CreateVirtualIp { address, pool, services, node } => {
                 let mut object =
@@ -98,29 +171,16 @@ impl Requests {
                 let parameters = DeleteParams::default().preconditions(preconditions);
                 self.virtual_ips().delete(&virtual_ip_name(*address), &parameters).await.map(drop)
             }
-            Command::SetVirtualIpStatus { address, node, services } => {
-                let patch = json!({"status": {"node": node, "services": names(services)}});
+            Command::SetVirtualIpStatus { address, uid, resource_version, node, services } => {
+                // The server compares the version of a patch that names one, for the subresource too:
+                // what a former owner sends late is a conflict.
+                let patch = json!({
+                    "metadata": {"uid": uid, "resourceVersion": resource_version},
+                    "status": {"node": node, "services": names(services)},
+                });
                 let name = virtual_ip_name(*address);
                 let api = self.virtual_ips();
                 api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
-            }
-            Command::AddFinalizers { service, uid, finalizers, .. } => {
-                self.finalizers(service, uid, |all| {
-                    all.extend(
-                        finalizers.iter().filter(|one| !all.contains(one)).cloned().collect::<Vec<_>>(),
-                    );
-                })
-                .await
-            }
-            Command::RemoveFinalizers { service, uid, finalizers, .. } => {
-                match self.finalizers(service, uid, |all| all.retain(|one| !finalizers.contains(one))).await {
-                    // It is gone, and its finalizers with it.
-                    Err(Error::Api(status)) if status.code == 404 => Ok(()),
-                    other => other,
-                }
-            }
-            Command::ApplyServiceStatus { service, uid, ingress, conditions } => {
-                self.apply_status(service, uid, ingress, conditions).await
             }
             Command::SetExternalIps { service, resource_version, all, ours } => {
                 let ours = if ours.is_empty() { Value::Null } else { json!(ours.join(",")) };
@@ -135,12 +195,10 @@ impl Requests {
                 let api = self.services(service);
                 api.patch(&service.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
             }
-            Command::SetPoolStatus { pool, assigned, available, conditions } => {
-                self.pool_status(pool, *assigned, *available, conditions).await
-            }
             Command::Event { about, warning, reason, note } => {
                 self.event(about, *warning, reason, note).await
             }
+            _ => Ok(()),
         }
     }
 
@@ -157,17 +215,23 @@ impl Requests {
         api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
     }
 
-    /// Changes the list of finalizers, which a merge patch can only replace as a whole.
+    /// Changes the list of finalizers, which a merge patch can only replace as a whole. `seen` is
+    /// uid and version of the Service that this was decided about.
     async fn finalizers(
         &self,
         service: &ObjectRef,
-        uid: &str,
+        seen: (&str, &str),
         change: impl Fn(&mut Vec<String>),
-    ) -> Result<(), Error> {
+        may_write: MayWrite<'_>,
+    ) -> Result<(), Failure> {
+        let (uid, resource_version) = seen;
         let api = self.services(service);
         let found = api.get_metadata(&service.name).await?.metadata;
         if found.uid.as_deref() != Some(uid) {
-            return Err(another(service));
+            return Err(conflict(&format!("the Service {service} was deleted and created again")).into());
+        }
+        if found.resource_version.as_deref() != Some(resource_version) {
+            return Err(conflict(&format!("the Service {service} has been modified")).into());
         }
         let before = found.finalizers.unwrap_or_default();
         let mut after = before.clone();
@@ -176,19 +240,21 @@ impl Requests {
             return Ok(());
         }
         let patch = json!({
-            "metadata": {"resourceVersion": found.resource_version, "uid": uid, "finalizers": after},
+            "metadata": {"resourceVersion": resource_version, "uid": uid, "finalizers": after},
         });
-        api.patch_metadata(&service.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+        ask(may_write)?;
+        api.patch_metadata(&service.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
     }
 
-    async fn apply_status(
+    /// What to apply as a Service's status. A condition that says the same keeps its time.
+    async fn service_status(
         &self,
         service: &ObjectRef,
         uid: &str,
         ingress: &[IpAddr],
         conditions: &[Condition],
-    ) -> Result<(), Error> {
-        let api = self.services(service);
+    ) -> Result<Value, Error> {
         let mut status = json!({});
         if !ingress.is_empty() {
             let ingress: Vec<_> = ingress.iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
@@ -196,7 +262,7 @@ impl Requests {
         }
         if !conditions.is_empty() {
             // The object has it too, and reading the subresource would be one more right to grant.
-            let found = api.get(&service.name).await?;
+            let found = self.services(service).get(&service.name).await?;
             let old = found.status.and_then(|status| status.conditions).unwrap_or_default();
             let now = Time(Timestamp::now());
             let since = |one: &Condition| {
@@ -205,23 +271,21 @@ impl Requests {
             };
             status["conditions"] = conditions.iter().map(|one| condition(one, since(one))).collect();
         }
-        let patch = json!({
+        Ok(json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": service.name, "namespace": service.namespace, "uid": uid},
             "status": status,
-        });
-        let parameters = PatchParams::apply(FIELD_MANAGER);
-        api.patch_status(&service.name, &parameters, &Patch::Apply(patch)).await.map(drop)
+        }))
     }
 
     async fn pool_status(
         &self,
         pool: &str,
-        assigned: u64,
-        available: u64,
+        (assigned, available): (u64, u64),
         conditions: &[Condition],
-    ) -> Result<(), Error> {
+        may_write: MayWrite<'_>,
+    ) -> Result<(), Failure> {
         // Another's kind: MetalLB's own controller writes its status.
         if pool.contains('/') {
             return Ok(());
@@ -237,7 +301,9 @@ impl Requests {
         let mut status = json!(crd::AddressPoolStatus::counting(assigned.into(), available.into()));
         status["conditions"] = conditions.iter().map(|one| condition(one, since(one))).collect();
         let patch = json!({"status": status});
-        api.patch_status(pool, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+        ask(may_write)?;
+        api.patch_status(pool, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
     }
 
     async fn event(&self, about: &EventTarget, warning: bool, reason: &str, note: &str) -> Result<(), Error> {
@@ -256,7 +322,7 @@ impl Requests {
             note: Some(note[..note.floor_char_boundary(NOTE)].to_owned()),
             reason: Some(reason.to_owned()),
             regarding: Some(ObjectReference {
-                api_version: Some(about.api_version.to_owned()),
+                api_version: Some(about.api_version.clone().into_owned()),
                 kind: Some(about.kind.to_owned()),
                 name: Some(about.object.name.clone()),
                 namespace: Some(about.object.namespace.clone()).filter(|namespace| !namespace.is_empty()),
@@ -288,8 +354,7 @@ fn condition(from: &Condition, since: Time) -> Value {
     })
 }
 
-/// A Service of this name is there, but not the one that was meant.
-fn another(service: &ObjectRef) -> Error {
-    let message = format!("the Service {service} was deleted and created again");
-    Error::Api(Box::new(Status::failure(&message, "Conflict").with_code(409)))
+/// An object is there, but not the one that was meant, or other than it was then.
+fn conflict(message: &str) -> Error {
+    Error::Api(Box::new(Status::failure(message, "Conflict").with_code(409)))
 }

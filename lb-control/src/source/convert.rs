@@ -434,9 +434,9 @@ fn hints<T>(
     endpoint: &discovery::Endpoint,
     list: impl Fn(&discovery::EndpointHints) -> Option<&[T]>,
     name: impl Fn(&T) -> &String,
-) -> Vec<String> {
+) -> Box<[Arc<str>]> {
     let hints = endpoint.hints.as_ref().and_then(list).unwrap_or_default();
-    hints.iter().map(|hint| name(hint).clone()).collect()
+    hints.iter().map(|hint| name(hint).as_str().into()).collect()
 }
 
 fn endpoints(from: &[discovery::Endpoint], family: Family, errors: &mut Errors) -> Vec<Endpoint> {
@@ -465,8 +465,8 @@ fn endpoints(from: &[discovery::Endpoint], family: Family, errors: &mut Errors) 
             ready,
             serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
             terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
-            node: endpoint.node_name.clone(),
-            zone: endpoint.zone.clone(),
+            node: endpoint.node_name.as_deref().map(Into::into),
+            zone: endpoint.zone.as_deref().map(Into::into),
             for_zones: hints(endpoint, |hints| hints.for_zones.as_deref(), |zone| &zone.name),
             for_nodes: hints(endpoint, |hints| hints.for_nodes.as_deref(), |node| &node.name),
         });

@@ -4,6 +4,9 @@ pub mod convert;
 pub mod file;
 pub mod kube;
 pub mod pools;
+mod waiting;
+
+pub use waiting::Waiting;
 
 use crate::model::{ObjectChange, Problem};
 
@@ -16,17 +19,4 @@ pub struct Update {
     pub changes: Vec<ObjectChange>,
     /// All that is wrong with the source and its objects, if that is other than before.
     pub problems: Option<Vec<Problem>>,
-}
-
-impl Update {
-    /// This one and then the next, as one.
-    #[must_use]
-    pub fn followed_by(mut self, next: Self) -> Self {
-        self.changes.extend(next.changes);
-        Self {
-            synced: self.synced || next.synced,
-            changes: self.changes,
-            problems: next.problems.or(self.problems),
-        }
-    }
 }

@@ -30,6 +30,7 @@ mod hooks;
 mod kinds;
 mod listen;
 mod managed;
+pub mod metallb;
 mod names;
 mod objects;
 mod openapi;

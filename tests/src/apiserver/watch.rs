@@ -188,7 +188,10 @@ impl Watch {
             }
             if now >= bookmark_at {
                 bookmark_at = now + server.bookmark_interval;
-                if self.bookmarks && !server.faults.stalls(&self.call, &self.user) {
+                // A watch from the future is silent until then (`cacheWatcher.process` drops what is not
+                // newer than what was asked for, bookmarks too).
+                let is_ahead = self.position > server.store().revision();
+                if self.bookmarks && !is_ahead && !server.faults.stalls(&self.call, &self.user) {
                     let _ = sink.send(bookmark(&self.kind, self.position, false)).await;
                 }
             }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use pointsman_tests::{
-    cluster_world::{ClusterWorld, ingress},
+    cluster_world::{ClusterWorld, bare, ingress},
     lab::{Agent, Lab, Options, wait_for},
     traffic::{ECHO_PORT, HTTP_PORT, UDP_PORT, client},
 };
@@ -84,7 +84,7 @@ pub fn slice(
         "EndpointSlice",
         name,
         &json!({
-            "metadata": {"labels": {"kubernetes.io/service-name": service}},
+            "metadata": {"labels": {"kubernetes.io/service-name": bare(service)}},
             "addressType": if v6 { "IPv6" } else { "IPv4" },
             "ports": ports,
             "endpoints": endpoints,

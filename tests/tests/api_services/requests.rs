@@ -245,6 +245,9 @@ fn a_wish_that_cannot_be_read_changes_nothing() -> Result<()> {
         annotated(world, "web", &[HTTP], &json!({}), &v4())?;
         let before = addresses(world, "web", 1)?;
         annotated(world, "web", &[HTTP], &bad, &v4())?;
+        for name in ["bad", "web"] {
+            wait_event(world, name, "InvalidConfiguration")?;
+        }
         annotated(world, "next", &[HTTP], &json!({}), &v4())?;
         addresses(world, "next", 1)?;
         ensure!(addresses(world, "web", 1)? == before, "it stays as it last was");

@@ -18,7 +18,7 @@ use lb_control::{
     model::{ObjectChange, ObjectRef, Objects, Problem},
     source::kube::{Fatal, Timing, Update, watch},
 };
-use pointsman_tests::apiserver::{ApiServer, Options};
+use pointsman_tests::apiserver::{ApiServer, Options, metallb};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::timeout};
 
@@ -77,33 +77,10 @@ async fn install_one(client: &Client, definition: &Definition) -> Result<()> {
     Ok(())
 }
 
-/// Name and definition of one of MetalLB's kinds.
-pub fn metallb_definition(plural: &str, kind: &str) -> (String, Value) {
-    let name = format!("{plural}.metallb.io");
-    let definition = json!({
-        "metadata": { "name": name },
-        "spec": {
-            "group": "metallb.io", "scope": "Namespaced",
-            "names": { "plural": plural, "singular": kind.to_lowercase(), "kind": kind },
-            "versions": [{
-                "name": "v1beta1", "served": true, "storage": true,
-                "schema": { "openAPIV3Schema": {
-                    "type": "object", "x-kubernetes-preserve-unknown-fields": true,
-                } },
-            }],
-        },
-    });
-    (name, definition)
-}
-
 /// Installs MetalLB's definitions.
 pub async fn install_metallb(client: &Client) -> Result<()> {
-    for (plural, kind) in [
-        ("ipaddresspools", "IPAddressPool"),
-        ("l2advertisements", "L2Advertisement"),
-        ("bgpadvertisements", "BGPAdvertisement"),
-    ] {
-        install_one(client, &serde_json::from_value(metallb_definition(plural, kind).1)?).await?;
+    for (plural, kind) in metallb::KINDS {
+        install_one(client, &serde_json::from_value(metallb::definition(plural, kind).1)?).await?;
     }
     Ok(())
 }

@@ -91,17 +91,20 @@ impl Agent {
             changes.extend(self.source.take(key, object.as_ref()));
         }
         self.seen = server.log.len();
+        changes.extend(self.source.unreadable());
         let problems = self.source.problems();
         self.problems.resize(problems.len(), Vec::new());
         for (kept, new) in self.problems.iter_mut().zip(problems) {
             *kept = new.unwrap_or(std::mem::take(kept));
         }
-        self.writer.problems(&self.problems.concat());
         let is_due = self.retry_at.is_some_and(|at| at <= now);
         let is_new = is_first || !changes.is_empty();
         if is_new {
             self.writer.changed(changes.clone(), now);
-            changes.retain(|change| !matches!(change, ObjectChange::Agent(..)));
+            let is_writers = |change: &ObjectChange| {
+                matches!(change, ObjectChange::Agent(..) | ObjectChange::Unreadable(..))
+            };
+            changes.retain(|change| !is_writers(change));
             self.planner.apply(changes);
         }
         if is_new || is_due {

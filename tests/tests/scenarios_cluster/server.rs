@@ -153,8 +153,8 @@ impl Server {
                     it["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
                 })
             }
-            Command::SetVirtualIpStatus { address, node, services } => {
-                self.edit(&Key::virtual_ip(*address), None, None, |it| {
+            Command::SetVirtualIpStatus { address, uid, resource_version, node, services } => {
+                self.edit(&Key::virtual_ip(*address), Some(uid), Some(resource_version), |it| {
                     it["status"] = json!({"node": node, "services": services});
                 })
             }

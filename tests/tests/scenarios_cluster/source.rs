@@ -48,6 +48,20 @@ impl Source {
         }
     }
 
+    /// Objects that can be read no longer, or again, since the last call.
+    pub fn unreadable(&mut self) -> Vec<ObjectChange> {
+        let all = [
+            self.services.unreadable(),
+            self.slices.unreadable(),
+            self.virtual_ips.unreadable(),
+            self.pools.unreadable(),
+            self.metallb_pools.unreadable(),
+            self.l2_advertisements.unreadable(),
+            self.bgp_advertisements.unreadable(),
+        ];
+        all.concat()
+    }
+
     /// What is wrong with objects, if that is other than at the last call.
     pub fn problems(&mut self) -> Vec<Option<Vec<Problem>>> {
         vec![

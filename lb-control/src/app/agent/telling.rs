@@ -1,9 +1,10 @@
 //! What the agent tells: what its addresses serve, what is decided, what is wrong.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Agent;
+use crate::app::live::Lack;
 use crate::model::ObjectRef;
 use crate::plan::Effects;
 
@@ -40,7 +41,9 @@ impl Agent {
         for address in &effects.holders {
             self.live.is_now(*address, self.served(address));
         }
-        if !self.unserved.is_empty() {
+        if self.unserved.is_empty() {
+            self.live.lacks(BTreeMap::new());
+        } else {
             self.report_all_live();
         }
     }
@@ -51,6 +54,21 @@ impl Agent {
         for address in addresses {
             self.live.is_now(address, self.served(&address));
         }
+        self.report_lacking();
+    }
+
+    /// Says which Services this node should serve, but cannot. Other nodes may lack them, too; but
+    /// they are not asked for them.
+    fn report_lacking(&mut self) {
+        let vips = &self.planner.plan().desired.vips;
+        let services = &self.planner.objects().services;
+        let lacking =
+            self.unserved.iter().filter(|(service, _)| vips.values().any(|all| all.contains(*service)));
+        let lacking = lacking.filter_map(|(service, why)| {
+            let uid = services.get(service)?.api.uid.clone();
+            Some((service.clone(), Lack { uid, why: why.clone() }))
+        });
+        self.live.lacks(lacking.collect());
     }
 
     /// The Services that an address of this node serves right now.
@@ -60,7 +78,7 @@ impl Agent {
             return BTreeSet::new();
         }
         let holders = self.planner.plan().desired.vips.get(address);
-        let served = holders.into_iter().flatten().filter(|service| !self.unserved.contains(*service));
+        let served = holders.into_iter().flatten().filter(|service| !self.unserved.contains_key(*service));
         served.cloned().collect()
     }
 
@@ -71,6 +89,29 @@ impl Agent {
         link.is_some_and(|(index, link)| {
             self.devices.is_attached(link.vlan.and(link.parent).unwrap_or(*index))
         })
+    }
+
+    /// Why this node cannot serve any address, however many it is given; `None` if it can, or if that
+    /// is not known yet. Only what holds without any address of its own counts: else a node from
+    /// which all were moved would seem mended.
+    fn unfit(&self) -> Option<String> {
+        if self.generation == 0 || !self.network_known {
+            return None;
+        }
+        let name = &self.settings.link_device;
+        let Some((_, link)) = self.next_hops.links().iter().find(|(_, link)| link.name == *name) else {
+            return Some(format!("the link device {name} is gone"));
+        };
+        if !link.is_up {
+            return Some(format!("the link device {name} is down or has no carrier"));
+        }
+        if !self.link_is_attached() {
+            return Some(format!("the program could not be attached to the link device {name}"));
+        }
+        let mut entries = self.planner.plan().desired.entries.keys();
+        let none_in_maps =
+            !self.unserved.is_empty() && entries.all(|key| self.unserved.contains_key(&key.service));
+        none_in_maps.then(|| "the maps take none of the Services".to_owned())
     }
 
     /// Whether there is nothing that a next agent could go on with.
@@ -108,6 +149,8 @@ impl Agent {
                 published.unreachable.entry(*address).or_insert_with(|| text.clone());
             }
         });
+        let unfit = self.unfit();
+        self.live.is_unfit(unfit);
         // Last: whoever hears of a Service finds it done, as far as it can be.
         self.tell();
     }

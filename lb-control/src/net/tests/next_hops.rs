@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use tokio::time::timeout;
 
-use crate::net::next_hops::{Ask, NextHops, Resolution};
+use crate::net::next_hops::{Ask, NextHops};
 use crate::net::testing::{Lab, PATIENCE, ip, run};
+use crate::net::way::Resolution;
 use crate::net::{Kernel, Monitor, announce};
 
 /// What the agent does: refreshes whenever something changes.
@@ -31,26 +32,24 @@ impl Agent {
     }
 
     async fn refresh(&mut self) {
-        self.neighbours_changed |= self
-            .next_hops
-            .refresh(self.backends.iter().map(|backend| (*backend, false)), Ask::Routes)
-            .await
-            .unwrap()
-            .neighbours;
+        let known: BTreeSet<_> = self.next_hops.ways().map(|(backend, _)| *backend).collect();
+        let changed = &known ^ &self.backends;
+        self.next_hops.know(&changed, |backend| self.backends.contains(backend).then_some(false));
+        self.neighbours_changed |= self.next_hops.refresh(Ask::Routes).await.unwrap().neighbours;
     }
 
     /// Waits until the way to a backend is as wanted.
     async fn until(&mut self, backend: &str, what: &str, wanted: impl Fn(&Resolution) -> bool) -> Resolution {
         let reached = async {
-            while !wanted(&self.next_hops.resolutions()[&ip(backend)]) {
+            while !wanted(self.next_hops.way(&ip(backend)).unwrap()) {
                 self.monitor.next().await.unwrap();
                 self.refresh().await;
             }
         };
         if timeout(PATIENCE, reached).await.is_err() {
-            panic!("{what}: {:?}", self.next_hops.resolutions());
+            panic!("{what}: {:?}", self.next_hops.way(&ip(backend)));
         }
-        self.next_hops.resolutions()[&ip(backend)].clone()
+        Resolution::clone(self.next_hops.way(&ip(backend)).unwrap())
     }
 }
 

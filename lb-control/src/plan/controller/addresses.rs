@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
-use super::{Command, Controller, flights::Key};
+use super::{Command, Controller, EventTarget, flights::Key, services::Step};
 use crate::{
     model::{ObjectRef, Pool, Service, VirtualIp},
     plan::ownership::{Choice, Claim, Nodes, endpoint_nodes},
@@ -17,14 +17,15 @@ struct Wanted {
 
 impl Controller {
     /// The next command for an address, if one is due.
-    pub(super) fn address_step(&mut self, address: IpAddr, now: Duration) -> Option<Command> {
+    pub(super) fn address_step(&mut self, address: IpAddr, now: Duration) -> Option<Step> {
         if self.flights.is_busy(&Key::Address(address), now) {
             return None;
         }
         self.counters.steps += 1;
         let present = self.objects.virtual_ips.get(&address).cloned();
         let services = self.may_have(address, present.as_deref());
-        let node = self.place(address, &services, present.as_deref());
+        let (node, moved_because) = self.place(address, &services, present.as_deref());
+        let events = moved_because.map_or_else(Vec::new, |why| self.moved(&services, &why));
         let pool = self.pool_key(address, &services);
         let command = match present {
             None if services.is_empty() => None,
@@ -40,10 +41,22 @@ impl Controller {
             Some(Command::CreateVirtualIp { node, .. } | Command::UpdateVirtualIp { node, .. }) => {
                 node.clone()
             }
-            _ => return command,
+            _ => return Some((command?, Vec::new())),
         };
         self.index.own(address, node.as_deref());
-        command
+        Some((command?, events))
+    }
+
+    /// Says at the Services why their address moves.
+    fn moved(&self, services: &BTreeSet<ObjectRef>, why: &str) -> Vec<Command> {
+        let services = services.iter().filter_map(|service| self.objects.services.get(service));
+        let event = |service: &Arc<Service>| Command::Event {
+            about: EventTarget::service(&service.object, &service.api.uid),
+            warning: true,
+            reason: "Moved".into(),
+            note: why.to_owned(),
+        };
+        services.map(event).collect()
     }
 
     /// Services that an address may be given to now. Those who have it by the last decision come to
@@ -91,18 +104,18 @@ impl Controller {
         self.objects.services.get(service).is_some_and(|service| super::services::missing(service).is_empty())
     }
 
-    /// Who announces an address. Remembers where nobody can.
+    /// Who announces an address, and why it moves if that is to be told. Remembers where nobody can.
     fn place(
         &mut self,
         address: IpAddr,
         services: &BTreeSet<ObjectRef>,
         present: Option<&VirtualIp>,
-    ) -> Option<String> {
+    ) -> (Option<String>, Option<String>) {
         let owner = present.and_then(|present| present.node.as_deref());
         if services.is_empty() {
             self.index.unplaced.remove(&address);
             // It has to let go; whose it is does not matter any more.
-            return owner.map(str::to_owned);
+            return (owner.map(str::to_owned), None);
         }
         let nodes = Nodes {
             nodes: &self.objects.nodes,
@@ -114,7 +127,7 @@ impl Controller {
             let own = self.index.owner.get(&address).is_some_and(|owner| owner == node);
             self.index.owned.count(&node.to_owned()) - usize::from(own)
         };
-        let Choice { node, unfit } = nodes.choose(&claim, owner, load);
+        let Choice { node, unfit, moved_because } = nodes.choose(&claim, owner, load);
         let before = match &unfit {
             Some(why) => self.index.unplaced.insert(address, why.clone()),
             None => self.index.unplaced.remove(&address),
@@ -122,7 +135,7 @@ impl Controller {
         if before != unfit {
             self.dirty.services.extend(services.iter().cloned());
         }
-        node
+        (node, moved_because)
     }
 
     /// Nodes with endpoints, for each Service that takes local traffic only.

@@ -41,18 +41,21 @@ pub fn agent_status_of<'a>(
 fn status(node: &str, virtual_ip: &VirtualIp, live: Option<&BTreeSet<ObjectRef>>) -> Option<Command> {
     let address = virtual_ip.address;
     let services = live.cloned().unwrap_or_default();
+    let say = |node: Option<&str>, services| Command::SetVirtualIpStatus {
+        address,
+        uid: virtual_ip.uid.clone(),
+        resource_version: virtual_ip.resource_version.clone(),
+        node: node.map(str::to_owned),
+        services,
+    };
     let said_last = virtual_ip.live_node.as_deref() == Some(node);
     if virtual_ip.node.as_deref() == Some(node) {
         // Before it serves anything there is nothing to say: another node may serve it still.
         let is_right = if said_last { virtual_ip.live == services } else { services.is_empty() };
-        return (!is_right).then(|| Command::SetVirtualIpStatus {
-            address,
-            node: Some(node.to_owned()),
-            services,
-        });
+        return (!is_right).then(|| say(Some(node), services));
     }
     let has_let_go = said_last && services.is_empty();
-    has_let_go.then(|| Command::SetVirtualIpStatus { address, node: None, services: BTreeSet::new() })
+    has_let_go.then(|| say(None, BTreeSet::new()))
 }
 
 #[cfg(test)]
@@ -91,8 +94,8 @@ mod tests {
                 node: owner.map(str::to_owned),
                 live_node: said_by.map(str::to_owned),
                 live: set(said),
-                uid: String::new(),
-                resource_version: String::new(),
+                uid: "u".into(),
+                resource_version: "7".into(),
                 deleting: false,
             };
             let virtual_ips = [(address, Arc::new(virtual_ip))].into();
@@ -100,6 +103,8 @@ mod tests {
             let expected: Vec<_> = expected
                 .map(|(node, services): (Option<&str>, _)| Command::SetVirtualIpStatus {
                     address,
+                    uid: "u".into(),
+                    resource_version: "7".into(),
                     node: node.map(str::to_owned),
                     services,
                 })

@@ -47,6 +47,11 @@ impl Controller {
             ObjectChange::Namespace(..) => {
                 self.objects.apply(change);
             }
+            ObjectChange::Unreadable(key, new) => {
+                if self.objects.apply(ObjectChange::Unreadable(key.clone(), new)) {
+                    self.dirty.unreadable.insert(key);
+                }
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the controller wants done at the API server, and what became of it.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeSet, net::IpAddr};
 
 use crate::model::{Condition, ObjectRef};
 
@@ -44,6 +44,10 @@ pub enum Command {
     SetVirtualIpStatus {
         /// The address.
         address: IpAddr,
+        /// Precondition.
+        uid: String,
+        /// Precondition: it is still given to this node, and nobody else has spoken since.
+        resource_version: String,
         /// The node that serves it; `None` once it has let go.
         node: Option<String>,
         /// Services that it serves.
@@ -122,7 +126,7 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventTarget {
     /// Its `apiVersion`, as in `v1`.
-    pub api_version: &'static str,
+    pub api_version: Cow<'static, str>,
     /// Its kind.
     pub kind: &'static str,
     /// Its name.
@@ -135,14 +139,14 @@ impl EventTarget {
     /// A Service.
     #[must_use]
     pub fn service(object: &ObjectRef, uid: &str) -> Self {
-        Self { api_version: "v1", kind: "Service", object: object.clone(), uid: uid.to_owned() }
+        Self { api_version: "v1".into(), kind: "Service", object: object.clone(), uid: uid.to_owned() }
     }
 
     /// An AddressPool.
     #[must_use]
     pub fn pool(name: &str) -> Self {
         Self {
-            api_version: "pointsman.dev/v1alpha1",
+            api_version: "pointsman.dev/v1alpha1".into(),
             kind: "AddressPool",
             object: ObjectRef::new("", name),
             uid: String::new(),

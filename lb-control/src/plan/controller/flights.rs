@@ -130,6 +130,11 @@ impl Flights {
         self.open.get(key).is_some_and(|flight| flight.command == *command)
     }
 
+    /// How many commands are on their way.
+    pub fn count(&self) -> usize {
+        self.open.len()
+    }
+
     /// The command on its way for an object.
     pub fn command(&self, key: &Key) -> Option<&Command> {
         self.open.get(key).map(|flight| &flight.command)

@@ -18,10 +18,10 @@ mod command;
 mod conditions;
 mod flights;
 mod index;
-mod invalid;
 mod pools;
 mod rivals;
 mod services;
+mod unreadable;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,7 +36,6 @@ pub use services::{FINALIZER, FINALIZER_KUBERNETES};
 
 use flights::{Flights, Key};
 use index::{Index, published};
-use invalid::Invalid;
 use pools::PoolStatuses;
 use rivals::Rivals;
 
@@ -44,7 +43,7 @@ use super::{
     ipam::{self, Holdings, Ipam},
     ownership::Liveness,
 };
-use crate::model::{ObjectChange, ObjectRef, Objects, Problem};
+use crate::model::{KindAndName, ObjectChange, ObjectRef, Objects};
 
 /// What is decided for the whole cluster.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +72,7 @@ pub struct Counters {
 struct Dirty {
     services: BTreeSet<ObjectRef>,
     addresses: BTreeSet<IpAddr>,
+    unreadable: BTreeSet<KindAndName>,
 }
 
 /// See the module.
@@ -88,7 +88,6 @@ pub struct Controller {
     flights: Flights,
     rivals: Rivals,
     pools: PoolStatuses,
-    invalid: Invalid,
     dirty: Dirty,
     /// Events to tell.
     events: Vec<Command>,
@@ -111,7 +110,6 @@ impl Controller {
             flights: Flights::default(),
             rivals: Rivals::default(),
             pools: PoolStatuses::default(),
-            invalid: Invalid::default(),
             dirty: Dirty::default(),
             events: Vec::new(),
             waiting: BTreeMap::new(),
@@ -140,8 +138,8 @@ impl Controller {
         self.dirty.services.extend(self.flights.concerned());
         let mut commands = Vec::new();
         while let Some(address) = self.dirty.addresses.pop_first() {
-            if let Some(command) = self.address_step(address, now) {
-                self.flights.start(&command, Vec::new());
+            if let Some((command, events)) = self.address_step(address, now) {
+                self.flights.start(&command, events);
                 commands.push(command);
             }
         }
@@ -152,14 +150,9 @@ impl Controller {
             }
         }
         commands.extend(self.pool_steps(now));
+        commands.extend(self.unreadable_steps());
         commands.append(&mut self.events);
-        commands.extend(self.invalid.events());
         commands
-    }
-
-    /// All that is wrong with objects: who wrote them is told by an Event.
-    pub fn problems(&mut self, problems: &[Problem]) {
-        self.invalid.are_now(problems);
     }
 
     /// What became of a command.
@@ -265,6 +258,7 @@ impl Controller {
         self.ipam = Some(ipam);
         self.dirty.services.extend(self.objects.services.keys().cloned());
         self.dirty.addresses.extend(self.objects.virtual_ips.keys());
+        self.dirty.unreadable.extend(self.objects.unreadable.keys().cloned());
     }
 
     /// Who has which address by the VirtualIPs. What is published comes first: of two addresses of

@@ -20,6 +20,9 @@ pub const FINALIZER_KUBERNETES: &str = "service.kubernetes.io/load-balancer-clea
 
 /// For how long a node may take to serve an address before the Service says that it waits.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// With more commands than this on their way, an address that is not served yet waits for the API
+/// server and for us, not for its node: to say otherwise would be one more write for each Service.
+const BACKLOG: usize = 64;
 
 /// A command and the Events to tell when it is done.
 pub(super) type Step = (Command, Vec<Command>);
@@ -102,7 +105,11 @@ impl Controller {
             self.waiting.remove(object);
         }
         if let Announced::Waiting(_) = &state {
-            let since = *self.waiting.entry(object.clone()).or_insert(now);
+            let since = self.waiting.entry(object.clone()).or_insert(now);
+            if self.flights.count() > BACKLOG {
+                *since = now;
+            }
+            let since = *since;
             if now < since + PATIENCE {
                 self.flights.wake(key.clone(), since + PATIENCE);
                 if shows(service, &ingress) {

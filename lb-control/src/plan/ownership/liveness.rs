@@ -1,4 +1,4 @@
-//! Which agents are alive.
+//! Which agents are alive, and which of those can serve.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,6 +8,10 @@ use std::{
 
 use crate::model::AgentLease;
 
+/// For how long an agent has to say that it cannot serve before it is believed: a cable that is
+/// plugged in anew, or a device that is configured anew, is no reason to move addresses.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Judges agents by their Leases. Only that a Lease changes counts, and when it did by our own
 /// clock: what stands in it was written by another clock.
 #[derive(Debug, Default)]
@@ -16,6 +20,8 @@ pub struct Liveness {
     grace: Duration,
     agents: BTreeMap<String, Agent>,
     expiries: BTreeSet<(Duration, String)>,
+    /// When agents that say that they cannot serve are to be believed.
+    believed: BTreeSet<(Duration, String)>,
 }
 
 #[derive(Debug)]
@@ -23,6 +29,16 @@ struct Agent {
     lease: Arc<AgentLease>,
     /// `None`: it is not alive.
     until: Option<Duration>,
+    serves: Serves,
+}
+
+/// Whether an agent can serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Serves {
+    Yes,
+    /// It says no; that is believed from then on.
+    Doubted(Duration),
+    No,
 }
 
 impl Liveness {
@@ -32,11 +48,15 @@ impl Liveness {
         Self { grace, ..Self::default() }
     }
 
-    /// Takes over a Lease; `None` when it is gone. Says whether the agent came, went, or has
-    /// another device now.
+    /// Takes over a Lease; `None` when it is gone. Says whether the agent came, went, can serve again
+    /// or has another device now.
     pub fn change(&mut self, node: &str, lease: Option<&Arc<AgentLease>>, now: Duration) -> bool {
-        let before = (self.is_alive(node), self.device(node).map(str::to_owned));
+        let before = self.summary(node);
         let old = self.agents.remove(node);
+        let old_serves = old.as_ref().map_or(Serves::Yes, |agent| agent.serves);
+        if let Serves::Doubted(at) = old_serves {
+            self.believed.remove(&(at, node.to_owned()));
+        }
         let old_until = old.as_ref().and_then(|agent| agent.until);
         if let Some(until) = old_until {
             self.expiries.remove(&(until, node.to_owned()));
@@ -45,12 +65,21 @@ impl Liveness {
             let renewed = old
                 .is_none_or(|old| (&old.lease.renewed, &old.lease.holder) != (&lease.renewed, &lease.holder));
             let until = if renewed { self.until(lease, now) } else { old_until };
-            self.put(node, Arc::clone(lease), until);
+            let serves = match (&lease.unfit, old_serves) {
+                (None, _) => Serves::Yes,
+                (Some(_), Serves::Yes) => Serves::Doubted(now + PATIENCE),
+                (Some(_), doubted_or_not) => doubted_or_not,
+            };
+            self.put(node, Agent { lease: Arc::clone(lease), until, serves });
         }
-        before != (self.is_alive(node), self.device(node).map(str::to_owned))
+        before != self.summary(node)
     }
 
-    /// Agents whose time is up; each is named once.
+    fn summary(&self, node: &str) -> (bool, bool, Option<String>) {
+        (self.is_alive(node), self.unfit(node).is_some(), self.device(node).map(str::to_owned))
+    }
+
+    /// Agents whose time is up, or that are believed by now that they cannot serve.
     pub fn expire(&mut self, now: Duration) -> Vec<String> {
         let mut expired = Vec::new();
         while self.expiries.first().is_some_and(|(until, _)| *until <= now) {
@@ -60,21 +89,31 @@ impl Liveness {
             }
             expired.push(node);
         }
+        while self.believed.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, node)) = self.believed.pop_first() else { break };
+            if let Some(agent) = self.agents.get_mut(&node) {
+                agent.serves = Serves::No;
+            }
+            expired.push(node);
+        }
         expired
     }
 
     /// When [`expire`](Self::expire) has something to say at the earliest.
     #[must_use]
     pub fn next_due(&self) -> Option<Duration> {
-        self.expiries.first().map(|(until, _)| *until)
+        self.expiries.first().into_iter().chain(self.believed.first()).map(|(at, _)| *at).min()
     }
 
     /// Nobody looked for a while: whoever has not given up counts as alive from now on.
     pub fn restart(&mut self, now: Duration) {
         self.expiries.clear();
+        self.believed.clear();
         for (node, agent) in std::mem::take(&mut self.agents) {
             let until = self.until(&agent.lease, now);
-            self.put(&node, agent.lease, until);
+            let serves =
+                if agent.lease.unfit.is_some() { Serves::Doubted(now + PATIENCE) } else { Serves::Yes };
+            self.put(&node, Agent { until, serves, ..agent });
         }
     }
 
@@ -82,6 +121,13 @@ impl Liveness {
     #[must_use]
     pub fn is_alive(&self, node: &str) -> bool {
         self.agents.get(node).is_some_and(|agent| agent.until.is_some())
+    }
+
+    /// Why the agent of a node cannot serve, if it has said so for long enough.
+    #[must_use]
+    pub fn unfit(&self, node: &str) -> Option<&str> {
+        let agent = self.agents.get(node).filter(|agent| agent.serves == Serves::No)?;
+        agent.lease.unfit.as_deref()
     }
 
     /// The device that the agent of a node puts addresses on.
@@ -94,10 +140,13 @@ impl Liveness {
         (!lease.holder.is_empty()).then(|| now + lease.duration + self.grace)
     }
 
-    fn put(&mut self, node: &str, lease: Arc<AgentLease>, until: Option<Duration>) {
-        if let Some(until) = until {
+    fn put(&mut self, node: &str, agent: Agent) {
+        if let Some(until) = agent.until {
             self.expiries.insert((until, node.to_owned()));
         }
-        self.agents.insert(node.to_owned(), Agent { lease, until });
+        if let Serves::Doubted(at) = agent.serves {
+            self.believed.insert((at, node.to_owned()));
+        }
+        self.agents.insert(node.to_owned(), agent);
     }
 }

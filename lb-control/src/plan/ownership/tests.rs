@@ -14,6 +14,7 @@ fn lease(node: &str, renewed: &str) -> Arc<AgentLease> {
         renewed: renewed.into(),
         duration: s(15),
         link_device: Some("eth0".into()),
+        unfit: None,
     })
 }
 
@@ -201,7 +202,7 @@ fn endpoints_that_shut_down_count_only_where_none_is_ready() {
         for (node, ready, serving) in states {
             let mut endpoint = crate::model::Endpoint::ready(IpAddr::from([10, 0, 0, 1]));
             (endpoint.ready, endpoint.serving, endpoint.terminating) = (*ready, *serving, !*ready);
-            endpoint.node = Some((*node).to_owned());
+            endpoint.node = Some((*node).into());
             slice.endpoints.push(endpoint);
         }
         slice

@@ -15,8 +15,12 @@ fn slice(name: u8, service: Option<u8>, endpoints: &[u8]) -> EndpointSlice {
     let endpoint = |last: &u8| Endpoint {
         ready: *last < 5,
         terminating: *last > 6,
-        node: Some(format!("n{}", last % 2)),
-        for_zones: if *last == 4 { Vec::new() } else { vec![["a", "b"][usize::from(last % 2)].into()] },
+        node: Some(format!("n{}", last % 2).into()),
+        for_zones: if *last == 4 {
+            Box::default()
+        } else {
+            [["a", "b"][usize::from(last % 2)].into()].into()
+        },
         ..Endpoint::ready([10, 0, 0, *last].into())
     };
     EndpointSlice {

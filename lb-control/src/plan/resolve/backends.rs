@@ -1,6 +1,6 @@
 //! Which endpoints of a Service are backends here, and how they take part.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use crate::model::{
     Backends, DesiredBackend, Endpoint, EndpointPort, EndpointSlice, Family, Role, Service, ServicePort,
@@ -90,10 +90,10 @@ impl Preference {
         if takers.is_empty() || service.local_traffic_only {
             return Self::Nobody;
         }
-        let all_have = |hints: fn(&Endpoint) -> &[String], place: Option<&str>| {
+        let all_have = |hints: fn(&Endpoint) -> &[Arc<str>], place: Option<&str>| {
             place.is_some_and(|place| {
                 takers.iter().all(|one| !hints(one).is_empty())
-                    && takers.iter().any(|one| hints(one).iter().any(|hint| hint == place))
+                    && takers.iter().any(|one| hints(one).iter().any(|hint| &**hint == place))
             })
         };
         if all_have(|one| &one.for_nodes, here.node) {
@@ -111,7 +111,7 @@ impl Preference {
             Self::Node => (&endpoint.for_nodes, here.node),
             Self::Zone => (&endpoint.for_zones, here.zone),
         };
-        hints.iter().any(|hint| Some(hint.as_str()) == place)
+        hints.iter().any(|hint| Some(&**hint) == place)
     }
 }
 
@@ -135,14 +135,14 @@ mod tests {
         let mut words = text.split_whitespace();
         let mut place = words.next().unwrap().split('@');
         let mut endpoint = Endpoint::ready(place.next().unwrap().parse().unwrap());
-        endpoint.node = place.next().map(str::to_owned);
-        endpoint.zone = place.next().map(str::to_owned);
+        endpoint.node = place.next().map(Into::into);
+        endpoint.zone = place.next().map(Into::into);
         for word in words {
             match word.split_once('=') {
                 None if word == "notready" => (endpoint.ready, endpoint.serving) = (false, false),
                 None if word == "terminating" => (endpoint.ready, endpoint.terminating) = (false, true),
-                Some(("zone", zone)) => endpoint.for_zones.push(zone.into()),
-                Some(("node", node)) => endpoint.for_nodes.push(node.into()),
+                Some(("zone", zone)) => endpoint.for_zones = [zone.into()].into(),
+                Some(("node", node)) => endpoint.for_nodes = [node.into()].into(),
                 _ => panic!("{word}"),
             }
         }

@@ -19,7 +19,7 @@ use super::{
         Nodes, Pools, Services, Slices, VirtualIps,
     },
     merge::{self, Merge},
-    reflect::{Note, Reflector},
+    reflect::{Note, Reflector, Restores},
     version, words,
 };
 use crate::{crd::metallb, model::Problem};
@@ -53,7 +53,8 @@ pub fn watch(client: Client, namespace: String, timing: Timing) -> mpsc::Receive
             VirtualIps::NAMES.plural,
             DISCOVERY,
         ]);
-        let starter = Starter { client, namespace, timing, notes, tasks: JoinSet::new() };
+        let restores = Restores::new(0);
+        let starter = Starter { client, namespace, timing, notes, restores, tasks: JoinSet::new() };
         // When either ends, so does the other, and all tasks of the starter with it.
         tokio::select! {
             () = merge::run(merge, incoming, updates.clone()) => {}
@@ -70,6 +71,7 @@ struct Starter {
     namespace: String,
     timing: Timing,
     notes: mpsc::Sender<Note>,
+    restores: Restores,
     tasks: JoinSet<()>,
 }
 
@@ -90,13 +92,13 @@ impl Starter {
         // Agents renew every few seconds, this one among them: silence is no rest here, and whoever
         // leads would take all of them for dead.
         let timing = Timing { idle: self.timing.idle.min(SILENT_AGENTS), ..self.timing };
-        let agents = Reflector::<Agents>::new(leases, streaming, timing, self.notes.clone());
+        let agents = Reflector::<Agents>::new(leases, streaming, timing, self.notes.clone(), &self.restores);
         self.start(agents.labelled(LABEL_AGENT_SELECTOR));
         self.discover(streaming).await
     }
 
     fn reflector<K: Kind>(&self, api: Api<K::Raw>, streaming: bool) -> Reflector<K> {
-        Reflector::new(api, streaming, self.timing, self.notes.clone())
+        Reflector::new(api, streaming, self.timing, self.notes.clone(), &self.restores)
     }
 
     fn start<K: Kind>(&mut self, reflector: Reflector<K>) {

@@ -9,15 +9,15 @@ use k8s_openapi::{
 use kube::core::PartialObjectMeta;
 use serde::de::DeserializeOwned;
 
-use super::{keep, lenient::Lenient};
+use super::{keep, lenient::Lenient, names::Names as SharedNames};
 use crate::{
     crd::{self, metallb},
     model::{
-        Advertisement, AgentLease, EndpointSlice, LABEL_EXCLUDE, Namespace, Node, ObjectChange, ObjectRef,
-        Pool, PoolOrigin, Service, VirtualIp,
+        Advertisement, AgentLease, Concern, EndpointSlice, LABEL_EXCLUDE, Namespace, Node, ObjectChange,
+        ObjectRef, Pool, PoolOrigin, Service, VirtualIp,
     },
     source::{
-        convert::{self, FieldError},
+        convert::{self, FieldError, LABEL_SERVICE_NAME},
         pools,
     },
 };
@@ -30,6 +30,8 @@ pub const LABEL_AGENT_SELECTOR: &str = "pointsman.dev/agent=true";
 pub const AGENT_LEASE_PREFIX: &str = "pointsman-agent-";
 /// The annotation of an agent's Lease that says which device it puts addresses on.
 pub const ANNOTATION_LINK_DEVICE: &str = "pointsman.dev/link-device";
+/// The annotation of an agent's Lease that says why it cannot serve; absent while it can.
+pub const ANNOTATION_UNFIT: &str = "pointsman.dev/unfit";
 
 /// What the API calls a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,14 @@ pub trait Kind: Send + 'static {
         None
     }
 
+    /// Shares what many objects have in common.
+    fn share(_: &mut Self::Value, _: &mut SharedNames) {}
+
+    /// Whom it concerns that an object cannot be converted.
+    fn concern(_: &Self::Raw) -> Concern {
+        Concern::Always
+    }
+
     /// The change that it is.
     fn change(key: Self::Key, value: Option<Arc<Self::Value>>) -> ObjectChange;
 }
@@ -104,6 +114,15 @@ impl Kind for Services {
         keep::service(old, raw)
     }
 
+    fn concern(raw: &core::Service) -> Concern {
+        match &raw.spec {
+            Some(spec) if spec.type_.as_deref() == Some("LoadBalancer") => {
+                Concern::Class(spec.load_balancer_class.clone())
+            }
+            _ => Concern::Never,
+        }
+    }
+
     fn change(key: ObjectRef, value: Option<Arc<Service>>) -> ObjectChange {
         ObjectChange::Service(key, value)
     }
@@ -128,6 +147,20 @@ impl Kind for Slices {
 
     fn keep(old: Option<&EndpointSlice>, raw: &discovery::EndpointSlice) -> Option<EndpointSlice> {
         keep::endpoint_slice(old, raw)
+    }
+
+    fn share(slice: &mut EndpointSlice, names: &mut SharedNames) {
+        for endpoint in &mut slice.endpoints {
+            let hints = endpoint.for_zones.iter_mut().chain(endpoint.for_nodes.iter_mut());
+            let places = endpoint.node.iter_mut().chain(endpoint.zone.iter_mut());
+            places.chain(hints).for_each(|name| names.share(name));
+        }
+    }
+
+    fn concern(raw: &discovery::EndpointSlice) -> Concern {
+        let service = raw.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_SERVICE_NAME));
+        let namespace = raw.metadata.namespace.clone().unwrap_or_default();
+        service.map_or(Concern::Never, |name| Concern::Of(ObjectRef::new(namespace, name)))
     }
 
     fn change(key: ObjectRef, value: Option<Arc<EndpointSlice>>) -> ObjectChange {
@@ -199,13 +232,14 @@ impl Kind for Agents {
     fn convert(key: &String, raw: &Lease) -> Result<AgentLease, Vec<FieldError>> {
         let spec = raw.spec.clone().unwrap_or_default();
         let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        let annotations = raw.metadata.annotations.as_ref();
+        let annotation = |name: &str| raw.metadata.annotations.as_ref()?.get(name).cloned();
         Ok(AgentLease {
             node: key.clone(),
             holder: spec.holder_identity.unwrap_or_default(),
             renewed: spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default(),
             duration: seconds.filter(|seconds| *seconds > 0).map_or(DEFAULT_LEASE, Duration::from_secs),
-            link_device: annotations.and_then(|all| all.get(ANNOTATION_LINK_DEVICE)).cloned(),
+            link_device: annotation(ANNOTATION_LINK_DEVICE),
+            unfit: annotation(ANNOTATION_UNFIT),
         })
     }
 

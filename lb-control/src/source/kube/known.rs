@@ -8,9 +8,9 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource as _;
 
-use super::kinds::Kind;
+use super::{kinds::Kind, names::Names};
 use crate::{
-    model::{ObjectChange, ObjectRef, Problem},
+    model::{KindAndName, ObjectChange, ObjectRef, Problem, Unreadable},
     source::convert::FieldError,
 };
 
@@ -21,15 +21,31 @@ use crate::{
 /// of a server that was restarted) tells only what changed meanwhile.
 pub struct Known<K: Kind> {
     objects: BTreeMap<K::Key, Arc<K::Value>>,
-    bad: BTreeMap<K::Key, Vec<Problem>>,
+    bad: BTreeMap<K::Key, Bad>,
     /// What the list that is under way has held so far.
     listed: Option<BTreeSet<K::Key>>,
     bad_changed: bool,
+    names: Names,
+    /// Objects that can be read no longer, or again, and that nobody was told of yet.
+    untold: BTreeMap<KindAndName, Option<Arc<Unreadable>>>,
+}
+
+/// An object that cannot be taken as it is.
+struct Bad {
+    problems: Vec<Problem>,
+    unreadable: Arc<Unreadable>,
 }
 
 impl<K: Kind> Default for Known<K> {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), bad: BTreeMap::new(), listed: None, bad_changed: false }
+        Self {
+            objects: BTreeMap::new(),
+            bad: BTreeMap::new(),
+            listed: None,
+            bad_changed: false,
+            names: Names::default(),
+            untold: BTreeMap::new(),
+        }
     }
 }
 
@@ -46,11 +62,12 @@ impl<K: Kind> Known<K> {
             listed.insert(key.clone());
         }
         match K::convert(&key, raw) {
-            Ok(value) => {
-                self.bad_changed |= self.bad.remove(&key).is_some();
+            Ok(mut value) => {
+                self.mended(&key);
                 if self.objects.get(&key).is_some_and(|known| **known == value) {
                     return None;
                 }
+                K::share(&mut value, &mut self.names);
                 let value = Arc::new(value);
                 self.objects.insert(key.clone(), Arc::clone(&value));
                 Some(K::change(key, Some(value)))
@@ -65,8 +82,10 @@ impl<K: Kind> Known<K> {
                     (None, None) => "it is ignored",
                 };
                 let is_new = kept.as_ref().is_some_and(|kept| old.is_none_or(|old| **old != *kept));
-                self.put_bad(key.clone(), problems::<K>(raw.meta(), errors, effect));
-                let value = Arc::new(kept.filter(|_| is_new)?);
+                self.put_bad(key.clone(), bad::<K>(raw, errors, effect));
+                let mut value = kept.filter(|_| is_new)?;
+                K::share(&mut value, &mut self.names);
+                let value = Arc::new(value);
                 self.objects.insert(key.clone(), Arc::clone(&value));
                 Some(K::change(key, Some(value)))
             }
@@ -88,37 +107,70 @@ impl<K: Kind> Known<K> {
 
     /// What is wrong with objects, if that has changed since it was last asked.
     pub fn problems(&mut self) -> Option<Vec<Problem>> {
-        std::mem::take(&mut self.bad_changed).then(|| self.bad.values().flatten().cloned().collect())
+        std::mem::take(&mut self.bad_changed)
+            .then(|| self.bad.values().flat_map(|bad| &bad.problems).cloned().collect())
+    }
+
+    /// Objects that can be read no longer, or again, since it was last asked.
+    pub fn unreadable(&mut self) -> Vec<ObjectChange> {
+        let untold = std::mem::take(&mut self.untold);
+        untold.into_iter().map(|(key, value)| ObjectChange::Unreadable(key, value)).collect()
     }
 
     fn forget(&mut self, key: K::Key) -> Option<ObjectChange> {
-        self.bad_changed |= self.bad.remove(&key).is_some();
+        self.mended(&key);
         self.objects.remove(&key)?;
         Some(K::change(key, None))
     }
 
-    fn put_bad(&mut self, key: K::Key, problems: Vec<Problem>) {
-        if self.bad.get(&key) != Some(&problems) {
-            self.bad.insert(key, problems);
+    fn put_bad(&mut self, key: K::Key, bad: Bad) {
+        let before = self.bad.get(&key);
+        self.bad_changed |= before.is_none_or(|before| before.problems != bad.problems);
+        if before.is_none_or(|before| before.unreadable != bad.unreadable) {
+            self.untold.insert(name_of(&bad), Some(Arc::clone(&bad.unreadable)));
+            self.bad.insert(key, bad);
+        }
+    }
+
+    fn mended(&mut self, key: &K::Key) {
+        if let Some(bad) = self.bad.remove(key) {
             self.bad_changed = true;
+            self.untold.insert(name_of(&bad), None);
         }
     }
 }
 
-fn problems<K: Kind>(metadata: &ObjectMeta, errors: Vec<FieldError>, effect: &str) -> Vec<Problem> {
+fn name_of(bad: &Bad) -> KindAndName {
+    (bad.unreadable.kind, bad.unreadable.object.clone())
+}
+
+fn bad<K: Kind>(raw: &K::Raw, errors: Vec<FieldError>, effect: &str) -> Bad {
+    let metadata = raw.meta();
     let object = ObjectRef::new(
         metadata.namespace.clone().unwrap_or_default(),
         metadata.name.clone().unwrap_or_default(),
     );
-    errors
+    let problems: Vec<Problem> = errors
         .into_iter()
         .map(|error| {
             Problem::error(format!("{} ({effect} until this is mended)", error.message))
                 .about(K::NAMES.kind, &object)
-                .uid(metadata.uid.as_deref())
                 .field(error.field)
         })
-        .collect()
+        .collect();
+    let reason = |problem: &Problem| match &problem.field {
+        Some(field) => format!("{field}: {}", problem.message),
+        None => problem.message.clone(),
+    };
+    let unreadable = Unreadable {
+        api_version: K::Raw::api_version(&()).into_owned(),
+        kind: K::NAMES.kind,
+        object,
+        uid: metadata.uid.clone().unwrap_or_default(),
+        concern: K::concern(raw),
+        reasons: problems.iter().map(reason).collect(),
+    };
+    Bad { problems, unreadable: Arc::new(unreadable) }
 }
 
 #[cfg(test)]
@@ -126,7 +178,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::source::kube::kinds::{Nodes, Pools};
+    use crate::{
+        model::Concern,
+        source::kube::kinds::{Nodes, Pools, Services},
+    };
 
     fn pool(name: &str, addresses: &str) -> <Pools as Kind>::Raw {
         serde_json::from_value(json!({
@@ -190,6 +245,38 @@ mod tests {
         assert_eq!(known.problems().expect("changed").len(), 1);
         assert_eq!(known.deleted(pool("new", "nonsense").meta()), None, "it was never there");
         assert_eq!(known.problems(), Some(Vec::new()));
+    }
+
+    #[test]
+    fn who_cannot_be_read_is_named_once_per_change() {
+        let mut known = Known::<Pools>::default();
+        known.seen(&pool("a", "nonsense"));
+        let told = known.unreadable();
+        let [ObjectChange::Unreadable((kind, object), Some(unreadable))] = &told[..] else {
+            panic!("{told:?}")
+        };
+        assert_eq!((*kind, object.name.as_str()), ("AddressPool", "a"));
+        assert_eq!(unreadable.api_version, "pointsman.dev/v1alpha1");
+        assert!(unreadable.reasons[0].starts_with("spec.addresses[0]: "), "{unreadable:?}");
+        known.seen(&pool("a", "nonsense"));
+        assert_eq!(known.unreadable(), [], "the same again");
+        known.seen(&pool("a", "more nonsense"));
+        assert_eq!(known.unreadable().len(), 1, "something else");
+        known.seen(&pool("a", "192.0.2.0/24"));
+        assert!(matches!(&known.unreadable()[..], [ObjectChange::Unreadable(_, None)]));
+    }
+
+    /// Which Services it concerns is known even of those that cannot be read.
+    #[test]
+    fn services_of_others_are_not_our_concern() {
+        let concern = |spec: serde_json::Value| {
+            let raw = serde_json::from_value(json!({ "metadata": { "name": "web" }, "spec": spec })).unwrap();
+            Services::concern(&raw)
+        };
+        assert_eq!(concern(json!({ "type": "ClusterIP" })), Concern::Never);
+        assert_eq!(concern(json!({ "type": "LoadBalancer" })), Concern::Class(None));
+        let classed = json!({ "type": "LoadBalancer", "loadBalancerClass": "x.io/y" });
+        assert_eq!(concern(classed), Concern::Class(Some("x.io/y".into())));
     }
 
     #[test]

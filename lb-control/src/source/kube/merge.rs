@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::mpsc;
 
 use super::{Fatal, Update, reflect::Note};
-use crate::model::{ObjectChange, Problem};
+use crate::model::{ObjectChange, ObjectKey, Problem};
 
 /// Changes of one update at most after the first, so that the first of them do not wait for long.
 const BATCH: usize = 4096;
@@ -15,7 +15,8 @@ const BATCH: usize = 4096;
 #[derive(Default)]
 pub struct Merge {
     waiting: BTreeSet<&'static str>,
-    changes: Vec<ObjectChange>,
+    /// The last one of each object: until everything is there they may be many.
+    changes: BTreeMap<ObjectKey, ObjectChange>,
     objects: BTreeMap<&'static str, Vec<Problem>>,
     trouble: BTreeMap<&'static str, Problem>,
     problems_changed: bool,
@@ -32,7 +33,7 @@ impl Merge {
     /// Takes a note over.
     pub fn take(&mut self, note: Note) {
         match note {
-            Note::Change(change) => self.changes.push(change),
+            Note::Change(change) => self.change(change),
             Note::Started(kind) => {
                 self.waiting.insert(kind);
             }
@@ -55,6 +56,16 @@ impl Merge {
         }
     }
 
+    fn change(&mut self, change: ObjectChange) {
+        let key = change.key();
+        if !self.synced && change.is_gone() {
+            // Nobody was told that it was there.
+            self.changes.remove(&key);
+        } else {
+            self.changes.insert(key, change);
+        }
+    }
+
     /// Whether another note may join what is gathered.
     #[must_use]
     pub fn has_room(&self) -> bool {
@@ -65,7 +76,8 @@ impl Merge {
     pub fn update(&mut self) -> Option<Update> {
         let first = !self.synced && self.waiting.is_empty();
         self.synced |= first;
-        let changes = if self.synced { std::mem::take(&mut self.changes) } else { Vec::new() };
+        let changes = if self.synced { std::mem::take(&mut self.changes) } else { BTreeMap::new() };
+        let changes: Vec<_> = changes.into_values().collect();
         let problems = (std::mem::take(&mut self.problems_changed) || first).then(|| self.problems());
         let anything = first || !changes.is_empty() || problems.is_some();
         anything.then_some(Update { synced: self.synced, changes, problems })
@@ -109,6 +121,11 @@ pub async fn run(
 mod tests {
     use super::*;
 
+    fn there(name: &str) -> Note {
+        let node = crate::model::Node { name: name.into(), ..Default::default() };
+        Note::Change(ObjectChange::Node(name.into(), Some(node.into())))
+    }
+
     fn change(name: &str) -> Note {
         Note::Change(ObjectChange::Node(name.into(), None))
     }
@@ -116,10 +133,10 @@ mod tests {
     #[test]
     fn nothing_is_told_before_all_is_there() {
         let mut merge = Merge::new(["nodes", "services"]);
-        merge.take(change("a"));
+        merge.take(there("a"));
         merge.take(Note::Synced("nodes"));
         assert_eq!(merge.update(), None);
-        merge.take(change("b"));
+        merge.take(there("b"));
         merge.take(Note::Synced("services"));
         let update = merge.update().expect("all is there");
         assert!(update.synced);
@@ -128,6 +145,27 @@ mod tests {
         assert_eq!(merge.update(), None);
         merge.take(change("c"));
         assert_eq!(merge.update().map(|update| update.changes.len()), Some(1));
+    }
+
+    /// A relist while another kind cannot be read tells the same objects again and again.
+    #[test]
+    fn what_waits_is_not_more_than_there_is() {
+        let mut merge = Merge::new(["nodes", "services"]);
+        let node = |name: &str, excluded| {
+            let node = crate::model::Node { name: name.into(), excluded, ..Default::default() };
+            Note::Change(ObjectChange::Node(name.into(), Some(node.into())))
+        };
+        for round in 0..1_000 {
+            merge.take(node("a", round % 2 == 0));
+            merge.take(node("b", false));
+            merge.take(change("b"));
+        }
+        assert_eq!(merge.changes.len(), 1);
+        merge.take(Note::Synced("nodes"));
+        merge.take(Note::Synced("services"));
+        let update = merge.update().expect("all is there");
+        let [ObjectChange::Node(name, Some(node))] = &update.changes[..] else { panic!("{update:?}") };
+        assert!(name == "a" && !node.excluded, "the last one");
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod kinds;
 mod known;
 mod lenient;
 mod merge;
+mod names;
 mod reflect;
 mod version;
 mod words;

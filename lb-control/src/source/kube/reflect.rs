@@ -12,7 +12,7 @@ use kube::{
     api::{ListParams, WatchEvent, WatchParams},
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, timeout},
 };
 use tracing::{debug, info};
@@ -22,6 +22,7 @@ use super::{
     backoff::Backoff,
     kinds::Kind,
     known::Known,
+    version,
     words::{self, Remedy, Verb},
 };
 use crate::model::{ObjectChange, Problem};
@@ -57,9 +58,15 @@ enum Failure {
     Api(Verb, Error),
     /// No answer for too long.
     Silent(Verb),
+    /// The server's versions went back.
+    WentBack,
     /// Nobody listens any more.
     Closed,
 }
+
+/// Counts how often anybody has noticed that the server's versions went back: then all kinds are
+/// listed anew, since a watch that begins in the server's future is silent and misses what happens.
+pub type Restores = watch::Sender<u64>;
 
 /// Follows a kind.
 pub struct Reflector<K: Kind> {
@@ -73,6 +80,12 @@ pub struct Reflector<K: Kind> {
     known: Known<K>,
     /// Version to watch from; `None`: a list is needed.
     version: Option<String>,
+    /// The newest version that was seen.
+    newest: Option<String>,
+    /// Whether the last watch ended otherwise than by what it said: the server may be another by now.
+    is_doubtful: bool,
+    restores: Restores,
+    restored: watch::Receiver<u64>,
     backoff: Backoff,
     synced: bool,
     trouble: Option<Problem>,
@@ -80,7 +93,13 @@ pub struct Reflector<K: Kind> {
 
 impl<K: Kind> Reflector<K> {
     /// Follows what `api` reaches. `streaming`: whether to try a streaming list first.
-    pub fn new(api: Api<K::Raw>, streaming: bool, timing: Timing, notes: mpsc::Sender<Note>) -> Self {
+    pub fn new(
+        api: Api<K::Raw>,
+        streaming: bool,
+        timing: Timing,
+        notes: mpsc::Sender<Note>,
+        restores: &Restores,
+    ) -> Self {
         let backoff = Backoff::new(timing.shortest_wait, timing.longest_wait);
         Self {
             api,
@@ -91,6 +110,10 @@ impl<K: Kind> Reflector<K> {
             notes,
             known: Known::default(),
             version: None,
+            newest: None,
+            is_doubtful: false,
+            restores: restores.clone(),
+            restored: restores.subscribe(),
             backoff,
             synced: false,
             trouble: None,
@@ -130,8 +153,9 @@ impl<K: Kind> Reflector<K> {
             let result = if self.version.is_none() && !self.streaming {
                 self.list().await
             } else {
-                self.watch().await
+                self.check_and_watch().await
             };
+            self.is_doubtful = !matches!(result, Ok(false));
             let wait = match result {
                 // A watch that ends as soon as it has begun must not become a loop without pause.
                 Ok(true) => (began.elapsed() < SETTLED).then(|| self.backoff.wait()),
@@ -146,6 +170,25 @@ impl<K: Kind> Reflector<K> {
                 tokio::time::sleep(wait).await;
             }
         }
+    }
+
+    /// Watches, but asks first whether the server's version is still ahead of ours if it may have been
+    /// restored meanwhile.
+    async fn check_and_watch(&mut self) -> Result<bool, Failure> {
+        if self.is_doubtful && self.version.is_some() {
+            let mut params = ListParams { limit: Some(1), ..ListParams::default() };
+            params.label_selector = self.labels.map(str::to_owned);
+            let list = match timeout(ANSWER.min(self.timing.idle), self.api.list(&params)).await {
+                Ok(Ok(list)) => list,
+                Ok(Err(error)) => return Err(Failure::Api(Verb::List, error)),
+                Err(_) => return Err(Failure::Silent(Verb::List)),
+            };
+            let now = list.metadata.resource_version.unwrap_or_default();
+            if version::went_back(self.newest.as_deref(), &now) {
+                return Err(Failure::WentBack);
+            }
+        }
+        self.watch().await
     }
 
     /// Takes a list page by page.
@@ -171,7 +214,7 @@ impl<K: Kind> Reflector<K> {
             }
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
-                self.version = page.metadata.resource_version;
+                self.listed(page.metadata.resource_version);
                 self.complete().await?;
                 return Ok(false);
             }
@@ -202,7 +245,14 @@ impl<K: Kind> Reflector<K> {
         let mut settled = false;
         loop {
             let patience = if settled { self.timing.idle } else { SETTLED.min(self.timing.idle) };
-            let event = match timeout(patience, stream.next()).await {
+            let next = tokio::select! {
+                next = timeout(patience, stream.next()) => next,
+                Ok(()) = self.restored.changed() => {
+                    self.forget_version();
+                    return Ok(false);
+                }
+            };
+            let event = match next {
                 Ok(Some(Ok(event))) => event,
                 Ok(Some(Err(error))) => return Err(Failure::Api(Verb::Watch, error)),
                 Ok(None) => return Ok(true),
@@ -212,7 +262,9 @@ impl<K: Kind> Reflector<K> {
                     continue;
                 }
                 Err(_) => {
-                    info!(kind = K::NAMES.kind, idle = ?self.timing.idle, "silent watch: watching again");
+                    // Not from where it was: a watch that begins in the server's future is silent, too.
+                    info!(kind = K::NAMES.kind, idle = ?self.timing.idle, "silent watch: listing again");
+                    self.version = None;
                     return Ok(false);
                 }
             };
@@ -242,7 +294,7 @@ impl<K: Kind> Reflector<K> {
             WatchEvent::Bookmark(bookmark) => {
                 let version = Some(bookmark.metadata.resource_version);
                 if initial && bookmark.metadata.annotations.contains_key(INITIAL_EVENTS_END) {
-                    self.version = version;
+                    self.listed(version);
                     self.complete().await?;
                     return Ok(false);
                 }
@@ -252,11 +304,38 @@ impl<K: Kind> Reflector<K> {
         };
         if !initial {
             if let Some(version) = version.filter(|version| !version.is_empty()) {
+                if version::went_back(self.newest.as_deref(), &version) {
+                    return Err(Failure::WentBack);
+                }
+                self.newest = Some(version.clone());
                 self.version = Some(version);
             }
             self.tell_objects().await?;
         }
         Ok(initial)
+    }
+
+    /// A list has been read. It counts whatever its version is; if that went back, all kinds are
+    /// listed anew.
+    fn listed(&mut self, version: Option<String>) {
+        let version = version.filter(|version| !version.is_empty());
+        if version::went_back(self.newest.as_deref(), version.as_deref().unwrap_or_default()) {
+            self.tell_of_restore();
+        }
+        self.newest.clone_from(&version);
+        self.version = version;
+    }
+
+    fn tell_of_restore(&mut self) {
+        info!(kind = K::NAMES.kind, "the API server's versions went back: all is listed again");
+        self.restores.send_modify(|count| *count += 1);
+        self.restored.mark_unchanged();
+    }
+
+    fn forget_version(&mut self) {
+        self.version = None;
+        // Whatever comes next is not compared with what was before.
+        self.newest = None;
     }
 
     async fn seen(&mut self, raw: &K::Raw) -> Result<(), Failure> {
@@ -284,6 +363,12 @@ impl<K: Kind> Reflector<K> {
     async fn failed(&mut self, failure: Failure) -> Result<Option<Duration>, Failure> {
         let (problem, patience) = match failure {
             Failure::Closed => return Err(Failure::Closed),
+            Failure::WentBack => {
+                self.tell_of_restore();
+                self.forget_version();
+                let wait = self.backoff.wait();
+                return Ok((self.backoff.failures() > 1).then_some(wait));
+            }
             Failure::Silent(verb) => {
                 (words::unreachable(&format!("no answer to a {} of {}", verb.name(), K::NAMES)), 1)
             }
@@ -335,6 +420,9 @@ impl<K: Kind> Reflector<K> {
     }
 
     async fn tell_objects(&mut self) -> Result<(), Failure> {
+        for change in self.known.unreadable() {
+            self.tell(Note::Change(change)).await?;
+        }
         match self.known.problems() {
             Some(problems) => self.tell(Note::Objects(K::NAMES.plural, problems)).await,
             None => Ok(()),

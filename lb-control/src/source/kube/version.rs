@@ -29,9 +29,33 @@ pub fn check(info: &Info) -> Result<bool, Fatal> {
     Ok((major, minor) >= STREAMING)
 }
 
+/// Whether a version is older than one that was seen before: the server's state was restored from a
+/// backup, and what it says now counts, however old. Versions of etcd are numbers that only grow
+/// (KEP-5504); of a server whose versions are none nothing follows.
+#[must_use]
+pub fn went_back(seen: Option<&str>, now: &str) -> bool {
+    let number = |text: &str| text.parse::<u64>().ok();
+    seen.and_then(number).zip(number(now)).is_some_and(|(seen, now)| now < seen)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_that_go_back() {
+        for (seen, now, expected) in [
+            (None, "7", false),
+            (Some("7"), "7", false),
+            (Some("9"), "10", false),
+            (Some("10"), "9", true),
+            (Some("10"), "", false),
+            (Some("10"), "abc", false),
+            (Some("abc"), "9", false),
+        ] {
+            assert_eq!(went_back(seen, now), expected, "{seen:?} {now}");
+        }
+    }
 
     #[test]
     fn old_servers_are_refused() {

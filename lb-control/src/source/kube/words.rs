@@ -1,6 +1,6 @@
 //! What errors of the API server mean to somebody who has to mend them.
 
-use kube::Error;
+use kube::{Error, core::Status};
 
 use super::kinds::Names;
 use crate::model::{Problem, causes};
@@ -46,6 +46,8 @@ pub fn remedy(error: &Error) -> Remedy {
     match error {
         Error::Api(status) => match status.code {
             410 => Remedy::Relist,
+            // The server's versions went back behind the one that we name: what there is has to be read.
+            _ if is_too_large(status) => Remedy::Relist,
             404 => Remedy::Missing,
             403 => Remedy::Forbidden,
             400 | 422 => Remedy::Unsupported,
@@ -55,6 +57,13 @@ pub fn remedy(error: &Error) -> Remedy {
         },
         _ => Remedy::Retry,
     }
+}
+
+/// `NewTooLargeResourceVersionError` of the API server's storage.
+fn is_too_large(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "ResourceVersionTooLarge")
+        || status.message.contains("Too large resource version")
 }
 
 /// The problem that an error is.
@@ -168,5 +177,8 @@ mod tests {
         ] {
             assert_eq!(remedy(&api(code, reason)), expected, "{code} {reason}");
         }
+        let message = "Timeout: Too large resource version: 9, current: 7";
+        let status = Status::failure(message, "Timeout").with_code(504);
+        assert_eq!(remedy(&Error::Api(Box::new(status))), Remedy::Relist);
     }
 }

@@ -48,7 +48,7 @@ fn one_change_among_ten_thousand_services_concerns_few() {
         endpoints: nodes
             .iter()
             .map(|node| Endpoint {
-                node: Some((*node).to_owned()),
+                node: Some((*node).into()),
                 ..Endpoint::ready(std::net::IpAddr::from([10, 1, 0, 1]))
             })
             .collect(),
@@ -88,4 +88,32 @@ fn a_node_that_dies_concerns_its_own_addresses() {
     let moves = world.writes().iter().filter(|it| matches!(it, Command::UpdateVirtualIp { .. })).count();
     assert!((SERVICES / 3..=SERVICES / 3 + 1).contains(&moves), "{moves}");
     assert!(steps <= 8 * moves as u64, "{steps} for {moves} moves");
+}
+
+/// How many of so many new Services are said to wait for their node, when the API server takes its
+/// time with VirtualIPs.
+fn said_to_wait(services: usize) -> usize {
+    let mut world = World::new(&["n1"]);
+    world.pool("p 10.0.0.0/16");
+    for index in 0..services {
+        world.service(&format!("s{index:05}"));
+    }
+    let mut said = 0;
+    for _ in 0..8 {
+        world.watch(0, usize::MAX);
+        let commands = world.leaders[0].controller.decide(world.now);
+        for command in commands.iter().filter(|it| !matches!(it, Command::CreateVirtualIp { .. })) {
+            said += usize::from(matches!(command, Command::ApplyServiceStatus { .. }));
+            let outcome = world.server.run(command);
+            world.leaders[0].controller.done(command, &outcome, world.now);
+        }
+        world.elapse(1);
+    }
+    said
+}
+
+#[test]
+fn a_crowd_of_new_services_gets_one_status_each() {
+    assert_eq!(said_to_wait(3), 3, "these wait for something unusual");
+    assert_eq!(said_to_wait(200), 0, "these wait for their turn");
 }

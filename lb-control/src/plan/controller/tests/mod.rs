@@ -4,6 +4,7 @@ mod nodes;
 mod properties;
 mod scenarios;
 mod server;
+mod unreadable;
 mod world;
 
 use world::{Fault, World};

@@ -16,7 +16,7 @@ fn exclude(world: &mut World, name: &str, excluded: bool) {
 /// Endpoints of a Service on these nodes, all ready.
 fn endpoints(world: &mut World, service: &ObjectRef, nodes: &[&str]) {
     let endpoint = |node: &&str| Endpoint {
-        node: Some((*node).to_owned()),
+        node: Some((*node).into()),
         ..Endpoint::ready(std::net::IpAddr::from([10, 0, 0, 1]))
     };
     let object = ObjectRef::new("default", format!("{}-slice", service.name));
@@ -257,4 +257,80 @@ fn the_status_of_a_pool_is_written_once_in_five_seconds() {
         world.commands.iter().any(|it| matches!(it, Command::SetPoolStatus { assigned: 20, .. })),
         "the last word is always said"
     );
+}
+
+/// Its Lease is renewed, and says why it cannot serve.
+fn is_unfit(world: &mut World, node: &str, why: Option<&str>) {
+    world.agents.get_mut(node).unwrap().unfit = why.map(str::to_owned);
+    world.renew();
+}
+
+#[test]
+fn who_cannot_serve_for_long_loses_its_addresses_and_the_services_say_why() {
+    let mut world = cluster(&["n1", "n2"]);
+    let services: Vec<_> = (0..4).map(|index| world.service(&format!("s{index}"))).collect();
+    world.calm();
+    let on = |world: &World, node: &str| (0..4).filter(|index| owner(world, *index) == node).count();
+    assert_eq!((on(&world, "n1"), on(&world, "n2")), (2, 2));
+    let published: Vec<_> = services.iter().map(|it| world.shown(it)).collect();
+
+    is_unfit(&mut world, "n1", Some("eth0 is down"));
+    world.pass(9);
+    assert_eq!(on(&world, "n1"), 2, "it may be over soon");
+    is_unfit(&mut world, "n1", None);
+    world.pass(1);
+    is_unfit(&mut world, "n1", Some("eth0 is down"));
+    world.pass(9);
+    assert_eq!(on(&world, "n1"), 2, "it begins anew");
+    world.events();
+    world.pass(2);
+    assert_eq!(on(&world, "n2"), 4);
+    let moved = |it: &&Command| matches!(it, Command::Event { reason, note, .. } if reason == "Moved" && note.contains("eth0 is down"));
+    assert_eq!(world.commands.iter().filter(moved).count(), 2, "{:?}", world.commands);
+    assert_eq!(services.iter().map(|it| world.shown(it)).collect::<Vec<_>>(), published);
+
+    world.service("new");
+    world.calm();
+    assert_eq!(owner(&world, 4), "n2", "nothing new for it either");
+    is_unfit(&mut world, "n1", None);
+    world.pass(30);
+    assert_eq!(on(&world, "n2"), 4, "nothing is moved back");
+    world.service("newer");
+    world.calm();
+    assert_eq!(owner(&world, 5), "n1");
+}
+
+#[test]
+fn where_nobody_can_serve_everything_stays() {
+    let mut world = cluster(&["n1", "n2"]);
+    let web = world.service("web");
+    world.calm();
+    let before = owner(&world, 0);
+    for node in ["n1", "n2"] {
+        is_unfit(&mut world, node, Some("the same on all nodes"));
+    }
+    world.pass(30);
+    assert_eq!(owner(&world, 0), before);
+    let (reason, message) = condition(&world, &web);
+    assert!(reason == "Announced" || message.contains("cannot serve"), "{reason}: {message}");
+    let other = if before == "n1" { "n2" } else { "n1" };
+    is_unfit(&mut world, other, None);
+    world.calm();
+    assert_eq!(owner(&world, 0), other, "the first that can takes it");
+}
+
+/// A new leader has not seen since when it lasts.
+#[test]
+fn a_new_leader_has_patience_too() {
+    let mut world = cluster(&["n1", "n2"]);
+    world.service("web");
+    world.calm();
+    let before = owner(&world, 0);
+    is_unfit(&mut world, &before, Some("eth0 is down"));
+    world.pass(8);
+    world.restart();
+    world.pass(8);
+    assert_eq!(owner(&world, 0), before);
+    world.pass(3);
+    assert_ne!(owner(&world, 0), before);
 }

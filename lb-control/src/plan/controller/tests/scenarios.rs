@@ -81,7 +81,7 @@ fn fault(world: &mut World, fault: Fault, count: &str) {
 
 fn endpoints(world: &mut World, service: &str, nodes: &[&str]) {
     let endpoint = |node: &&str| Endpoint {
-        node: Some((*node).to_owned()),
+        node: Some((*node).into()),
         ..Endpoint::ready(std::net::IpAddr::from([10, 0, 0, 1]))
     };
     let slice = EndpointSlice {

@@ -132,8 +132,11 @@ impl Server {
                 self.put(ObjectChange::VirtualIp(address, None));
                 Outcome::Done
             }
-            Command::SetVirtualIpStatus { address, node, services } => {
+            Command::SetVirtualIpStatus { address, uid, resource_version, node, services } => {
                 let Some(old) = self.objects.virtual_ips.get(&address) else { return Outcome::Gone };
+                if old.resource_version != resource_version || old.uid != uid {
+                    return Outcome::Conflict("it has changed".into());
+                }
                 let new = VirtualIp { live_node: node, live: services, ..(**old).clone() };
                 self.write_virtual_ip(new);
                 Outcome::Done

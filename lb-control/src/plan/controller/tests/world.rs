@@ -35,12 +35,14 @@ pub enum Fault {
 
 pub struct Agent {
     pub is_alive: bool,
+    /// Why it cannot serve.
+    pub unfit: Option<String>,
     pub live: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
 }
 
 impl Agent {
     pub fn new() -> Self {
-        Self { is_alive: true, live: BTreeMap::new() }
+        Self { is_alive: true, unfit: None, live: BTreeMap::new() }
     }
 }
 
@@ -142,6 +144,7 @@ impl World {
                     renewed: self.now.as_secs().to_string(),
                     duration: Duration::from_secs(15),
                     link_device: Some("eth0".into()),
+                    unfit: agent.unfit.clone(),
                 };
                 self.server.put(ObjectChange::Agent(node.clone(), Some(Arc::new(lease))));
             }
