@@ -179,14 +179,15 @@ impl Server {
 
     fn run_for_service(&mut self, command: &Command) -> Outcome {
         match command {
-            Command::AddFinalizers { service, uid, finalizers, .. } => {
-                self.edit_finalizers(service, uid, |all| {
+            Command::AddFinalizers { service, uid, resource_version, finalizers } => {
+                self.edit_finalizers(service, (uid, resource_version), |all| {
                     let new = finalizers.iter().filter(|it| !all.contains(it)).cloned().collect::<Vec<_>>();
                     all.extend(new);
                 })
             }
-            Command::RemoveFinalizers { service, uid, finalizers, .. } => {
-                match self.edit_finalizers(service, uid, |all| all.retain(|it| !finalizers.contains(it))) {
+            Command::RemoveFinalizers { service, uid, resource_version, finalizers } => {
+                let remove = |all: &mut Vec<String>| all.retain(|it| !finalizers.contains(it));
+                match self.edit_finalizers(service, (uid, resource_version), remove) {
                     Outcome::Gone => Outcome::Done,
                     other => other,
                 }
@@ -209,10 +210,10 @@ impl Server {
     fn edit_finalizers(
         &mut self,
         service: &ObjectRef,
-        uid: &str,
+        (uid, version): (&str, &str),
         change: impl FnOnce(&mut Vec<String>),
     ) -> Outcome {
-        self.edit(&Key::service(service), Some(uid), None, |it| {
+        self.edit(&Key::service(service), Some(uid), Some(version), |it| {
             let mut all = texts(&it["metadata"]["finalizers"]);
             change(&mut all);
             set(&mut it["metadata"], "finalizers", (!all.is_empty()).then(|| json!(all)));
