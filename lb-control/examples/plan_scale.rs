@@ -51,7 +51,7 @@ fn main() {
     let changes = Objects::default().changes_to(&objects);
     timed("decide, from scratch", || planner.apply(changes));
     let path = Path { snat: vec![[10, 255, 0, 1].into()], ..Path::default() };
-    let paths: Paths = planner.backends().map(|address| (address, path.clone())).collect();
+    let paths: Paths = planner.backends().map(|address| (address, path.clone().into())).collect();
     let mut maps = FakeMaps::new(Limits::default());
     let mut compiler = Compiler::new(Limits::default(), Settings::default());
     let config = Config::default();

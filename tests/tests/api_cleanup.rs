@@ -21,7 +21,7 @@ use pointsman_tests::apiserver::Filter;
 use serde_json::json;
 use tokio::time::timeout;
 
-use harness::{apply, install, run, server};
+use harness::{apply, installed, run, server};
 
 const LEADER: &str = "pointsman-controller";
 
@@ -85,9 +85,7 @@ async fn taken(client: &Client, name: &str) -> Result<()> {
 #[test]
 fn nothing_of_ours_remains_and_nothing_of_others_goes() -> Result<()> {
     run(async {
-        let server = server()?;
-        let client = server.client()?;
-        install(&client).await?;
+        let (server, client) = installed().await?;
         taken(&client, "web").await?;
         harness::service(&client, "foreign", 80).await?;
         let api: Api<Service> = Api::namespaced(client.clone(), "default");

@@ -14,7 +14,7 @@ use lb_control::model::{ObjectChange, ObjectRef};
 use pointsman_tests::apiserver::{ApiServer, Filter, Options, metallb};
 use serde_json::json;
 
-use harness::{Follower, apply, install, install_metallb, run, server, service, slice, timing};
+use harness::{Follower, apply, install, install_metallb, installed, run, server, service, slice, timing};
 
 fn web(name: &str) -> ObjectRef {
     ObjectRef::new("default", name)
@@ -23,9 +23,7 @@ fn web(name: &str) -> ObjectRef {
 #[test]
 fn everything_is_there_at_once_and_changes_follow() -> Result<()> {
     run(async {
-        let server = server()?;
-        let client = server.client()?;
-        install(&client).await?;
+        let (_server, client) = installed().await?;
         service(&client, "web", 80).await?;
         slice(&client, "web-1", "10.0.0.1").await?;
         apply(
@@ -94,8 +92,7 @@ fn large_lists_of_older_servers_are_read_page_by_page() -> Result<()> {
         for number in 0..501 {
             slice(&client, &format!("web-{number}"), "10.0.0.1").await?;
         }
-        let mut follower = Follower::new(&client, timing());
-        follower.synced().await?;
+        let follower = Follower::after_sync(&client).await?;
         assert_eq!(follower.objects.slices.len(), 501);
         let lists = harness::count(&server, "list", "endpointslices");
         assert_eq!(lists, 2, "one for each page");
@@ -192,11 +189,8 @@ fn versions_that_go_back_are_noticed_and_no_flap() -> Result<()> {
 #[test]
 fn a_watch_that_falls_silent_is_begun_anew() -> Result<()> {
     run(async {
-        let server = server()?;
-        let client = server.client()?;
-        install(&client).await?;
-        let mut follower = Follower::new(&client, timing());
-        follower.synced().await?;
+        let (server, client) = installed().await?;
+        let mut follower = Follower::after_sync(&client).await?;
         let silent = server.faults().stall(Filter::of("watch", "services"));
         service(&client, "web", 80).await?;
         let watches = harness::count(&server, "watch", "services");
@@ -213,12 +207,9 @@ fn a_watch_that_falls_silent_is_begun_anew() -> Result<()> {
 #[test]
 fn a_server_that_restarts_changes_nothing() -> Result<()> {
     run(async {
-        let server = server()?;
-        let client = server.client()?;
-        install(&client).await?;
+        let (server, client) = installed().await?;
         service(&client, "web", 80).await?;
-        let mut follower = Follower::new(&client, timing());
-        follower.synced().await?;
+        let mut follower = Follower::after_sync(&client).await?;
         server.faults().down();
         follower.problem("cannot be reached").await?;
         assert_eq!(follower.problems.len(), 1, "one cause, one problem: {:?}", follower.problems);
@@ -240,11 +231,8 @@ fn a_server_that_restarts_changes_nothing() -> Result<()> {
 #[test]
 fn a_missing_rule_is_named_and_the_other_kinds_go_on() -> Result<()> {
     run(async {
-        let server = server()?;
-        let client = server.client()?;
-        install(&client).await?;
-        let mut follower = Follower::new(&client, timing());
-        follower.synced().await?;
+        let (server, client) = installed().await?;
+        let mut follower = Follower::after_sync(&client).await?;
         let refused = server.faults().error(Filter::of("watch", "endpointslices"), 403, None, u32::MAX);
         server.faults().close_watches(Filter::of("watch", "endpointslices"));
         follower.problem("apiGroups [\"discovery.k8s.io\"], resources [\"endpointslices\"]").await?;
@@ -272,12 +260,9 @@ fn an_old_server_ends_it() -> Result<()> {
 #[test]
 fn a_bad_object_stays_as_it_was() -> Result<()> {
     run(async {
-        let server = server()?;
-        let client = server.client()?;
-        install(&client).await?;
+        let (_server, client) = installed().await?;
         service(&client, "web", 80).await?;
-        let mut follower = Follower::new(&client, timing());
-        follower.synced().await?;
+        let mut follower = Follower::after_sync(&client).await?;
         let services: Api<Service> = Api::namespaced(client.clone(), "default");
         let annotate = |value: serde_json::Value| {
             Patch::Merge(json!({
@@ -298,11 +283,8 @@ fn a_bad_object_stays_as_it_was() -> Result<()> {
 #[test]
 fn metallb_is_noticed_when_it_comes_and_when_it_goes() -> Result<()> {
     run(async {
-        let server = server()?;
-        let client = server.client()?;
-        install(&client).await?;
-        let mut follower = Follower::new(&client, timing());
-        follower.synced().await?;
+        let (_server, client) = installed().await?;
+        let mut follower = Follower::after_sync(&client).await?;
         install_metallb(&client).await?;
         let metadata = json!({ "name": "default", "namespace": "default" });
         for (kind, spec) in [
@@ -335,12 +317,9 @@ fn metallb_is_noticed_when_it_comes_and_when_it_goes() -> Result<()> {
 #[test]
 fn heartbeats_do_not_come_through() -> Result<()> {
     run(async {
-        let server = server()?;
-        let client = server.client()?;
-        install(&client).await?;
+        let (_server, client) = installed().await?;
         apply(&client, "v1", "Node", json!({ "metadata": { "name": "edge-1" } })).await?;
-        let mut follower = Follower::new(&client, timing());
-        follower.synced().await?;
+        let mut follower = Follower::after_sync(&client).await?;
         let nodes: Api<Node> = Api::all(client.clone());
         let beat = Patch::Merge(json!({ "metadata": { "annotations": { "beat": "1" } } }));
         nodes.patch("edge-1", &PatchParams::default(), &beat).await?;

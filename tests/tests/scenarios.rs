@@ -132,7 +132,7 @@ fn paths(desired: &Desired) -> Paths {
         next_hop: Some(next_hop),
         snat: vec![if address.is_ipv4() { "10.0.0.254" } else { "fd00::fe" }.parse().unwrap()],
     };
-    reachable.iter().map(|address| (*address, path(address))).collect()
+    reachable.iter().map(|address| (*address, path(address).into())).collect()
 }
 
 /// Runs a scenario; its text with what came of it in place of what was expected.

@@ -1,6 +1,6 @@
 //! What the agent knows and does, one step at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Devices, Exits, Kernel as Programs, KernelMaps, PinDirectory, PinLock};
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
-use crate::net::next_hops::{Ask, NextHops};
+use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::way::Resolution;
 use crate::net::{Change, Kernel as Network, addresses, forwarding};
 use crate::plan::ipam::{self, Ipam};
@@ -300,7 +300,10 @@ impl Agent {
                 return self.publish();
             }
         };
-        self.network_known = true;
+        let was_known = std::mem::replace(&mut self.network_known, true);
+        if was_known && ask == Ask::Neighbours && refreshed == Refreshed::default() && self.is_settled() {
+            return;
+        }
         self.trouble.clear(Area::Network);
         self.take_paths(&refreshed.backends);
         self.routes_changed |= refreshed.neighbours;
@@ -317,16 +320,25 @@ impl Agent {
         self.publish();
     }
 
+    /// Whether everything is done and in place, as far as that is known without looking.
+    fn is_settled(&self) -> bool {
+        !self.maps_incomplete && self.placed == Placed::All && self.retry_at.is_none()
+    }
+
     /// Takes over the ways to backends; says whether programs have to be attached for them first.
     fn take_paths(&mut self, backends: &BTreeSet<IpAddr>) -> bool {
         let mut devices = false;
+        // By the way, which backends behind the same gateway share.
+        let mut known: HashMap<(*const Resolution, bool), Arc<Path>> = HashMap::new();
         for backend in backends {
             match self.next_hops.way(backend) {
                 Some(found) => {
                     let device = found.device.as_ref().map(|(index, _)| *index);
                     devices |= device.is_some_and(|index| !self.devices.is_attached(index));
                     devices |= found.is_local && self.exits.attached().next().is_none();
-                    self.paths.insert(*backend, path(*backend, found, &self.settings.snat_addresses));
+                    let new = || Arc::new(path(*backend, found, &self.settings.snat_addresses));
+                    let path = known.entry((Arc::as_ptr(found), backend.is_ipv6())).or_insert_with(new);
+                    self.paths.insert(*backend, Arc::clone(path));
                 }
                 None => drop(self.paths.remove(backend)),
             }
@@ -557,9 +569,11 @@ impl Agent {
 
 /// The way to a backend for the compiler.
 fn path(backend: IpAddr, found: &Resolution, chosen: &[IpAddr]) -> Path {
-    let mut snat: Vec<_> = chosen.iter().filter(|one| one.is_ipv4() == backend.is_ipv4()).copied().collect();
+    let chosen = chosen.iter().filter(|one| one.is_ipv4() == backend.is_ipv4());
+    let mut snat: Vec<_> = chosen.copied().collect();
     if snat.is_empty() {
-        snat.extend(found.source);
+        // Not `extend`, which makes room for four: there is one of these for each backend.
+        snat = found.source.into_iter().collect();
     }
     Path { next_hop: found.next_hop, snat, is_local: found.is_local }
 }

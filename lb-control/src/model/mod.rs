@@ -6,6 +6,7 @@ mod api;
 mod change;
 mod cluster;
 mod desired;
+mod few;
 mod object;
 mod pool;
 mod problem;
@@ -19,6 +20,7 @@ pub use api::{ANNOTATION_UNINSTALL, ApiState, Condition, FIELD_MANAGER, Ingress}
 pub use change::{ObjectChange, ObjectKey};
 pub use cluster::{Advertisement, AgentLease, LABEL_EXCLUDE, LABEL_ZONE, Namespace, Node, VirtualIp};
 pub use desired::{Backends, Desired, DesiredBackend, DesiredEntry, Role, ServiceKey};
+pub use few::Few;
 pub use object::{ObjectRef, Objects, Place};
 pub use pool::{AddressRange, BadRange, Pool, PoolOrigin};
 pub use problem::{Problem, Severity, causes};

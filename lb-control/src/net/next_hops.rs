@@ -164,6 +164,12 @@ impl NextHops {
     /// says whether it is known to be on this node, or nothing if it is no backend. The next refresh
     /// looks for the ways to them.
     pub fn know(&mut self, changed: &BTreeSet<IpAddr>, place: impl Fn(&IpAddr) -> Option<bool>) {
+        if self.backends.is_empty() {
+            // In one go they are packed densely, which one by one they would not be.
+            let new = |is_here| Backend { is_here, answer: Answer::Unasked, way: None };
+            self.backends =
+                changed.iter().filter_map(|address| Some((*address, new(place(address)?)))).collect();
+        }
         for address in changed {
             let Some(is_here) = place(address) else {
                 self.forget(*address);

@@ -77,6 +77,14 @@ async fn install_one(client: &Client, definition: &Definition) -> Result<()> {
     Ok(())
 }
 
+/// A server with our definitions, and a client of it.
+pub async fn installed() -> Result<(ApiServer, Client)> {
+    let server = server()?;
+    let client = server.client()?;
+    install(&client).await?;
+    Ok((server, client))
+}
+
 /// Installs MetalLB's definitions.
 pub async fn install_metallb(client: &Client) -> Result<()> {
     for (plural, kind) in metallb::KINDS {
@@ -142,6 +150,13 @@ impl Follower {
             changes: Vec::new(),
             synced: false,
         }
+    }
+
+    /// One that has been told of everything once.
+    pub async fn after_sync(client: &Client) -> Result<Self> {
+        let mut follower = Self::new(client, timing());
+        follower.synced().await?;
+        Ok(follower)
     }
 
     /// Whether the first update came.

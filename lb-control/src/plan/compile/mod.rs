@@ -50,8 +50,9 @@ pub struct Path {
     pub is_local: bool,
 }
 
-/// Paths by the address of the backend. One that is missing is not known yet.
-pub type Paths = HashMap<IpAddr, Path>;
+/// Paths by the address of the backend. One that is missing is not known yet. There are as many as
+/// backends, and few that differ.
+pub type Paths = HashMap<IpAddr, Arc<Path>>;
 
 /// How patient the compiler is.
 #[derive(Clone, Copy, Debug)]

@@ -61,7 +61,7 @@ pub fn desired(text: &str) -> Desired {
 pub fn paths(desired: &Desired, device: u8) -> Paths {
     let next_hop = Some(NextHop { ifindex: device.into(), ..NextHop::default() });
     let path = Path { next_hop, snat: vec![IpAddr::from([10, 0, 255, device])], is_local: false };
-    desired.backend_addresses().into_iter().map(|address| (address, path.clone())).collect()
+    desired.backend_addresses().into_iter().map(|address| (address, path.clone().into())).collect()
 }
 
 /// What packets meet: per VIP its affinity, its source ranges and its slots in order, and in brackets

@@ -358,7 +358,7 @@ fn a_backend_on_this_node_needs_no_way() {
     let backends = &mut desired.entries.get_mut(&key("web 1 80")).unwrap().backends;
     let mut addresses = backends.keys().copied().collect::<Vec<_>>().into_iter();
     backends.get_mut(&addresses.next().unwrap()).unwrap().local = true;
-    paths.get_mut(&addresses.next().unwrap().ip()).unwrap().is_local = true;
+    Arc::make_mut(paths.get_mut(&addresses.next().unwrap().ip()).unwrap()).is_local = true;
     let mut go = |desired: &Desired, paths: &Paths| {
         let delta = lab.compiler.reconcile(desired, paths, &Config::default(), Scope::All, lab.now);
         assert!(apply(&delta, &mut lab.maps, &mut lab.compiler, lab.now).is_empty());
@@ -372,7 +372,7 @@ fn a_backend_on_this_node_needs_no_way() {
     assert_eq!(go(&desired, &paths), [(true, 0, 0, 1), (true, 0, 0, 1), (false, 1, 1, 1)]);
     // The route leads elsewhere by now: it is still the same backend.
     for path in paths.values_mut() {
-        path.is_local = false;
+        Arc::make_mut(path).is_local = false;
     }
     assert_eq!(go(&desired, &paths), [(true, 0, 0, 1), (false, 1, 1, 1), (false, 1, 1, 1)]);
 }

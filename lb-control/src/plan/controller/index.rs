@@ -5,11 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use crate::model::{EndpointSlice, ObjectRef, Service, VirtualIp};
+use crate::model::{EndpointSlice, Few, ObjectRef, Service, VirtualIp};
 
 /// Sets by key; empty ones are not there.
 #[derive(Debug)]
-pub(super) struct Sets<K, V>(BTreeMap<K, BTreeSet<V>>);
+pub(super) struct Sets<K, V>(BTreeMap<K, Few<V>>);
 
 impl<K, V> Default for Sets<K, V> {
     fn default() -> Self {
@@ -19,7 +19,7 @@ impl<K, V> Default for Sets<K, V> {
 
 impl<K: Ord + Clone, V: Ord + Clone> Sets<K, V> {
     pub fn get(&self, key: &K) -> impl Iterator<Item = &V> + Clone {
-        self.0.get(key).into_iter().flatten()
+        self.0.get(key).into_iter().flat_map(Few::iter)
     }
 
     pub fn contains(&self, key: &K, value: &V) -> bool {
@@ -27,7 +27,7 @@ impl<K: Ord + Clone, V: Ord + Clone> Sets<K, V> {
     }
 
     pub fn count(&self, key: &K) -> usize {
-        self.0.get(key).map_or(0, BTreeSet::len)
+        self.0.get(key).map_or(0, Few::len)
     }
 
     pub fn insert(&mut self, key: &K, value: V) {

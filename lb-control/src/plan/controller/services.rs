@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// With more commands than this on their way, an address that is not served yet waits for the API
 /// server and for us, not for its node: to say otherwise would be one more write for each Service.
 const BACKLOG: usize = 64;
+/// How much longer for each Service that waits, and at most: a node takes up one after the other.
+const PATIENCE_EACH: Duration = Duration::from_millis(20);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A command and the Events to tell when it is done.
 pub(super) type Step = (Command, Vec<Command>);
@@ -110,8 +113,10 @@ impl Controller {
                 *since = now;
             }
             let since = *since;
-            if now < since + PATIENCE {
-                self.flights.wake(key.clone(), since + PATIENCE);
+            let crowd = u32::try_from(self.waiting.len() - 1).unwrap_or(u32::MAX);
+            let until = since + (PATIENCE + PATIENCE_EACH.saturating_mul(crowd)).min(LONGEST_PATIENCE);
+            if now < until {
+                self.flights.wake(key.clone(), until);
                 if shows(service, &ingress) {
                     // A moment later there is more to say.
                     return None;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Refusal, reason};
-use crate::model::{ANNOTATION_SHARING, Labels, ObjectRef, Protocol, Service};
+use crate::model::{ANNOTATION_SHARING, Few, Labels, ObjectRef, Protocol, Service};
 
 /// What Services must have in common to share an address: the sharing key, which thereby is the
 /// consent of both, also across namespaces; and under `externalTrafficPolicy: Local` the endpoints,
@@ -50,8 +50,21 @@ pub(super) fn compatible(one: &Service, other: &Service) -> bool {
 struct Group {
     /// `None`: nothing is known of it but that it has not let go.
     members: BTreeMap<ObjectRef, Option<Arc<Service>>>,
-    ports: BTreeMap<Port, BTreeSet<ObjectRef>>,
-    consents: BTreeMap<Option<Consent>, usize>,
+    ports: BTreeMap<Port, Few<ObjectRef>>,
+    /// How many members share with each other, by what they have in common.
+    consents: BTreeMap<Consent, usize>,
+    /// How many members share with nobody.
+    unwilling: usize,
+}
+
+impl Group {
+    /// The number of members that have this consent.
+    fn count(&mut self, consent: Option<Consent>) -> &mut usize {
+        match consent {
+            Some(consent) => self.consents.entry(consent).or_default(),
+            None => &mut self.unwilling,
+        }
+    }
 }
 
 /// Who holds which address.
@@ -84,7 +97,7 @@ impl Holders {
                 *shared.taken.entry(port).or_default() += 1;
             }
         }
-        *group.consents.entry(consent).or_default() += 1;
+        *group.count(consent) += 1;
         group.members.insert(object.clone(), service);
     }
 
@@ -101,12 +114,11 @@ impl Holders {
             }
         }
         let consent = service.as_deref().and_then(Consent::of);
-        let left = group.consents.get_mut(&consent).map_or(0, |count| {
-            *count -= 1;
-            *count
-        });
-        if left == 0 {
-            group.consents.remove(&consent);
+        let count = group.count(consent.clone());
+        *count -= 1;
+        let left = *count;
+        if let Some(consent) = consent.as_ref().filter(|_| left == 0) {
+            group.consents.remove(consent);
         }
         let empty = group.members.is_empty();
         if empty {
@@ -153,7 +165,7 @@ impl Holders {
     /// What one has to have to be let in beside the holders of an address.
     pub fn consent(&self, address: IpAddr) -> Option<&Consent> {
         let group = self.by_address.get(&address)?;
-        (group.consents.len() == 1).then(|| group.consents.keys().next()?.as_ref()).flatten()
+        (group.unwilling == 0 && group.consents.len() == 1).then(|| group.consents.keys().next())?
     }
 
     /// Addresses of the Services that share with those that have this consent and these ports, as
@@ -187,7 +199,8 @@ impl Holders {
             return None;
         }
         let consent = Consent::of(service);
-        let same = group.consents.get(&consent).copied().unwrap_or_default();
+        let same =
+            consent.as_ref().and_then(|consent| group.consents.get(consent)).copied().unwrap_or_default();
         if consent.is_none() || same < group.members.len() {
             let others = group.members.iter().filter(|(object, _)| **object != service.object);
             for (object, other) in others {

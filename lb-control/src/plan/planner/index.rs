@@ -6,13 +6,13 @@ use std::{
 };
 
 use super::service_of;
-use crate::model::{EndpointSlice, ObjectChange, ObjectRef, Objects};
+use crate::model::{EndpointSlice, Few, ObjectChange, ObjectRef, Objects};
 
 /// By Service.
 #[derive(Default)]
 pub(super) struct Index {
-    slices: HashMap<ObjectRef, BTreeSet<ObjectRef>>,
-    virtual_ips: HashMap<ObjectRef, BTreeSet<IpAddr>>,
+    slices: HashMap<ObjectRef, Few<ObjectRef>>,
+    virtual_ips: HashMap<ObjectRef, Few<IpAddr>>,
     unclaimed: BTreeSet<ObjectRef>,
 }
 
@@ -51,13 +51,13 @@ impl Index {
         service: &ObjectRef,
         objects: &'a Objects,
     ) -> impl Iterator<Item = &'a EndpointSlice> {
-        let names = self.slices.get(service).into_iter().flatten();
+        let names = self.slices.get(service).into_iter().flat_map(Few::iter);
         names.filter_map(|name| objects.slices.get(name)).map(AsRef::as_ref)
     }
 
     /// The addresses that VirtualIPs give to a Service.
     pub(super) fn virtual_ips(&self, service: &ObjectRef) -> impl Iterator<Item = IpAddr> {
-        self.virtual_ips.get(service).into_iter().flatten().copied()
+        self.virtual_ips.get(service).into_iter().flat_map(Few::iter).copied()
     }
 
     /// Slices that say of no Service that they are its.
@@ -66,11 +66,11 @@ impl Index {
     }
 }
 
-fn put<V: Ord>(map: &mut HashMap<ObjectRef, BTreeSet<V>>, service: ObjectRef, value: V) {
+fn put<V: Ord>(map: &mut HashMap<ObjectRef, Few<V>>, service: ObjectRef, value: V) {
     map.entry(service).or_default().insert(value);
 }
 
-fn take<V: Ord>(map: &mut HashMap<ObjectRef, BTreeSet<V>>, service: &ObjectRef, value: &V) {
+fn take<V: Ord>(map: &mut HashMap<ObjectRef, Few<V>>, service: &ObjectRef, value: &V) {
     if let Some(values) = map.get_mut(service) {
         values.remove(value);
         if values.is_empty() {
