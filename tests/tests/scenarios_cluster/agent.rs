@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -151,7 +152,7 @@ impl Agent {
                 if address.is_ipv4() { "10.0.0.254" } else { "fd00::fe" }.parse().expect("an address"),
             ],
         };
-        self.planner.backends().map(|address| (address, path(address))).collect()
+        self.planner.backends().map(|address| (address, Arc::new(path(address)))).collect()
     }
 
     /// Says what its addresses serve now.
