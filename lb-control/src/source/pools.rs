@@ -27,6 +27,7 @@ pub fn address_pool(from: &AddressPool, place: Option<Place>) -> Result<Pool, Ve
     let pool = Pool {
         name: name(&from.metadata, &mut errors),
         place,
+        uid: from.metadata.uid.clone().unwrap_or_default(),
         ranges: ranges(&spec.addresses, AddressRange::from_str, &mut errors),
         auto_assign: spec.auto_assign,
         avoid_buggy_ips: spec.avoid_buggy_ips,
@@ -53,6 +54,7 @@ pub fn metallb_pool(from: &IpAddressPool) -> Result<Pool, Vec<FieldError>> {
     let pool = Pool {
         name: name(&from.metadata, &mut errors),
         place: None,
+        uid: from.metadata.uid.clone().unwrap_or_default(),
         ranges: ranges(&spec.addresses, metallb_range, &mut errors),
         auto_assign: spec.auto_assign.unwrap_or(true),
         avoid_buggy_ips: spec.avoid_buggy_ips,

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeSet, net::IpAddr};
 
-use crate::model::{Condition, ObjectRef};
+use crate::model::{Condition, ObjectRef, Pool, PoolOrigin};
 
 /// One write. Each names what it builds on, so that it fails where the object has since changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,15 +142,15 @@ impl EventTarget {
         Self { api_version: "v1".into(), kind: "Service", object: object.clone(), uid: uid.to_owned() }
     }
 
-    /// An AddressPool.
+    /// A pool, of our kind or of MetalLB's.
     #[must_use]
-    pub fn pool(name: &str) -> Self {
-        Self {
-            api_version: "pointsman.dev/v1alpha1".into(),
-            kind: "AddressPool",
-            object: ObjectRef::new("", name),
-            uid: String::new(),
-        }
+    pub fn pool(pool: &Pool) -> Self {
+        let (api_version, kind, namespace) = match &pool.origin {
+            PoolOrigin::Pointsman => ("pointsman.dev/v1alpha1", "AddressPool", ""),
+            PoolOrigin::MetalLb(namespace) => ("metallb.io/v1beta1", "IPAddressPool", &**namespace),
+        };
+        let object = ObjectRef::new(namespace, &*pool.name);
+        Self { api_version: api_version.into(), kind, object, uid: pool.uid.clone() }
     }
 }
 
