@@ -35,6 +35,7 @@ pub trait Hook {
     fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed>;
     fn is_unfinished(&self, offset: usize) -> bool;
     fn link(&self) -> Option<Link>;
+    fn largest_on_wire(&self, l3: usize, headers: usize) -> usize;
     fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed>;
     fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed>;
     fn device(&self) -> u32;
@@ -121,6 +122,11 @@ impl<C: Hook> Datapath for Kernel<C> {
     #[inline(always)]
     fn is_unfinished(&self, offset: usize) -> bool {
         self.context.is_unfinished(offset)
+    }
+
+    #[inline(always)]
+    fn largest_on_wire(&self, l3: usize, headers: usize) -> usize {
+        self.context.largest_on_wire(l3, headers)
     }
 
     #[inline(always)]

@@ -57,6 +57,11 @@ impl Hook for XdpContext {
     }
 
     #[inline(always)]
+    fn largest_on_wire(&self, l3: usize, _headers: usize) -> usize {
+        self.packet().length() - l3
+    }
+
+    #[inline(always)]
     fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed> {
         // SAFETY: the context is the program's own.
         let result = unsafe { bpf_xdp_adjust_head(self.ctx, bytes) };
@@ -186,6 +191,14 @@ impl Hook for TcContext {
             pushed |= unsafe { bpf_skb_vlan_push(skb, VLAN, u16::from_be_bytes([outer_high, outer_low])) };
         }
         if pushed == 0 { Ok(()) } else { Err(EditFailed) }
+    }
+
+    #[inline(always)]
+    fn largest_on_wire(&self, l3: usize, headers: usize) -> usize {
+        match field!(self, gso_size) {
+            0 => (field!(self, len) as usize).wrapping_sub(l3),
+            payload => headers + payload as usize,
+        }
     }
 
     /// Only ever makes room in front: tags are not moved by this.

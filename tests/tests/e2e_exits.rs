@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result};
 use aya::{EbpfLoader, programs::SchedClassifier};
 use lb_common::abi::maps::EGRESS_PROGRAM;
-use lb_control::dataplane::{Exits, PinDirectory};
+use lb_control::dataplane::{Classifiers, Direction, PinDirectory};
 use pointsman_tests::{
     kit::kernel::{loader, object},
     lab::{Lab, Options, is_root},
@@ -54,7 +54,7 @@ fn filters_are_adopted_and_replaced() -> Result<()> {
         let mut ebpf = loaded(&object)?;
         let program: &mut SchedClassifier =
             ebpf.program_mut(EGRESS_PROGRAM).context("no program")?.try_into()?;
-        let mut exits = Exits::by_filters(pins.clone());
+        let mut exits = Classifiers::by_filters(pins.clone(), Direction::Egress);
         exits.attach(program, index, "uplink")?;
         exits.attach(program, index, "uplink")?;
         exits.keep_only(&[index])?;
@@ -68,14 +68,14 @@ fn filters_are_adopted_and_replaced() -> Result<()> {
     let second = filters(&lab)?;
     assert_eq!((first.len(), second.len()), (1, 1), "{first:?} {second:?}");
     assert_ne!(program_id(&first[0]), program_id(&second[0]), "the program is the next agent's");
-    let mut next = Exits::by_filters(pins.clone());
+    let mut next = Classifiers::by_filters(pins.clone(), Direction::Egress);
     lab.edge.enter(|| next.keep_only(&[]))??;
     assert_eq!(filters(&lab)?, Vec::<String>::new());
     let left: Vec<_> = fs::read_dir(pins.links())?.collect();
     assert!(left.is_empty(), "{left:?}");
     // An agent on a newer kernel takes off what an older way has left.
     lab.edge.enter(|| attach(&pins))??;
-    lab.edge.enter(|| Exits::new(pins.clone()).keep_only(&[index]))??;
+    lab.edge.enter(|| Classifiers::new(pins.clone(), Direction::Egress).keep_only(&[index]))??;
     assert_eq!(filters(&lab)?, Vec::<String>::new());
     pins.remove()?;
     assert!(!Path::new(&lab.pin_directory()).exists());

@@ -129,6 +129,7 @@ fn paths(desired: &Desired) -> Paths {
         .collect();
     let path = |address: &std::net::IpAddr| plan::Path {
         is_local: false,
+        mtu: 1_500,
         is_for_tc: false,
         next_hop: Some(next_hop),
         snat: vec![if address.is_ipv4() { "10.0.0.254" } else { "fd00::fe" }.parse().unwrap()],

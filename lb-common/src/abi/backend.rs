@@ -67,12 +67,16 @@ pub struct Backend {
     /// [`BackendFlags`].
     pub flags: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: u8,
+    /// The largest IP packet that the way to the endpoint takes, in bytes; 0 if it is not known.
+    pub mtu: u16,
+    /// Zero.
+    pub reserved_end: [u8; 4],
 }
 plain!(Backend, size = 64, {
     address: [u8; 16], port: [u8; 2], state: u8, family: u8, generation: u32, service: u32,
     snat_first: u16, snat_count: u16, next_hop: NextHop, weight: u32, flags: u8,
-    reserved: [u8; 7],
+    reserved: u8, mtu: u16, reserved_end: [u8; 4],
 });
 
 impl Backend {

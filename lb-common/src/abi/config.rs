@@ -37,9 +37,14 @@ pub struct Config {
     /// Idle time in ticks after which a flow may be forgotten, by [`FlowState`]. A power of two of
     /// them, so that a mask bounds the index.
     pub timeouts: [Tick; Self::TIMEOUTS],
+    /// The largest IP packet that the device towards clients takes, in bytes; 0 if it is not known.
+    pub client_mtu: u16,
+    /// Zero.
+    pub reserved: [u8; 6],
 }
-plain!(Config, size = 72, {
+plain!(Config, size = 80, {
     route_generation: u32, snat_port_first: u16, snat_port_count: u16, timeouts: [Tick; Config::TIMEOUTS],
+    client_mtu: u16, reserved: [u8; 6],
 });
 
 impl Config {
@@ -60,6 +65,13 @@ impl Default for Config {
             timeouts[index] = ticks_from_seconds(FlowState::ALL[index].default_timeout_seconds());
             index += 1;
         }
-        Self { route_generation: 1, snat_port_first: 1024, snat_port_count: 31_744, timeouts }
+        Self {
+            route_generation: 1,
+            snat_port_first: 1024,
+            snat_port_count: 31_744,
+            timeouts,
+            client_mtu: 0,
+            reserved: [0; 6],
+        }
     }
 }

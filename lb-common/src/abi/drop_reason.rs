@@ -67,6 +67,8 @@ drop_reasons! {
     NoDevice = 14, "no-device", false;
     /// The client is in none of the Service's source ranges (loadBalancerSourceRanges).
     SourceNotAllowed = 15, "source-not-allowed", true;
+    /// The packet is larger than its way on takes; answered with ICMP fragmentation needed, or packet too big.
+    TooBig = 16, "too-big", true;
 }
 
 impl DropReason {

@@ -40,7 +40,7 @@ pub fn remembered<D: Tables<F>, F: IpFamily>(
     }
     let index = affinity.backend;
     let Some(backend) = datapath.backend(index) else { return 0 };
-    if backend.state != BackendState::Active as u8
+    if BackendState::from_raw(backend.state) != BackendState::Active
         || backend.generation != affinity.generation
         || backend.service != service
     {

@@ -125,6 +125,22 @@ pub fn send<D: Datapath>(datapath: &D, link: &Link, hop: &NextHop) -> Verdict {
     Verdict::send(datapath, hop.ifindex)
 }
 
+/// Whether an IP packet of some bytes does not fit; an MTU of 0 takes any.
+#[inline(always)]
+#[must_use]
+pub fn is_too_big(mtu: u16, bytes: usize) -> bool {
+    // One comparison for both.
+    usize::from(mtu.wrapping_sub(1)) < bytes.wrapping_sub(1)
+}
+
+/// Bytes of the largest IP packet that a parsed packet is on the wire.
+#[inline(always)]
+pub fn largest_on_wire<D: Datapath, A>(datapath: &D, parsed: &Parsed<A>) -> usize {
+    let Parsed { ip, transport, .. } = parsed;
+    let transport = if ip.protocol == IPPROTO_TCP { transport.header_length } else { size_of::<Udp>() };
+    datapath.largest_on_wire(ip.l3, ip.l4 - ip.l3 + transport)
+}
+
 /// Replaces the tags of a packet that has them all in its bytes.
 /// # Errors
 /// When there is no room.

@@ -3,12 +3,13 @@
 
 use super::Verdict;
 use super::checksum;
+use super::emit;
 use super::ip::{IpFamily, IpHeader};
 use super::parse::Link;
 use super::platform::{ChecksumChange, Packet, Tables};
 use super::wire::{
     ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_SERVICE_VLAN, ETHER_TYPE_VLAN, Ethernet, Frame, TCP_FIN,
-    TCP_RST, TCP_SYN, TcpFrame, copy_mac,
+    TCP_RST, TCP_SYN, TcpFrame, Udp, copy_mac,
 };
 use crate::abi::{DropReason, Flow, FlowFlags, FlowKey, IPPROTO_TCP, IPPROTO_UDP, NextHop, V4, V6};
 
@@ -75,18 +76,23 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
         return if flow.is_local() { local::<D, F>(datapath, &key, frame, &mut flow) } else { None };
     }
     let reply = flow.is_reply();
-    let hop: &NextHop = if reply {
-        if flow.generation != datapath.config()?.route_generation {
+    let (hop, mtu): (&NextHop, u16) = if reply {
+        let config = datapath.config()?;
+        if flow.generation != config.route_generation {
             return None;
         }
-        &flow.next_hop
+        (&flow.next_hop, config.client_mtu)
     } else {
         let backend = datapath.backend(flow.backend)?;
         if backend.generation != flow.generation || !backend.takes_packets(datapath.sends_by_any_device()) {
             return None;
         }
-        &backend.next_hop
+        (&backend.next_hop, backend.mtu)
     };
+    let headers = if datapath.is_on_wire() { 0 } else { headers_length::<D, F>(datapath, protocol)? };
+    if emit::is_too_big(mtu, datapath.largest_on_wire(size_of::<Ethernet>(), headers)) {
+        return None;
+    }
     if hop.ifindex == 0 || u32::from_ne_bytes(hop.vlan) != 0 {
         return None;
     }
@@ -101,6 +107,18 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
     touch::<D, F>(datapath, &mut flow, protocol, reply);
     datapath.count_forwarded(flow.service, flow.backend, reply, packet.length() as u64);
     Some(Verdict::send(datapath, ifindex))
+}
+
+/// Bytes of a plain packet's headers from IP on.
+#[inline(always)]
+fn headers_length<D: Tables<F>, F: IpFamily>(datapath: &D, protocol: u8) -> Option<usize> {
+    let transport = if protocol == IPPROTO_TCP {
+        let tcp = datapath.packet().head::<TcpFrame<F::Header>>()?;
+        usize::from(tcp.tcp.data_offset[0] >> 4) * 4
+    } else {
+        size_of::<Udp>()
+    };
+    Some(F::HEADER_LENGTH + transport)
 }
 
 /// A packet of a flow whose backend is on this node. The way to the backend, and the hop, are the

@@ -103,10 +103,14 @@ pub fn later<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::TtlExpired);
     }
     flow.last_seen = now;
-    match find_hop::<D, F>(datapath, &mut flow, &mut scratch.hop) {
+    match find_hop::<D, F>(datapath, &mut flow, &mut scratch.hop, &mut scratch.mtu) {
         Way::Found => {}
         Way::Gone => return Verdict::drop(datapath, DropReason::BackendGone),
         Way::Elsewhere => return Verdict::Pass,
+    }
+    if emit::is_too_big(scratch.mtu, datapath.largest_on_wire(scratch.parsed.ip.l3, 0)) {
+        // Only the first one is answered, here too.
+        return Verdict::drop(datapath, DropReason::TooBig);
     }
     emit::forward::<D, F>(datapath, &scratch.parsed, &flow, &scratch.hop, &mut scratch.cursor)
 }

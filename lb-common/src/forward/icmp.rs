@@ -27,7 +27,7 @@ pub fn translate<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::
         return Verdict::Pass;
     }
     let packet = datapath.packet();
-    let Scratch { parsed, quote, key, hop, .. } = scratch;
+    let Scratch { parsed, quote, key, hop, mtu, .. } = scratch;
     let Some(mut flow) = datapath.established(key).or_else(|| datapath.transient(key)) else {
         return Verdict::Pass;
     };
@@ -41,7 +41,7 @@ pub fn translate<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::
         // No ICMP error about an ICMP error (RFC 1122, section 3.2.2).
         return Verdict::drop(datapath, DropReason::TtlExpired);
     }
-    match find_hop::<D, F>(datapath, &mut flow, hop) {
+    match find_hop::<D, F>(datapath, &mut flow, hop, mtu) {
         Way::Found => {}
         Way::Gone => return Verdict::drop(datapath, DropReason::BackendGone),
         Way::Elsewhere => return Verdict::Pass,

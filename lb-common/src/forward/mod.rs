@@ -55,6 +55,28 @@ impl Verdict {
         if ifindex == datapath.ingress_device() { Self::Transmit } else { Self::Redirect(ifindex) }
     }
 
+    /// What is sent or delivered as a number other than 0; see [`Self::unpack`].
+    #[inline(always)]
+    pub(crate) fn pack(self) -> usize {
+        match self {
+            Self::Pass | Self::Drop(_) => 0,
+            Self::Deliver => 1 << 32,
+            Self::Transmit => 2 << 32,
+            Self::Redirect(ifindex) => 3 << 32 | ifindex as usize,
+        }
+    }
+
+    /// The other way round.
+    #[inline(always)]
+    pub(crate) fn unpack(packed: usize) -> Self {
+        match packed >> 32 {
+            1 => Self::Deliver,
+            2 => Self::Transmit,
+            3 => Self::Redirect(packed as u32),
+            _ => Self::Pass,
+        }
+    }
+
     /// Drops the packet at hand and counts it.
     #[inline(always)]
     pub(crate) fn drop<D: Datapath>(datapath: &D, reason: DropReason) -> Self {

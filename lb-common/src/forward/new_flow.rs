@@ -44,6 +44,12 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         // No entry is made: the client's retransmission takes its turn with the next backend.
         return Verdict::drop(datapath, DropReason::NoNeighbour);
     }
+    if local == 0
+        && !is_elsewhere
+        && emit::is_too_big(backend.mtu, emit::largest_on_wire(datapath, &scratch.parsed))
+    {
+        return refuse::too_big::<D, F>(datapath, &scratch.parsed.link, &scratch.parsed.ip, backend.mtu);
+    }
     let state =
         if scratch.parsed.ip.protocol == IPPROTO_TCP { FlowState::SynSent } else { FlowState::UdpUnreplied };
     scratch.flow.backend = index;

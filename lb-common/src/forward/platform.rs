@@ -57,6 +57,9 @@ pub trait Datapath {
     fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed>;
     /// Whether the checksum whose field is at `offset` is unfinished.
     fn is_unfinished(&self, offset: usize) -> bool;
+    /// Bytes of the largest IP packet that the packet is on the wire, where `l3` is the offset of its IP
+    /// header and `headers` the length of it and what follows up to the payload: a super-packet is many.
+    fn largest_on_wire(&self, l3: usize, headers: usize) -> usize;
     /// Moves the start of the packet: positive cuts off, negative adds bytes in front.
     /// # Errors
     /// When there is no room.

@@ -27,14 +27,48 @@ pub fn connection<D: Datapath, F: IpFamily>(
     }
     datapath.count_refused(service);
     let (kind, code) = if F::VERSION == 4 { (3, 3) } else { (1, 4) };
-    icmp_error::<D, F>(datapath, &parsed.link, &parsed.ip, kind, code, reason)
+    icmp_error::<D, F>(datapath, &parsed.link, &parsed.ip, Message { kind, code, mtu: 0 }, reason)
 }
 
 /// Answers a packet whose TTL or hop limit ran out: ICMP "time exceeded in transit".
 #[inline(always)]
 pub fn expired<D: Datapath, F: IpFamily>(datapath: &D, link: &Link, ip: &Ip<F::Address>) -> Verdict {
     let kind = if F::VERSION == 4 { 11 } else { 3 };
-    icmp_error::<D, F>(datapath, link, ip, kind, 0, DropReason::TtlExpired)
+    icmp_error::<D, F>(datapath, link, ip, Message { kind, code: 0, mtu: 0 }, DropReason::TtlExpired)
+}
+
+/// Answers a packet that does not fit the way to its next hop: ICMP "fragmentation needed" (RFC 1191,
+/// also where the sender would allow fragments: nobody makes them here), ICMPv6 "packet too big".
+#[inline(always)]
+pub fn too_big<D: Datapath, F: IpFamily>(
+    datapath: &D,
+    link: &Link,
+    ip: &Ip<F::Address>,
+    mtu: u16,
+) -> Verdict {
+    let (kind, code) = if F::VERSION == 4 { (3, 4) } else { (2, 0) };
+    icmp_error::<D, F>(datapath, link, ip, Message { kind, code, mtu }, DropReason::TooBig)
+}
+
+/// What an ICMP error says. Four bytes: one register on the way to a function.
+#[derive(Clone, Copy)]
+struct Message {
+    kind: u8,
+    code: u8,
+    /// The lower half of the last word of its header (RFC 1191, RFC 4443 section 3.2).
+    mtu: u16,
+}
+
+impl Message {
+    #[inline(always)]
+    fn pack(self) -> u32 {
+        u32::from(self.kind) << 24 | u32::from(self.code) << 16 | u32::from(self.mtu)
+    }
+
+    #[inline(always)]
+    fn unpack(packed: u32) -> Self {
+        Self { kind: (packed >> 24) as u8, code: (packed >> 16) as u8, mtu: packed as u16 }
+    }
 }
 
 #[inline(always)]
@@ -112,15 +146,14 @@ fn icmp_error<D: Datapath, F: IpFamily>(
     datapath: &D,
     link: &Link,
     ip: &Ip<F::Address>,
-    kind: u8,
-    code: u8,
+    message: Message,
     reason: DropReason,
 ) -> Verdict {
     let dropped = Verdict::drop(datapath, reason);
     if !F::may_be_answered(&ip.source) {
         return dropped;
     }
-    write_icmp_error::<D, F>(datapath, link, ip, kind, code).map_or(dropped, |()| Verdict::Transmit)
+    write_icmp_error::<D, F>(datapath, link, ip, message.pack()).map_or(dropped, |()| Verdict::Transmit)
 }
 
 #[inline(never)]
@@ -128,9 +161,9 @@ fn write_icmp_error<D: Datapath, F: IpFamily>(
     datapath: &D,
     link: &Link,
     ip: &Ip<F::Address>,
-    kind: u8,
-    code: u8,
+    message: u32,
 ) -> Option<()> {
+    let Message { kind, code, mtu } = Message::unpack(message);
     let headers = ip.l4 - ip.l3;
     let is_unfinished = is_unfinished(datapath, ip);
     // The kernel does not cut an unfinished checksum off, and that of TCP lies beyond eight bytes.
@@ -156,8 +189,9 @@ fn write_icmp_error<D: Datapath, F: IpFamily>(
     let length = (size_of::<Icmp>() + quoted) as u16;
     F::write_header(packet.at(link.l3)?, &ip.destination, &ip.source, F::ICMP, length);
     let l4 = link.l3 + F::HEADER_LENGTH;
-    *packet.at::<Icmp>(l4)? = Icmp { kind: [kind], code: [code], checksum: [0; 2], rest: [0; 4] };
-    let mut total = sum(&[kind, code]);
+    let [high, low] = mtu.to_be_bytes();
+    *packet.at::<Icmp>(l4)? = Icmp { kind: [kind], code: [code], checksum: [0; 2], rest: [0, 0, high, low] };
+    let mut total = sum(&[kind, code]) + sum(&[high, low]);
     if F::VERSION == 6 {
         total += pseudo_header::<F>(ip, F::ICMP, length);
     }

@@ -40,8 +40,12 @@ pub struct Scratch<A> {
     pub timestamp: Timestamp,
     /// A slot for [`Datapath::forget`](super::platform::Datapath::forget).
     pub cursor: usize,
+    /// What is to happen to the packet, while its flow is being looked after.
+    pub verdict: usize,
     /// Where the packet goes.
     pub hop: NextHop,
+    /// The largest IP packet that can go there; 0 if that is not known.
+    pub mtu: u16,
 }
 
 impl<A: Copy> Scratch<A> {
@@ -104,7 +108,9 @@ impl<A: Copy> Scratch<A> {
             affinity: Affinity::default(),
             timestamp: Timestamp::default(),
             cursor: 0,
+            verdict: 0,
             hop: NextHop::default(),
+            mtu: 0,
         }
     }
 }

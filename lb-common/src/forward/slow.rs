@@ -133,7 +133,7 @@ fn is_group_addressed<D: Datapath>(datapath: &D) -> bool {
 /// A packet of a known flow; `None` if the flow is over and the packet begins another.
 #[inline(always)]
 fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Option<Verdict> {
-    let Scratch { parsed, key, peer_key, hop, cursor, flow: rebuilt, .. } = scratch;
+    let Scratch { parsed, key, peer_key, hop, mtu, cursor, verdict: kept, flow: rebuilt, .. } = scratch;
     let (mut flow, established) = match datapath.established(key) {
         Some(flow) => (flow, true),
         None => (datapath.transient(key)?, false),
@@ -167,7 +167,7 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     if parsed.ip.hops_left <= 1 && !flow.is_local() {
         return Some(refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip));
     }
-    let way = find_hop::<D, F>(datapath, &mut flow, hop);
+    let way = find_hop::<D, F>(datapath, &mut flow, hop, mtu);
     if way == Way::Elsewhere {
         return Some(Verdict::Pass);
     }
@@ -178,6 +178,9 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
         }
         return renew::<D, F>(datapath, scratch, &flow, established);
     }
+    if emit::is_too_big(*mtu, emit::largest_on_wire(datapath, parsed)) {
+        return Some(refuse::too_big::<D, F>(datapath, &parsed.link, &parsed.ip, *mtu));
+    }
     flow.last_seen = now;
     // The packet is edited, and may be moved, before the entries follow it: what they need of it is
     // kept.
@@ -186,11 +189,18 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     }
     let mark = if is_tcp { mark_of(datapath, cursor, parsed, &flow, next) } else { Mark::NONE };
     let verdict = emit::forward::<D, F>(datapath, parsed, &flow, hop, cursor);
+    if let Verdict::Drop(_) = verdict {
+        // What does not arrive changes nothing.
+        return Some(verdict);
+    }
+    // One number, known in all its bits: LLVM would keep the index of the device on the stack on some
+    // ways to here, but read it on all, which the verifier does not allow.
+    let kept = datapath.forget(kept, verdict.pack());
     // Established flows need their other half only when something happens to them.
     if !established || next != state {
         follow::<D, F>(datapath, scratch, &mut flow, (established, next, next != state), mark);
     }
-    Some(verdict)
+    Some(Verdict::unpack(kept))
 }
 
 /// Whether packets of a flow are translated elsewhere: replies of backends on this node where they
@@ -367,12 +377,13 @@ pub enum Way {
     Elsewhere,
 }
 
-/// Finds the next hop of a flow's packets.
+/// Finds the next hop of a flow's packets, and how large they may be.
 #[inline(always)]
 pub fn find_hop<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     flow: &mut Flow<F::Address>,
     hop: &mut NextHop,
+    mtu: &mut u16,
 ) -> Way {
     if !flow.is_reply() {
         let Some(backend) = datapath.backend(flow.backend) else { return Way::Gone };
@@ -382,15 +393,22 @@ pub fn find_hop<D: Tables<F>, F: IpFamily>(
         if !backend.takes_packets(datapath.sends_by_any_device()) {
             return Way::Elsewhere;
         }
+        *mtu = 0;
         if flow.is_local() {
             // The stack finds it.
             hop.ifindex = 0;
         } else {
+            *mtu = backend.mtu;
             new_flow::find_next_hop::<D, F>(datapath, backend, hop);
         }
         return Way::Found;
     }
-    let generation = datapath.config().map_or(0, |config| config.route_generation);
+    *mtu = 0;
+    let mut generation = 0;
+    if let Some(config) = datapath.config() {
+        generation = config.route_generation;
+        *mtu = config.client_mtu;
+    }
     if flow.generation != generation {
         flow.generation = generation;
         // Clients behind a VLAN tag are answered the way they came: the kernel's answer names the

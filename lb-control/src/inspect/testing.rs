@@ -51,7 +51,9 @@ pub(crate) fn backend(index: u32, service: u32, socket: &str, edit: fn(&mut Back
         },
         weight: 1,
         flags: 0,
-        reserved: [0; 7],
+        reserved: 0,
+        mtu: 0,
+        reserved_end: [0; 4],
     };
     edit(&mut value);
     vec![MapOp::SetBackend { index, value }]

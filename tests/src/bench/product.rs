@@ -108,7 +108,9 @@ impl Product {
                 next_hop: endpoint.next_hop,
                 weight: 1,
                 flags: 0,
-                reserved: [0; 7],
+                reserved: 0,
+                mtu: 0,
+                reserved_end: [0; 4],
             };
             Array::<_, Backend>::try_from(self.map(maps::BACKENDS)?)?.set(index, backend, 0)?;
             Array::<_, u32>::try_from(self.map(maps::SLOTS)?)?.set(first + place, index, 0)?;

@@ -323,6 +323,10 @@ impl Datapath for Host {
         Ok(())
     }
 
+    fn largest_on_wire(&self, l3: usize, _headers: usize) -> usize {
+        self.packet_length() as usize - l3
+    }
+
     fn is_unfinished(&self, _offset: usize) -> bool {
         false
     }

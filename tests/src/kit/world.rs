@@ -132,7 +132,9 @@ pub fn backend(ip: Ip, protocol: u8, number: u32) -> Backend {
         },
         weight: 1,
         flags: 0,
-        reserved: [0; 7],
+        reserved: 0,
+        mtu: 0,
+        reserved_end: [0; 4],
     }
 }
 

@@ -50,13 +50,16 @@ impl Agent {
         }
         let mode = found.device.as_ref().and_then(|(index, _)| self.devices.mode(*index));
         let is_for_tc = mode == Some(Mode::Tc);
-        Path { next_hop: found.next_hop, snat, is_local: found.is_local, is_for_tc }
+        Path { next_hop: found.next_hop, snat, is_local: found.is_local, mtu: found.mtu, is_for_tc }
     }
 
     /// Attaches the datapath wherever packets of clients or backends come in. Gives the backends behind
     /// devices where it is attached otherwise than before.
     pub(super) fn attach(&mut self) -> BTreeSet<IpAddr> {
         self.trouble.clear(Area::Devices);
+        let links = self.next_hops.links();
+        let link = links.values().find(|link| link.name == self.settings.link_device);
+        self.config.client_mtu = link.and_then(|link| u16::try_from(link.mtu).ok()).unwrap_or_default();
         let wanted = self.devices_in_use();
         let before = self.modes();
         for (index, name) in &wanted {

@@ -157,7 +157,10 @@ impl Compiler {
             next_hop: path.and_then(|path| path.next_hop).unwrap_or_default(),
             weight: desired.weight,
             flags: if is_local { BackendFlags::LOCAL } else { 0 },
-            reserved: [0; 7],
+            reserved: 0,
+            // Larger ones than the field holds are no limit.
+            mtu: path.and_then(|path| u16::try_from(path.mtu).ok()).unwrap_or_default(),
+            reserved_end: [0; 4],
         }
     }
 

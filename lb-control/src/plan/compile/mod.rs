@@ -48,6 +48,8 @@ pub struct Path {
     pub snat: Vec<IpAddr>,
     /// Whether the backend is on this node: then it needs neither.
     pub is_local: bool,
+    /// The largest IP packet that it takes, in bytes.
+    pub mtu: u32,
     /// Whether only TC can send by the device.
     pub is_for_tc: bool,
 }

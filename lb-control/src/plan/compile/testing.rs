@@ -61,7 +61,7 @@ pub fn desired(text: &str) -> Desired {
 pub fn paths(desired: &Desired, device: u8) -> Paths {
     let next_hop = Some(NextHop { ifindex: device.into(), ..NextHop::default() });
     let snat = vec![IpAddr::from([10, 0, 255, device])];
-    let path = Path { next_hop, snat, is_local: false, is_for_tc: false };
+    let path = Path { next_hop, snat, is_local: false, mtu: 1_500, is_for_tc: false };
     desired.backend_addresses().into_iter().map(|address| (address, path.clone().into())).collect()
 }
 

@@ -8,6 +8,7 @@ pub mod history;
 pub mod hostile;
 pub mod icmp;
 pub mod local;
+pub mod mtu;
 pub mod ports;
 pub mod refuse;
 pub mod sources;
@@ -32,7 +33,8 @@ macro_rules! each_journey {
             sources { only_those_allowed, whole_family, nested, thousands, no_answer_to_others, connections_outlive_permission }
             affinity { sticks, expires, is_of_one_client_and_service, leaves_backends_that_are_gone, keeps_others_in_turn, off_and_on }
             local { whole_life, mixed_with_remote, last_hop, gone_backend, lost_half_is_rebuilt, same_tuple_by_another_vip, same_tuple_directly, direct_connection_afterwards, port_reuse, datagrams, stream, fragments, icmp_errors, others_leave_untouched, needs_no_neighbour }
-            tc { handed_over, way_changes }
+            mtu { towards_backends, towards_clients, quoted }
+            tc { handed_over, sticks, way_changes }
             hostile { not_ours, malformed, misconfigured }
         }
     };

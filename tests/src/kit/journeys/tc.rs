@@ -1,6 +1,6 @@
 //! Backends behind devices that only TC can send by.
 
-use lb_common::abi::{Backend, IPPROTO_TCP};
+use lb_common::abi::{Backend, IPPROTO_TCP, Service, ServiceFlags};
 
 use super::connection::Connection;
 use crate::kit::device::Device;
@@ -51,6 +51,33 @@ pub fn way_changes(device: &mut dyn Device) {
         connection.from_backend(device, ACK, b"");
         mark(device, ip, 0, false);
         connection.talk(device);
+    }
+}
+
+/// A client keeps such a backend like any other.
+pub fn sticks(device: &mut dyn Device) {
+    set_up(device, 3);
+    for ip in Ip::BOTH {
+        (0..3).for_each(|number| mark(device, ip, number, true));
+        let service = ip.service(IPPROTO_TCP);
+        let entry = Service::new(ip.first_slot(IPPROTO_TCP), 3, ServiceFlags::AFFINITY);
+        device.set_service(service, entry);
+        device.set_affinity_ticks(service, 1_000);
+        for port in 40_000..40_006 {
+            let syn = Connection::new(ip, 1, port).client_segment(SYN, b"");
+            if device.hook() == Hook::Xdp {
+                passed(device, &syn.build())
+            } else {
+                drop(forwarded(device, &syn))
+            }
+        }
+        let stats = device.stats();
+        let counts: Vec<_> = (0..3)
+            .map(|number| {
+                stats.backends.get(&ip.backend_index(IPPROTO_TCP, number)).map_or(0, |it| it.new_flows)
+            })
+            .collect();
+        assert_eq!(counts.iter().max(), Some(&6), "{counts:?}");
     }
 }
 
