@@ -1,8 +1,8 @@
 //! What the controller wants done at the API server, and what became of it.
 
-use std::{borrow::Cow, collections::BTreeSet, net::IpAddr};
+use std::{borrow::Cow, net::IpAddr};
 
-use crate::model::{Condition, ObjectRef, Pool, PoolOrigin};
+use crate::model::{Condition, Few, ObjectRef, Pool, PoolOrigin};
 
 /// One write. Each names what it builds on, so that it fails where the object has since changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Command {
         /// The pool that it was taken from, by [`Pool::key`](crate::model::Pool::key).
         pool: Option<String>,
         /// Who it is given to.
-        services: BTreeSet<ObjectRef>,
+        services: Few<ObjectRef>,
         /// Who announces it.
         node: Option<String>,
     },
@@ -27,7 +27,7 @@ pub enum Command {
         /// The pool that it was taken from, by [`Pool::key`](crate::model::Pool::key).
         pool: Option<String>,
         /// Who it is given to.
-        services: BTreeSet<ObjectRef>,
+        services: Few<ObjectRef>,
         /// Who announces it.
         node: Option<String>,
     },
@@ -51,7 +51,7 @@ pub enum Command {
         /// The node that serves it; `None` once it has let go.
         node: Option<String>,
         /// Services that it serves.
-        services: BTreeSet<ObjectRef>,
+        services: Few<ObjectRef>,
     },
     /// Adds finalizers to a Service.
     AddFinalizers {
