@@ -315,8 +315,40 @@ fn where_nobody_can_serve_everything_stays() {
     assert!(reason == "Announced" || message.contains("cannot serve"), "{reason}: {message}");
     let other = if before == "n1" { "n2" } else { "n1" };
     is_unfit(&mut world, other, None);
+    world.pass(9);
+    assert_eq!(owner(&world, 0), before, "it may get well just as well");
+    world.pass(2);
+    assert_eq!(owner(&world, 0), other, "the first that can for a while takes it");
+}
+
+/// A switch that fails is noticed by one node after the other, and is mended for one after the other.
+#[test]
+fn what_breaks_on_all_nodes_moves_nothing() {
+    let mut world = cluster(&["n1", "n2", "n3"]);
+    for index in 0..6 {
+        world.service(&format!("s{index}"));
+    }
     world.calm();
-    assert_eq!(owner(&world, 0), other, "the first that can takes it");
+    let owners = |world: &World| (0..6).map(|index| owner(world, index)).collect::<Vec<_>>();
+    let before = owners(&world);
+    for node in ["n1", "n2", "n3"] {
+        is_unfit(&mut world, node, Some("eth0 is down"));
+        world.pass(3);
+        assert_eq!(owners(&world), before);
+    }
+    world.pass(30);
+    assert_eq!(owners(&world), before, "nobody can");
+    world.service("new");
+    world.pass(2);
+    assert_eq!(owner(&world, 6), "-", "it is given to nobody who cannot serve it");
+    for node in ["n3", "n1", "n2"] {
+        is_unfit(&mut world, node, None);
+        world.pass(3);
+        assert_eq!(owners(&world), before);
+    }
+    assert_eq!(owner(&world, 6), "n3", "the first that can: it had no node");
+    world.pass(30);
+    assert_eq!(owners(&world), before, "all can");
 }
 
 /// A new leader has not seen since when it lasts.
