@@ -92,7 +92,7 @@ pub struct Controller {
     /// Events to tell.
     events: Vec<Command>,
     /// Since when Services wait for their addresses to be served.
-    waiting: BTreeMap<ObjectRef, Duration>,
+    waiting: BTreeMap<ObjectRef, services::Wait>,
     counters: Counters,
 }
 

@@ -178,6 +178,24 @@ fn the_dead_do_not_keep_a_service_from_going() {
     assert!(world.virtual_ips().is_empty());
 }
 
+/// However much is under way for others: here pools, of which nobody ever hears again.
+#[test]
+fn a_backlog_does_not_hide_for_ever_that_a_node_does_not_serve() {
+    let mut world = cluster(&["n1"]);
+    world.agents.get_mut("n1").unwrap().is_silent = true;
+    for number in 0..100 {
+        let pool = format!("p{number}");
+        let command = Command::SetPoolStatus { pool, assigned: 0, available: 0, conditions: Vec::new() };
+        world.leaders[0].controller.flights.start(&command, Vec::new());
+    }
+    let web = world.service("web");
+    world.pass(59);
+    assert!(world.get(&web).api.conditions.is_empty(), "a moment later there is more to say");
+    assert!(world.leaders[0].controller.flights.timers() < 10, "one for the Service at a time");
+    world.pass(2);
+    assert_eq!(condition(&world, &web).0, "NotServed");
+}
+
 #[test]
 fn hands_in_virtual_ips_are_put_right() {
     let mut world = cluster(&["n1", "n2"]);
