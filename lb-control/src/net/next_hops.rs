@@ -162,23 +162,30 @@ impl NextHops {
 
     /// Takes note of backends that come, go, or turn out to be on this node or not: of each, `place`
     /// says whether it is known to be on this node, or nothing if it is no backend. The next refresh
-    /// looks for the ways to them.
-    pub fn know(&mut self, changed: &BTreeSet<IpAddr>, place: impl Fn(&IpAddr) -> Option<bool>) {
+    /// looks for the ways to them. Gives those that are no backends any more.
+    pub fn know(
+        &mut self,
+        changed: &BTreeSet<IpAddr>,
+        place: impl Fn(&IpAddr) -> Option<bool>,
+    ) -> Vec<IpAddr> {
         if self.backends.is_empty() {
             // In one go they are packed densely, which one by one they would not be.
             let new = |is_here| Backend { is_here, answer: Answer::Unasked, way: None };
             self.backends =
                 changed.iter().filter_map(|address| Some((*address, new(place(address)?)))).collect();
         }
+        let mut gone = Vec::new();
         for address in changed {
             let Some(is_here) = place(address) else {
                 self.forget(*address);
+                gone.push(*address);
                 continue;
             };
             let new = || Backend { is_here, answer: Answer::Unasked, way: None };
             self.backends.entry(*address).or_insert_with(new).is_here = is_here;
             self.pending.insert(*address);
         }
+        gone
     }
 
     fn forget(&mut self, address: IpAddr) {

@@ -35,7 +35,8 @@ impl Agent {
     async fn refresh(&mut self) {
         let known: BTreeSet<_> = self.next_hops.ways().map(|(backend, _)| *backend).collect();
         let changed = &known ^ &self.backends;
-        self.next_hops.know(&changed, |backend| self.backends.contains(backend).then_some(false));
+        let gone = self.next_hops.know(&changed, |backend| self.backends.contains(backend).then_some(false));
+        assert_eq!(gone.into_iter().collect::<BTreeSet<_>>(), &known - &self.backends);
         self.neighbours_changed |= self.next_hops.refresh(Ask::Routes).await.unwrap().neighbours;
     }
 
