@@ -102,7 +102,10 @@ impl Kernel {
         let mut left = self.neighbours_fail_after.lock().unwrap();
         match *left {
             Some(0) => *left = None,
-            Some(count) => return Ok(*left = Some(count - 1)),
+            Some(count) => {
+                *left = Some(count - 1);
+                return Ok(());
+            }
             None => return Ok(()),
         }
         anyhow::bail!("no neighbours this time")
