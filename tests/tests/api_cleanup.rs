@@ -7,7 +7,10 @@ mod harness;
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Service};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Node, Service},
+};
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams},
@@ -40,6 +43,7 @@ fn claim(identity: &str) -> Claim {
         identity: identity.into(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
+        node: None,
         timing: Timing {
             // A Lease's duration is in whole seconds.
             duration: Duration::from_secs(1),
@@ -152,6 +156,10 @@ fn cleaning_up_survives_conflicts_and_missing_definitions() -> Result<()> {
     })
 }
 
+async fn node(client: &Client, name: &str) -> Result<()> {
+    apply(client, "v1", "Node", json!({ "metadata": { "name": name } })).await
+}
+
 /// What an agent is called that holds its own Lease.
 fn agent(node: &str) -> Claim {
     Claim {
@@ -186,7 +194,7 @@ fn a_cleanup_waits_until_the_agents_have_let_go() -> Result<()> {
         own.delete().await;
         let removed = cleaning.await??;
         assert_eq!((removed.leases, removed.unheard.len()), (1, 0));
-        assert_eq!(leases(&client).await?, Vec::<String>::new(), "nobody has to wait for anything");
+        assert_eq!(leases(&client).await?, [LEADER]);
         Ok(())
     })
 }
@@ -209,6 +217,114 @@ fn an_agent_that_does_not_answer_is_told_of_and_asked_for_longer() -> Result<()>
         let mut next = hold(client.clone(), claim("next"));
         let asked = timeout(Duration::from_millis(500), next.ends.wait_for(|asked| *asked)).await;
         assert!(asked.is_err(), "it ended");
+        Ok(())
+    })
+}
+
+/// A pod that is started again before its DaemonSet is deleted.
+#[test]
+fn who_comes_after_a_cleanup_neither_leads_at_once_nor_ends() -> Result<()> {
+    run(async {
+        let server = server()?;
+        let client = server.client()?;
+        cleanup().run(&client).await?;
+        let lease = Api::<Lease>::namespaced(client.clone(), "default").get(LEADER).await?;
+        let spec = lease.spec.context("spec")?;
+        assert_eq!(spec.lease_duration_seconds, Some(15), "nobody has to wait for long");
+        let mut next = hold(client.clone(), claim("next"));
+        let led = timeout(Duration::from_secs(1), next.holds.wait_for(|leads| *leads)).await;
+        assert!(led.is_err(), "it leads");
+        assert!(!*next.ends.borrow());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_cleanup_goes_on_after_errors_that_pass() -> Result<()> {
+    run(async {
+        let server = server()?;
+        let client = server.client()?;
+        taken(&client, "web").await?;
+        let mut own = hold(client.clone(), agent("a"));
+        until(&mut own, true).await?;
+        server.faults().error(Filter::of("list", "leases"), 500, None, 2);
+        server.faults().error(Filter::of("list", "services"), 503, None, 2);
+        let (cleanup, plan) = (cleanup(), client.clone());
+        let cleaning = tokio::spawn(async move { cleanup.run(&plan).await });
+        own.delete().await;
+        assert_eq!(cleaning.await??.services, 1);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_cleanup_that_fails_says_what_became_of_the_agents() -> Result<()> {
+    run(async {
+        let server = server()?;
+        let client = server.client()?;
+        server.faults().error(Filter::of("list", "services"), 403, None, 1);
+        let error = cleanup().run(&client).await.err().context("it succeeded")?;
+        let text = format!("{error:#}");
+        assert!(text.contains("rest") && text.contains("kubectl rollout restart daemonset"), "{text}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_agent_whose_node_is_gone_is_not_told_of() -> Result<()> {
+    run(async {
+        let (_server, client) = installed().await?;
+        node(&client, "here").await?;
+        for name in ["here", "gone"] {
+            apply(&client, "coordination.k8s.io/v1", "Lease", json!({
+                "metadata": {
+                    "name": format!("pointsman-agent-{name}"), "namespace": "default",
+                    "labels": { "pointsman.dev/agent": "true" },
+                },
+                "spec": {
+                    "holderIdentity": name, "leaseDurationSeconds": 1, "renewTime": "2026-01-01T00:00:00.000000Z",
+                },
+            }))
+            .await?;
+        }
+        let removed = cleanup().run(&client).await?;
+        assert_eq!((removed.unheard, removed.leases), (["here".to_owned()].into(), 2));
+        Ok(())
+    })
+}
+
+/// Kubernetes deletes it with the node. One that is made again later is another owner.
+#[test]
+fn the_lease_of_an_agent_belongs_to_its_node() -> Result<()> {
+    run(async {
+        let (_server, client) = installed().await?;
+        node(&client, "a").await?;
+        let nodes: Api<Node> = Api::all(client.clone());
+        let leases: Api<Lease> = Api::namespaced(client.clone(), "default");
+        let mut own = hold(client.clone(), Claim { node: Some("a".into()), ..agent("a") });
+        until(&mut own, true).await?;
+        let owner = async || -> Result<_> {
+            let lease = leases.get_opt("pointsman-agent-a").await?;
+            let owners = lease.and_then(|lease| lease.metadata.owner_references).unwrap_or_default();
+            Ok(owners.into_iter().map(|one| (one.kind, one.name, one.uid)).collect::<Vec<_>>())
+        };
+        let expected = async || -> Result<_> {
+            let uid = nodes.get("a").await?.metadata.uid.context("uid")?;
+            Ok(vec![("Node".to_owned(), "a".to_owned(), uid)])
+        };
+        let first = expected().await?;
+        assert_eq!(owner().await?, first);
+        nodes.delete("a", &DeleteParams::default()).await?;
+        node(&client, "a").await?;
+        let second = expected().await?;
+        assert_ne!(first, second);
+        timeout(Duration::from_secs(10), async {
+            while owner().await? != second {
+                tokio::task::yield_now().await;
+            }
+            anyhow::Ok(())
+        })
+        .await??;
         Ok(())
     })
 }

@@ -459,6 +459,36 @@ fn who_leads_no_longer_does_not_finish() -> Result<()> {
     })
 }
 
+/// But what an agent says of its own node, it says whoever leads.
+#[test]
+fn events_of_a_former_leader_are_not_sent() -> Result<()> {
+    run(async |world| {
+        let event = |reason: &str| Command::Event {
+            about: EventTarget::service(&world.service, &world.uid),
+            warning: true,
+            reason: reason.into(),
+            note: "why".into(),
+        };
+        world.executor.leads(false);
+        world.executor.submit(event("PoolExhausted"));
+        world.executor.submit(event("NodeCannotServe"));
+        let api: Api<Event> = Api::namespaced(world.admin.clone(), "default");
+        let told = timeout(PATIENCE, async {
+            loop {
+                let events = api.list(&ListParams::default()).await?.items;
+                if !events.is_empty() {
+                    return anyhow::Ok(events);
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await??;
+        let reasons: Vec<_> = told.iter().filter_map(|event| event.reason.as_deref()).collect();
+        assert_eq!(reasons, ["NodeCannotServe"], "in the order in which they came");
+        Ok(())
+    })
+}
+
 #[test]
 fn an_event_that_does_not_arrive_is_sent_again() -> Result<()> {
     run(async |world| {

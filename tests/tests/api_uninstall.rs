@@ -92,7 +92,8 @@ fn objects(world: &ClusterWorld) -> Result<Vec<String>> {
     let mut left = Vec::new();
     for kind in ["VirtualIP", "Lease"] {
         let names = world.list(kind)?.into_iter().map(|one| format!("{kind} {}", one["metadata"]["name"]));
-        left.extend(names);
+        // It stays for a while, so that nobody leads who is started too early or too late.
+        left.extend(names.filter(|name| *name != format!("Lease \"{LEADER}\"")));
     }
     for service in world.list("Service")? {
         let conditions = service["status"]["conditions"].as_array().is_some_and(|all| !all.is_empty());
@@ -152,14 +153,14 @@ fn uninstalled_and_installed_again(flags: &[&str]) -> Result<()> {
     }
     nothing_is_left(&world, &[])?;
 
-    // The next installation does not wait for anything of this one.
+    // The next installation waits for what the leader's Lease asks, and no longer.
     let started = Instant::now();
     agent.run()?;
     for (name, vip) in ["web1", "web2"].iter().zip(vips) {
         ensure!(world.published(name, 1)? == [vip], "the lowest free addresses again");
         world.lab.client.enter(|| http_name(vip))??;
     }
-    ensure!(started.elapsed() < LEASE, "{:?}", started.elapsed());
+    ensure!(started.elapsed() < LEASE + LEASE / 2, "{:?}", started.elapsed());
     let names = who_answers(&world.lab.client, world.published("web1", 1)?[0], 4)?;
     ensure!(names.contains(&"p1".to_owned()) && names.contains(&"b1".to_owned()), "{names:?}");
     Ok(())
@@ -213,12 +214,12 @@ fn one_that_is_cut_off_is_named_and_lets_go_later() -> Result<()> {
         )),
         "{said}"
     );
-    ensure!(objects(&world)? == [format!("Lease \"{LEADER}\"")], "{:#?}", objects(&world)?);
+    ensure!(objects(&world)?.is_empty(), "{:#?}", objects(&world)?);
     world.lab.client.enter(|| http_name(vips[0]))??;
     world.relay.cut(false);
     wait_for("the agent to let go", || {
         let left = [all_traces(&world)?, objects(&world)?].concat();
-        Ok((left == [format!("Lease \"{LEADER}\"")]).then_some(()))
+        Ok(left.is_empty().then_some(()))
     })?;
     ensure!(world.clean_up()?.contains("the Leases of 0 agents"));
     nothing_is_left(&world, &[&agent])

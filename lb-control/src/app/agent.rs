@@ -182,7 +182,9 @@ impl Agent {
         let pools = pools.map(|pool| (pool.name.clone(), pool.size())).collect();
         self.shared.publish(|published| published.pools = pools);
         let planner = &self.planner;
-        self.next_hops.know(&effects.backends, |address| planner.is_local(address));
+        for gone in self.next_hops.know(&effects.backends, |address| planner.is_local(address)) {
+            self.paths.remove(&gone);
+        }
         let first = self.generation == 0;
         self.reloaded = Some(Instant::now());
         self.generation += 1;

@@ -143,6 +143,7 @@ fn own_lease(connection: &Connection, node: &str, link_device: &str) -> Hold {
             (kinds::ANNOTATION_UNFIT.to_owned(), None),
         ]
         .into(),
+        node: Some(node.to_owned()),
         timing: Timing::default(),
     };
     hold(connection.client.clone(), claim)
@@ -155,6 +156,7 @@ fn leader_lease(connection: &Connection, node: &str) -> Hold {
         identity: node.to_owned(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
+        node: None,
         timing: Timing::default(),
     };
     hold(connection.client.clone(), claim)

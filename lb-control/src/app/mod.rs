@@ -93,9 +93,10 @@ impl Settings {
 
 /// How long after the first sign of a change its others are waited for.
 const DEBOUNCE: Duration = Duration::from_millis(30);
-/// How often addresses are renewed and the network is looked at without any sign of a change.
+/// How often the network is looked at without any sign of a change. Addresses are renewed by the resync,
+/// and here while it is not known yet what is wanted.
 const RENEWAL: Duration = Duration::from_secs(10);
-/// How often the maps are compared with what they should contain.
+/// How often the maps are compared with what they should contain, and addresses are renewed.
 const RESYNC: Duration = Duration::from_secs(60);
 
 /// Runs until SIGTERM or SIGINT.

@@ -11,7 +11,9 @@ use std::{
 use super::live::{Lack, Told};
 use crate::{
     model::{Few, ObjectChange, ObjectRef, VirtualIp},
-    plan::controller::{Command, Controller, ControllerOptions, EventTarget, Outcome, agent_status_of},
+    plan::controller::{
+        Command, Controller, ControllerOptions, EventTarget, NODE_CANNOT_SERVE, Outcome, agent_status_of,
+    },
 };
 
 /// Waits before a status is written again that could not be written.
@@ -112,7 +114,7 @@ impl Writer {
         self.events.push(Command::Event {
             about: EventTarget::service(service, &lack.uid),
             warning: true,
-            reason: "NodeCannotServe".to_owned(),
+            reason: NODE_CANNOT_SERVE.to_owned(),
             note: format!("node {}: {}", self.node, lack.why),
         });
     }
@@ -137,10 +139,16 @@ impl Writer {
         }
         let mut commands = std::mem::take(&mut self.events);
         commands.extend(agent_status_of(&self.node, &due, &self.virtual_ips, &self.served));
+        let mut said = BTreeSet::new();
         for command in &commands {
             if let Command::SetVirtualIpStatus { address, .. } = command {
                 self.attempts.entry(*address).or_default().is_under_way = true;
+                said.insert(*address);
             }
+        }
+        // What there is nothing to say of any more is not tried again either.
+        for address in due.iter().filter(|address| !said.contains(address)) {
+            self.attempts.remove(address);
         }
         if self.leads {
             commands.extend(self.controller.decide(now));
@@ -271,6 +279,20 @@ mod tests {
         writer.changed(vec![virtual_ip("me", Some("me"))], due);
         assert!(writer.commands(due).is_empty());
         assert_eq!(writer.next_due(), None);
+    }
+
+    #[test]
+    fn failures_are_forgotten_with_what_was_to_be_said() {
+        let mut writer = writer();
+        writer.told(served(&["web"]));
+        writer.changed(vec![virtual_ip("me", None)], START);
+        let commands = writer.commands(START);
+        writer.done(&commands[0], &Outcome::Failed("no answer".into()), START);
+        // It had arrived all the same.
+        writer.changed(vec![virtual_ip("me", Some("me"))], START);
+        let due = writer.next_due().expect("it is to be looked at again");
+        assert!(writer.commands(due).is_empty());
+        assert!(writer.attempts.is_empty(), "{:?}", writer.attempts);
     }
 
     /// An agent that is late must not overwrite what the next owner has said.

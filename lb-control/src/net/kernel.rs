@@ -30,6 +30,9 @@ pub type Neighbours = HashMap<(u32, IpAddr), Neighbour>;
 #[derive(Clone)]
 pub struct Kernel {
     handle: Handle,
+    /// How many lists of neighbours arrive before one fails, once.
+    #[cfg(test)]
+    pub(super) neighbours_fail_after: std::sync::Arc<std::sync::Mutex<Option<u32>>>,
 }
 
 impl Kernel {
@@ -40,7 +43,11 @@ impl Kernel {
     pub fn connect() -> Result<Self> {
         let (connection, handle, _) = new_connection().context("opening a netlink socket")?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            handle,
+            #[cfg(test)]
+            neighbours_fail_after: std::sync::Arc::default(),
+        })
     }
 
     /// The connection.
@@ -64,6 +71,8 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses.
     pub async fn neighbours(&self) -> Result<Neighbours> {
+        #[cfg(test)]
+        self.fail_on_time()?;
         let mut all = Neighbours::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let request = self.handle.neighbours().get().set_address_family(family);
@@ -161,7 +170,11 @@ impl Kernel {
 
 impl From<Handle> for Kernel {
     fn from(handle: Handle) -> Self {
-        Self { handle }
+        Self {
+            handle,
+            #[cfg(test)]
+            neighbours_fail_after: std::sync::Arc::default(),
+        }
     }
 }
 

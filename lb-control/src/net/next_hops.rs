@@ -162,23 +162,30 @@ impl NextHops {
 
     /// Takes note of backends that come, go, or turn out to be on this node or not: of each, `place`
     /// says whether it is known to be on this node, or nothing if it is no backend. The next refresh
-    /// looks for the ways to them.
-    pub fn know(&mut self, changed: &BTreeSet<IpAddr>, place: impl Fn(&IpAddr) -> Option<bool>) {
+    /// looks for the ways to them. Gives those that are no backends any more.
+    pub fn know(
+        &mut self,
+        changed: &BTreeSet<IpAddr>,
+        place: impl Fn(&IpAddr) -> Option<bool>,
+    ) -> Vec<IpAddr> {
         if self.backends.is_empty() {
             // In one go they are packed densely, which one by one they would not be.
             let new = |is_here| Backend { is_here, answer: Answer::Unasked, way: None };
             self.backends =
                 changed.iter().filter_map(|address| Some((*address, new(place(address)?)))).collect();
         }
+        let mut gone = Vec::new();
         for address in changed {
             let Some(is_here) = place(address) else {
                 self.forget(*address);
+                gone.push(*address);
                 continue;
             };
             let new = || Backend { is_here, answer: Answer::Unasked, way: None };
             self.backends.entry(*address).or_insert_with(new).is_here = is_here;
             self.pending.insert(*address);
         }
+        gone
     }
 
     fn forget(&mut self, address: IpAddr) {
@@ -192,7 +199,8 @@ impl NextHops {
     /// Reads the kernel's tables anew. What is as before costs nothing but the reading.
     ///
     /// # Errors
-    /// When netlink fails; everything is as before then.
+    /// When devices or neighbours cannot be listed; everything is as before then. A question about a
+    /// route that fails is a problem of its backend.
     pub async fn refresh(&mut self, ask: Ask) -> Result<Refreshed> {
         let links = self.kernel.links().await?;
         let neighbours = self.kernel.neighbours().await?;
@@ -201,9 +209,12 @@ impl NextHops {
         (self.links, self.neighbours) = (links, neighbours);
         let is_first = self.ways().next().is_none();
         let mut stale = self.ask_again(ask).await;
+        // Also those whose routes were asked for by a refresh that was not finished.
+        let unseen = self.backends.iter().filter(|(_, backend)| backend.way.is_none());
+        stale.extend(unseen.map(|(address, _)| *address));
         if is_first {
             let before = self.neighbours.clone();
-            self.meet(&stale).await?;
+            self.meet(&stale).await;
             moved.extend(differing(&before, &self.neighbours));
         }
         if other_links {
@@ -366,8 +377,9 @@ impl NextHops {
     }
 
     /// Gives neighbours that nobody has asked for yet a moment to answer: after a start all backends
-    /// would be without a way first, and everything would be done twice.
-    async fn meet(&mut self, backends: &BTreeSet<IpAddr>) -> Result<()> {
+    /// would be without a way first, and everything would be done twice. That is all that it is for: an
+    /// error ends it, and who is silent until then is found by a later refresh.
+    async fn meet(&mut self, backends: &BTreeSet<IpAddr>) {
         let neighbour = |address: &IpAddr| self.resolve(*address, self.backends.get(address)?).neighbour;
         let is_silent = |key: &NeighbourKey| self.neighbours.get(key).is_none_or(|one| one.mac.is_none());
         let asked: BTreeSet<_> = backends.iter().filter_map(neighbour).filter(is_silent).collect();
@@ -377,11 +389,16 @@ impl NextHops {
         let mut patience = if asked.is_empty() { 0 } else { GREETINGS };
         while patience > 0 {
             tokio::time::sleep(GREETING).await;
-            self.neighbours = self.kernel.neighbours().await?;
+            match self.kernel.neighbours().await {
+                Ok(neighbours) => self.neighbours = neighbours,
+                Err(error) => {
+                    warn!("neighbours that are new are not waited for: {error:#}");
+                    return;
+                }
+            }
             let is_met = |key| self.neighbours.get(key).is_some_and(|one| one.mac.is_some());
             patience = if asked.iter().all(is_met) { 0 } else { patience - 1 };
         }
-        Ok(())
     }
 
     fn resolve(&self, address: IpAddr, backend: &Backend) -> Resolution {

@@ -97,6 +97,20 @@ async fn index_of(kernel: &Kernel, name: &str) -> u32 {
 }
 
 impl Kernel {
+    /// Fails if it is time to.
+    pub(super) fn fail_on_time(&self) -> anyhow::Result<()> {
+        let mut left = self.neighbours_fail_after.lock().unwrap();
+        match *left {
+            Some(0) => *left = None,
+            Some(count) => {
+                *left = Some(count - 1);
+                return Ok(());
+            }
+            None => return Ok(()),
+        }
+        anyhow::bail!("no neighbours this time")
+    }
+
     /// Index and state of a device.
     pub(super) async fn device(&self, name: &str) -> (u32, Link) {
         let links = self.links().await.unwrap();

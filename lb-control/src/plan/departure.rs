@@ -13,11 +13,14 @@ use super::election::Record;
 pub struct Departures {
     seen: BTreeMap<String, (Record, Duration)>,
     left: BTreeSet<String>,
+    /// When that was.
+    looked: Duration,
 }
 
 impl Departures {
     /// All Leases of agents as they are now, by node.
     pub fn observe(&mut self, leases: BTreeMap<String, Record>, now: Duration) {
+        self.looked = now;
         let is_gone = |node: &String| leases.get(node).is_none_or(|lease| lease.holder.is_empty());
         let left: Vec<_> = self.seen.keys().filter(|node| is_gone(node)).cloned().collect();
         for node in left {
@@ -37,6 +40,12 @@ impl Departures {
     #[must_use]
     pub fn is_to_be_awaited(&self, now: Duration) -> bool {
         self.seen.values().any(|(lease, since)| now < *since + lease.duration)
+    }
+
+    /// Whether the Lease of a node had run out when it was last looked at.
+    #[must_use]
+    pub fn has_run_out(&self, node: &str) -> bool {
+        self.seen.get(node).is_some_and(|(lease, since)| self.looked >= *since + lease.duration)
     }
 
     /// Those who were seen to go.
@@ -90,7 +99,9 @@ mod tests {
         assert!(observed(&mut departures, &[("a", lease("a", 1))], 114));
         assert!(!observed(&mut departures, &[("a", lease("a", 1))], 115));
         assert_eq!(departures.unheard(), ["a".to_owned()].into());
+        assert!(departures.has_run_out("a") && !departures.has_run_out("b"));
         assert!(observed(&mut departures, &[("a", lease("a", 2))], 116), "it is back");
+        assert!(!departures.has_run_out("a"));
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //! Sticky: who announces an address goes on doing so for as long as it can. Otherwise the node with
 //! the fewest addresses takes it, so that a node that comes back gets new ones only, and nothing
 //! is moved for balance.
+//!
+//! What breaks on all nodes, in whatever order they notice, moves nothing: patience with an agent
+//! that cannot serve is for the addresses that it has. Others do not come to it as soon as it says so,
+//! nor for a while after it has recovered, which is when all the others are about to.
 
 mod liveness;
 
@@ -57,6 +61,7 @@ enum Unfit {
     NotAdvertised,
     Dead,
     Troubled,
+    Recovering,
     NoEndpoint,
 }
 
@@ -76,6 +81,7 @@ impl Unfit {
             Self::NotAdvertised => "not selected by any advertisement of the pool",
             Self::Dead => "without a live agent",
             Self::Troubled => "whose agent cannot serve, as its Lease says",
+            Self::Recovering => "whose agent could not serve until a moment ago",
             Self::NoEndpoint => "without a ready endpoint, which externalTrafficPolicy Local asks for",
         }
     }
@@ -85,24 +91,25 @@ impl Nodes<'_> {
     /// Chooses. `present` has the address now; `load` says how many addresses a node has.
     pub fn choose(&self, claim: &Claim<'_>, present: Option<&str>, load: impl Fn(&str) -> usize) -> Choice {
         let local = local_nodes(&claim.local);
-        let judge = |node: &str| self.judge(node, claim, local.as_ref());
-        let verdict = present.map(judge);
+        let verdict = present.map(|node| self.judge(node, claim, local.as_ref()));
         if verdict == Some(Ok(())) {
             return Choice { node: present.map(str::to_owned), unfit: None, moved_because: None };
         }
         let mut reasons: BTreeMap<Unfit, usize> = BTreeMap::new();
-        let mut best: Option<(usize, u64, &str)> = None;
+        let is_troubled = verdict == Some(Err(Unfit::Troubled));
+        let mut best: Option<(bool, usize, u64, &str)> = None;
         for node in self.nodes.keys() {
-            match judge(node) {
+            match self.judge_other(node, claim, local.as_ref(), is_troubled) {
                 Ok(()) => {
-                    let rank = (load(node), u64::MAX - weight(claim.address, node), node.as_str());
+                    let recovers = self.liveness.is_recovering(node);
+                    let rank = (recovers, load(node), u64::MAX - weight(claim.address, node), node.as_str());
                     best = Some(best.map_or(rank, |best| best.min(rank)));
                 }
                 Err(reason) => *reasons.entry(reason).or_default() += 1,
             }
         }
-        if let Some((_, _, node)) = best {
-            let troubled = present.filter(|_| verdict == Some(Err(Unfit::Troubled)));
+        if let Some((.., node)) = best {
+            let troubled = present.filter(|_| is_troubled);
             let why = troubled.and_then(|from| {
                 let why = self.liveness.unfit(from)?;
                 Some(format!(
@@ -116,6 +123,26 @@ impl Nodes<'_> {
         Choice { node: kept.map(str::to_owned), unfit: Some(explain(&reasons)), moved_because: None }
     }
 
+    /// Whether a node may get an address that it does not have.
+    fn judge_other(
+        &self,
+        name: &str,
+        claim: &Claim<'_>,
+        local: Option<&BTreeSet<String>>,
+        is_troubled: bool,
+    ) -> Result<(), Unfit> {
+        self.judge(name, claim, local)?;
+        if self.liveness.is_doubted(name) {
+            return Err(Unfit::Troubled);
+        }
+        // The one that has it may recover just as well. Where it is away, any node is better.
+        if is_troubled && self.liveness.is_recovering(name) {
+            return Err(Unfit::Recovering);
+        }
+        Ok(())
+    }
+
+    /// Whether a node may keep an address.
     fn judge(&self, name: &str, claim: &Claim<'_>, local: Option<&BTreeSet<String>>) -> Result<(), Unfit> {
         let node = self.nodes.get(name).ok_or(Unfit::NoNode)?;
         if node.excluded {

@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
-        core::v1::Service,
+        core::v1::{Node, Service},
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
     jiff::Timestamp,
@@ -19,7 +19,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::lease::record;
 use crate::{
@@ -46,6 +46,11 @@ const HOLDER: &str = "pointsman-cleanup";
 /// For how long no agent leads after the end, if some have not been heard: until then the agents have
 /// to be gone.
 const SILENCE: i32 = 60;
+/// For how long no agent leads after the end, if all have been heard: as after a leader that died. One
+/// that the DaemonSet starts again before it is deleted would otherwise lead at once, and write anew.
+const REST: i32 = 15;
+/// How often the Lease is renewed while objects are changed.
+const RENEW: Duration = Duration::from_secs(10);
 /// How often Leases are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -93,12 +98,35 @@ impl Cleanup {
     pub async fn run(&self, client: &Client) -> Result<Removed> {
         let leases = Api::namespaced(client.clone(), &self.namespace);
         let of_leader = || format!("cannot take the Lease {}/{}", self.namespace, self.leader_lease);
-        let led = self.ask(&leases).await.with_context(of_leader)?;
-        let departures = self.farewell(&leases, led).await.with_context(of_leader)?;
-        let mut removed = Removed { unheard: departures.unheard(), ..Removed::default() };
+        let led = self.ask(&leases, SILENCE).await.with_context(of_leader)?;
+        let rest = "the cleanup is not finished, and the agents that heard of it rest: do it again, or have them serve \
+                    again (kubectl rollout restart daemonset)";
+        self.take_out(client, &leases, led).await.context(rest)
+    }
+
+    async fn take_out(&self, client: &Client, leases: &Api<Lease>, led: Option<String>) -> Result<Removed> {
+        let departures = self.farewell(leases, led).await.context("cannot wait for the agents")?;
+        let mut removed = tokio::select! {
+            removed = self.rounds(client) => removed?,
+            error = self.keep(leases) => return Err(error),
+        };
+        removed.unheard = self.unheard(client, &departures).await;
+        let mut agents =
+            self.patiently(|| self.agents(leases)).await.context("cannot delete the Leases of the agents")?;
+        agents.extend(departures.left().iter().cloned());
+        removed.leases = agents.len();
+        // The last word: who hears it is meant, and who comes later waits until it is over.
+        let silence = if removed.unheard.is_empty() { REST } else { SILENCE };
+        self.still_ask(leases, silence).await?;
+        Ok(removed)
+    }
+
+    /// Takes out what is ours until nothing is, as often as an agent may have had a write on its way.
+    async fn rounds(&self, client: &Client) -> Result<Removed> {
+        let mut removed = Removed::default();
         for round in 1.. {
-            let services = services(client).await?;
-            let addresses = virtual_ips(client).await?;
+            let services = self.patiently(|| services(client)).await?;
+            let addresses = self.patiently(|| virtual_ips(client)).await?;
             removed.services += services;
             removed.virtual_ips += addresses;
             if services + addresses == 0 {
@@ -111,22 +139,77 @@ impl Cleanup {
                 );
             }
         }
-        let mut agents = self.agents(&leases).await.context("cannot delete the Leases of the agents")?;
-        agents.extend(departures.left().iter().cloned());
-        removed.leases = agents.len();
-        if removed.unheard.is_empty() {
-            // Nobody is left who would take it, and who comes next need not wait.
-            delete(&leases, &self.leader_lease).await.with_context(of_leader)?;
-        }
         Ok(removed)
     }
 
+    /// Renews the Lease; ends only when it is not ours any more.
+    async fn keep(&self, leases: &Api<Lease>) -> anyhow::Error {
+        loop {
+            sleep(RENEW).await;
+            if let Err(error) = self.still_ask(leases, SILENCE).await {
+                return error;
+            }
+        }
+    }
+
+    /// Renews the Lease, if it is still ours.
+    async fn still_ask(&self, leases: &Api<Lease>, silence: i32) -> Result<()> {
+        let before = self.patiently(|| self.ask(leases, silence)).await;
+        let name = || format!("the Lease {}/{}", self.namespace, self.leader_lease);
+        match before.with_context(|| format!("cannot renew {}", name()))? {
+            None => Ok(()),
+            Some(holder) => {
+                bail!("{holder} took {} meanwhile: stop the agents (kubectl delete daemonset)", name())
+            }
+        }
+    }
+
+    /// Does something again as long as only the API server is to blame, which may be a moment away.
+    async fn patiently<T, E, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, E>>,
+        anyhow::Error: From<E>,
+    {
+        let started = Instant::now();
+        loop {
+            let error = match attempt().await.map_err(anyhow::Error::from) {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            if !passes(&error) || started.elapsed() >= self.farewell {
+                return Err(error);
+            }
+            warn!("it is tried again: {error:#}");
+            sleep(LOOK.min(self.patience)).await;
+        }
+    }
+
+    /// Nodes whose agents have not said that they have let go, but for those that are long gone.
+    async fn unheard(&self, client: &Client, departures: &Departures) -> BTreeSet<String> {
+        let unheard = departures.unheard();
+        if unheard.is_empty() {
+            return unheard;
+        }
+        let nodes: Api<Node> = Api::all(client.clone());
+        match nodes.list_metadata(&ListParams::default()).await {
+            Ok(nodes) => {
+                let there: BTreeSet<_> = nodes.into_iter().map(|node| node.name_any()).collect();
+                let is_gone = |node: &String| !there.contains(node) && departures.has_run_out(node);
+                unheard.into_iter().filter(|node| !is_gone(node)).collect()
+            }
+            Err(error) => {
+                warn!("cannot tell which of these nodes there still are: {error}");
+                unheard
+            }
+        }
+    }
+
     /// Takes the Lease away from whoever leads, and asks all agents to end; who led before us.
-    async fn ask(&self, leases: &Api<Lease>) -> Result<Option<String>, Error> {
+    async fn ask(&self, leases: &Api<Lease>, silence: i32) -> Result<Option<String>, Error> {
         for attempt in 1.. {
             let found = leases.get_opt(&self.leader_lease).await?;
             let before = found.as_ref().and_then(|lease| lease.spec.as_ref()?.holder_identity.clone());
-            let lease = self.lease(found.as_ref());
+            let lease = self.lease(found.as_ref(), silence);
             let written = match found {
                 Some(_) => leases.replace(&self.leader_lease, &PostParams::default(), &lease).await,
                 None => leases.create(&PostParams::default(), &lease).await,
@@ -143,12 +226,12 @@ impl Cleanup {
 
     /// Waits until the agents have let go of everything, and who led has noticed that it does not
     /// any more.
-    async fn farewell(&self, leases: &Api<Lease>, led: Option<String>) -> Result<Departures, Error> {
+    async fn farewell(&self, leases: &Api<Lease>, led: Option<String>) -> Result<Departures> {
         let started = Instant::now();
         let mut departures = Departures::default();
         let agents = ListParams::default().labels(&self.agent_selector);
         loop {
-            let all = leases.list(&agents).await?;
+            let all = self.patiently(|| leases.list(&agents)).await?;
             let all = all.iter().map(|lease| (self.node(lease), record(lease))).collect();
             let now = started.elapsed();
             departures.observe(all, now);
@@ -161,7 +244,7 @@ impl Cleanup {
             info!(agents = ?departures.unheard(), "waiting until these agents have let go of everything");
             sleep(LOOK.min(self.patience)).await;
             // A change: agents that have been started meanwhile know by it that they are meant, too.
-            self.ask(leases).await?;
+            self.patiently(|| self.ask(leases, SILENCE)).await?;
         }
     }
 
@@ -171,7 +254,7 @@ impl Cleanup {
         name.strip_prefix(&self.agent_prefix).unwrap_or(&name).to_owned()
     }
 
-    fn lease(&self, found: Option<&Lease>) -> Lease {
+    fn lease(&self, found: Option<&Lease>, silence: i32) -> Lease {
         let now = MicroTime(Timestamp::now());
         let mut metadata = match found {
             Some(lease) => lease.metadata.clone(),
@@ -183,7 +266,7 @@ impl Cleanup {
             .insert(ANNOTATION_UNINSTALL.to_owned(), "true".to_owned());
         let spec = LeaseSpec {
             holder_identity: Some(HOLDER.to_owned()),
-            lease_duration_seconds: Some(SILENCE),
+            lease_duration_seconds: Some(silence),
             acquire_time: Some(now.clone()),
             renew_time: Some(now),
             ..LeaseSpec::default()
@@ -201,6 +284,15 @@ impl Cleanup {
             }
         }
         Ok(nodes)
+    }
+}
+
+/// Whether it may be over in a moment: no answer, or the API server says that it is not its best time.
+fn passes(error: &anyhow::Error) -> bool {
+    match error.chain().find_map(|cause| cause.downcast_ref::<Error>()) {
+        Some(Error::Api(status)) => matches!(status.code, 409 | 429 | 500..),
+        Some(Error::HyperError(_) | Error::Service(_) | Error::ReadEvents(_)) => true,
+        _ => false,
     }
 }
 

@@ -34,6 +34,10 @@ const ANSWER: Duration = Duration::from_secs(10);
 const EVENT_ATTEMPTS: u32 = 3;
 const EVENT_PAUSE: Duration = Duration::from_secs(1);
 
+/// Events that wait at most: they are sent one after the other, and a cluster that changes faster than
+/// that has nobody who reads them all.
+const EVENTS: usize = 512;
+
 /// Hears of every write: verb and resource as in RBAC, and the HTTP status (0 without an answer).
 pub type Count = Arc<dyn Fn(&'static str, &'static str, u16) + Send + Sync>;
 
@@ -62,11 +66,6 @@ impl Subject {
             Command::SetPoolStatus { pool, .. } => Self::Pool(pool.clone()),
             Command::Event { .. } => Self::Event,
         }
-    }
-
-    /// Whether only the leader may write it.
-    fn is_leaders(&self) -> bool {
-        !matches!(self, Self::Status(_) | Self::Event)
     }
 }
 
@@ -119,7 +118,11 @@ impl Executor {
         let subject = Subject::of(&command);
         let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = queues.get_mut(&subject) {
-            queue.push_back(command);
+            if subject == Subject::Event && queue.len() >= EVENTS {
+                self.shared.not_told(&command);
+            } else {
+                queue.push_back(command);
+            }
             return;
         }
         queues.insert(subject.clone(), VecDeque::new());
@@ -144,9 +147,9 @@ impl Shared {
     async fn work(&self, subject: &Subject, mut command: Command) {
         loop {
             if matches!(command, Command::Event { .. }) {
-                self.tell(subject, &command).await;
+                self.tell(&command).await;
             } else {
-                let Some(outcome) = self.attempt(subject, &command).await else { return };
+                let Some(outcome) = self.attempt(&command).await else { return };
                 // The receiver goes first only when the agent leaves.
                 let _ = self.outcomes.send((command, outcome));
             }
@@ -162,39 +165,43 @@ impl Shared {
     }
 
     /// Once there is room; `None` when there will be none any more.
-    async fn attempt(&self, subject: &Subject, command: &Command) -> Option<Outcome> {
+    async fn attempt(&self, command: &Command) -> Option<Outcome> {
         let _permit = self.room.acquire().await.ok()?;
-        Some(self.carry_out(subject, command).await)
+        Some(self.carry_out(command).await)
     }
 
     /// Sends an Event, which nobody else tries again. One that did not arrive was not told.
-    async fn tell(&self, subject: &Subject, event: &Command) {
+    async fn tell(&self, event: &Command) {
         for attempt in 0..EVENT_ATTEMPTS {
-            match self.attempt(subject, event).await {
+            match self.attempt(event).await {
                 Some(Outcome::Done) => return,
-                Some(Outcome::Failed(_)) if attempt + 1 < EVENT_ATTEMPTS && self.may_write(subject) => {
+                Some(Outcome::Failed(_)) if attempt + 1 < EVENT_ATTEMPTS && self.may_write(event) => {
                     sleep(EVENT_PAUSE * (1 << attempt)).await;
                 }
                 _ => break,
             }
         }
+        self.not_told(event);
+    }
+
+    fn not_told(&self, event: &Command) {
         if let Command::Event { about, reason, note, .. } = event {
             let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
             events.not_told(about, reason, note);
         }
     }
 
-    fn may_write(&self, subject: &Subject) -> bool {
-        !subject.is_leaders() || self.leads.load(Ordering::SeqCst)
+    fn may_write(&self, command: &Command) -> bool {
+        !command.is_leaders() || self.leads.load(Ordering::SeqCst)
     }
 
-    async fn carry_out(&self, subject: &Subject, command: &Command) -> Outcome {
+    async fn carry_out(&self, command: &Command) -> Outcome {
         let not_ours = || Outcome::Failed("another agent leads".to_owned());
-        if !self.may_write(subject) {
+        if !self.may_write(command) {
             return not_ours();
         }
         let Call { verb, resource } = Call::of(command);
-        let may_write = || self.may_write(subject);
+        let may_write = || self.may_write(command);
         let (status, outcome) = match timeout(ANSWER, self.requests.send(command, &may_write)).await {
             Ok(Ok(())) => (200, Outcome::Done),
             Ok(Err(Failure::NotAllowed)) => return not_ours(),

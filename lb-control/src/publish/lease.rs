@@ -3,13 +3,16 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{
-    api::coordination::v1::{Lease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::MicroTime,
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        core::v1::Node,
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference},
     jiff::Timestamp,
 };
 use kube::{
     Api, Client, Error,
-    api::{DeleteParams, ObjectMeta, PostParams},
+    api::{DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions},
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -29,6 +32,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Annotations of a Lease by name; `None` stands for none of that name.
 pub type Annotations = BTreeMap<String, Option<String>>;
 
+/// How often it is tried to leave a Lease.
+const FAREWELLS: u32 = 6;
+
 /// How soon after it was written a Lease is written again because an annotation changed.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -45,6 +51,8 @@ pub struct Claim {
     pub labels: BTreeMap<String, String>,
     /// Annotations that it gets; `None`: it is not to have one of this name.
     pub annotations: Annotations,
+    /// The node whose it is: when that is deleted, it goes too.
+    pub node: Option<String>,
     /// How long it lasts.
     pub timing: Timing,
 }
@@ -118,7 +126,9 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
     let (end, ended) = oneshot::channel();
     let task = tokio::spawn(async move {
         let mut holder = Holder {
-            api: Api::namespaced(client, &claim.namespace),
+            api: Api::namespaced(client.clone(), &claim.namespace),
+            nodes: Api::all(client),
+            owner: None,
             candidate: Candidate::new(claim.identity.clone(), claim.timing),
             started: Instant::now(),
             trouble: String::new(),
@@ -137,6 +147,9 @@ pub fn hold(client: Client, claim: Claim) -> Hold {
 
 struct Holder {
     api: Api<Lease>,
+    nodes: Api<Node>,
+    /// The node as its owner; `None` if there is none, as far as it was asked for.
+    owner: Option<OwnerReference>,
     claim: Claim,
     candidate: Candidate,
     started: Instant,
@@ -222,6 +235,7 @@ impl Holder {
         if self.candidate.observe(record.as_ref(), self.now()) == Step::Leave {
             return Ok(());
         }
+        self.find_owner(found.is_none()).await;
         let sent = self.now();
         let written = match found {
             Some(lease) => {
@@ -249,6 +263,24 @@ impl Holder {
         }
     }
 
+    /// Asks for the node. Anew where the Lease is gone: it went with a node that has been made again since.
+    /// Without an answer the Lease is not held up: the next time will do.
+    async fn find_owner(&mut self, is_gone: bool) {
+        let Some(name) = self.claim.node.as_deref() else { return };
+        if self.owner.is_some() && !is_gone {
+            return;
+        }
+        // Not `get`, which would be one more right to grant.
+        let params = ListParams::default().fields(&format!("metadata.name={name}"));
+        self.owner = match self.nodes.list_metadata(&params).await {
+            Ok(nodes) => nodes.into_iter().find_map(|node| owner(name, node.metadata)),
+            Err(error) => {
+                debug!(lease = self.claim.name, "its node: {}", causes(&error));
+                None
+            }
+        };
+    }
+
     /// The Lease with our name and the time. What others have added to it stays.
     fn renewed(&mut self, mut lease: Lease) -> Lease {
         let now = MicroTime(Timestamp::now());
@@ -258,6 +290,11 @@ impl Holder {
         let annotations = self.annotations.borrow_and_update().clone();
         merge(metadata, &self.claim, &annotations);
         metadata.annotations.get_or_insert_default().remove(ANNOTATION_UNINSTALL);
+        if let Some(owner) = &self.owner {
+            let owners = metadata.owner_references.get_or_insert_default();
+            owners.retain(|one| one.kind != owner.kind);
+            owners.push(owner.clone());
+        }
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         if spec.holder_identity.as_ref() != Some(&self.claim.identity) {
             spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(-1).saturating_add(1));
@@ -274,8 +311,15 @@ impl Holder {
         self.candidate.lost();
         self.tell();
         // A write of ours may just have got its answer: the newest version counts.
-        for _ in 0..3 {
-            let Ok(Some(mut lease)) = self.api.get_opt(&self.claim.name).await else { return };
+        for attempt in 0..FAREWELLS {
+            if attempt > 0 {
+                sleep(Duration::from_millis(50) * (1 << attempt)).await;
+            }
+            let mut lease = match self.api.get_opt(&self.claim.name).await {
+                Ok(Some(lease)) => lease,
+                Ok(None) => return,
+                Err(_) => continue,
+            };
             let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
             if spec.holder_identity.as_ref() != Some(&self.claim.identity) {
                 return;
@@ -286,14 +330,18 @@ impl Holder {
                 End::Delete => {}
             }
             spec.renew_time = Some(MicroTime(Timestamp::now()));
+            let seen = Preconditions {
+                uid: lease.metadata.uid.clone(),
+                resource_version: lease.metadata.resource_version.clone(),
+            };
+            let seen = DeleteParams { preconditions: Some(seen), ..DeleteParams::default() };
             let written = match how {
-                End::Delete => self.api.delete(&self.claim.name, &DeleteParams::default()).await.is_ok(),
+                End::Delete => self.api.delete(&self.claim.name, &seen).await.is_ok(),
                 _ => self.api.replace(&self.claim.name, &PostParams::default(), &lease).await.is_ok(),
             };
             if written {
                 return;
             }
-            sleep(Duration::from_millis(50)).await;
         }
     }
 }
@@ -307,6 +355,19 @@ fn merge(metadata: &mut ObjectMeta, claim: &Claim, annotations: &Annotations) {
             None => drop(all.remove(name)),
         }
     }
+}
+
+/// A node as an owner, as the kubelet has it of its own Lease: whoever made it need not have a right to
+/// the node's finalizers, since it does not hold the node up.
+fn owner(name: &str, node: ObjectMeta) -> Option<OwnerReference> {
+    (node.name.as_deref() == Some(name)).then_some(())?;
+    Some(OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: name.to_owned(),
+        uid: node.uid?,
+        ..OwnerReference::default()
+    })
 }
 
 /// Waits for an annotation that is to change.

@@ -293,6 +293,7 @@ impl Requests {
         let api: Api<crd::AddressPool> = Api::all(self.client.clone());
         let found = api.get(pool).await?;
         let old = found.status.map(|status| status.conditions).unwrap_or_default();
+        let (uid, resource_version) = (found.metadata.uid, found.metadata.resource_version);
         let now = Time(Timestamp::now());
         let since = |one: &Condition| {
             let same = old.iter().find(|old| old.type_ == one.kind && old.status == one.status);
@@ -300,7 +301,7 @@ impl Requests {
         };
         let mut status = json!(crd::AddressPoolStatus::counting(assigned.into(), available.into()));
         status["conditions"] = conditions.iter().map(|one| condition(one, since(one))).collect();
-        let patch = json!({"status": status});
+        let patch = json!({"metadata": {"uid": uid, "resourceVersion": resource_version}, "status": status});
         ask(may_write)?;
         api.patch_status(pool, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())

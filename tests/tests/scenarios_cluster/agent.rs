@@ -1,16 +1,11 @@
 //! An agent of the cluster, on maps in memory.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use lb_common::abi::{Config, NextHop};
 use lb_control::{
     app::{Told, Writer},
-    model::{ObjectChange, ObjectRef, Problem},
+    model::{Few, ObjectChange, ObjectRef, Problem},
     plan::{
         self, Addressing, Compiler, Paths, Planner, Scope, Settings,
         controller::{Command, ControllerOptions},
@@ -39,7 +34,7 @@ pub struct Agent {
     compiler: Compiler,
     /// When the maps are to be looked at although nothing changed.
     retry_at: Option<Duration>,
-    served: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+    served: BTreeMap<IpAddr, Few<ObjectRef>>,
     has_begun: bool,
 }
 
@@ -159,7 +154,7 @@ impl Agent {
     fn tell(&mut self) {
         let vips = &self.planner.plan().desired.vips;
         for address in self.served.keys().filter(|address| !vips.contains_key(*address)) {
-            self.writer.told(Told::Serves((*address, BTreeSet::new())));
+            self.writer.told(Told::Serves((*address, Few::default())));
         }
         for (address, services) in vips.iter().filter(|(address, it)| self.served.get(*address) != Some(*it))
         {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_control::{
     crd::virtual_ip_name,
-    model::{ANNOTATION_EXTERNAL_IPS, Condition, FIELD_MANAGER, ObjectRef},
+    model::{ANNOTATION_EXTERNAL_IPS, Condition, FIELD_MANAGER, Few, ObjectRef},
     plan::controller::{Command, Outcome},
 };
 use serde_json::{Value, json};
@@ -137,7 +137,7 @@ impl Server {
                 }
                 let object = json!({
                     "apiVersion": "pointsman.dev/v1alpha1", "kind": "VirtualIP", "metadata": {"name": key.name},
-                    "spec": {"address": address, "pool": pool, "services": services, "node": node},
+                    "spec": {"address": address, "pool": pool, "services": names(services), "node": node},
                 });
                 self.put(&key, object);
                 Outcome::Done
@@ -145,7 +145,7 @@ impl Server {
             Command::UpdateVirtualIp { address, resource_version, pool, services, node } => {
                 self.edit(&Key::virtual_ip(*address), None, Some(resource_version), |it| {
                     it["spec"] =
-                        json!({"address": address, "pool": pool, "services": services, "node": node});
+                        json!({"address": address, "pool": pool, "services": names(services), "node": node});
                 })
             }
             Command::DeleteVirtualIp { address, uid, resource_version } => {
@@ -155,7 +155,7 @@ impl Server {
             }
             Command::SetVirtualIpStatus { address, uid, resource_version, node, services } => {
                 self.edit(&Key::virtual_ip(*address), Some(uid), Some(resource_version), |it| {
-                    it["status"] = json!({"node": node, "services": services});
+                    it["status"] = json!({"node": node, "services": names(services)});
                 })
             }
             // MetalLB's own controller writes the status of its pools.
@@ -359,4 +359,8 @@ fn own(service: &mut Value, manager: &str, owns: bool) {
         }));
     }
     set(&mut service["metadata"], "managedFields", (!entries.is_empty()).then(|| json!(entries)));
+}
+
+fn names(services: &Few<ObjectRef>) -> Vec<&ObjectRef> {
+    services.iter().collect()
 }

@@ -62,9 +62,9 @@ impl Agent {
     fn report_lacking(&mut self) {
         let vips = &self.planner.plan().desired.vips;
         let services = &self.planner.objects().services;
-        let lacking =
-            self.unserved.iter().filter(|(service, _)| vips.values().any(|all| all.contains(*service)));
-        let lacking = lacking.filter_map(|(service, why)| {
+        // Once over the addresses, however many Services there are that cannot be served.
+        let lacking = vips.values().flatten().filter_map(|service| {
+            let why = self.unserved.get(service)?;
             let uid = services.get(service)?.api.uid.clone();
             Some((service.clone(), Lack { uid, why: why.clone() }))
         });
@@ -91,13 +91,10 @@ impl Agent {
         })
     }
 
-    /// Why this node cannot serve any address, however many it is given; `None` if it can, or if that
-    /// is not known yet. Only what holds without any address of its own counts: else a node from
+    /// Why this node cannot serve any address, however many it is given; `None` if it can. To be asked
+    /// when the network is known: until then what was said last holds. Only what holds without any address of its own counts: else a node from
     /// which all were moved would seem mended.
     fn unfit(&self) -> Option<String> {
-        if self.generation == 0 || !self.network_known {
-            return None;
-        }
         let name = &self.settings.link_device;
         let Some((_, link)) = self.next_hops.links().iter().find(|(_, link)| link.name == *name) else {
             return Some(format!("the link device {name} is gone"));
@@ -149,8 +146,10 @@ impl Agent {
                 published.unreachable.entry(*address).or_insert_with(|| text.clone());
             }
         });
-        let unfit = self.unfit();
-        self.live.is_unfit(unfit);
+        if self.generation > 0 && self.network_known {
+            let unfit = self.unfit();
+            self.live.is_unfit(unfit);
+        }
         // Last: whoever hears of a Service finds it done, as far as it can be.
         self.tell();
     }

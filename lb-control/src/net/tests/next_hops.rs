@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::RouteType;
@@ -35,7 +36,8 @@ impl Agent {
     async fn refresh(&mut self) {
         let known: BTreeSet<_> = self.next_hops.ways().map(|(backend, _)| *backend).collect();
         let changed = &known ^ &self.backends;
-        self.next_hops.know(&changed, |backend| self.backends.contains(backend).then_some(false));
+        let gone = self.next_hops.know(&changed, |backend| self.backends.contains(backend).then_some(false));
+        assert_eq!(gone.into_iter().collect::<BTreeSet<_>>(), &known - &self.backends);
         self.neighbours_changed |= self.next_hops.refresh(Ask::Routes).await.unwrap().neighbours;
     }
 
@@ -228,6 +230,39 @@ fn local_backends_need_nothing_and_silent_ones_are_explained() {
         lab.remote.add_address("eth0", "10.0.0.99/24").await;
         agent.until("10.0.0.99", "answers", |way| way.next_hop.is_some()).await;
         agent.next_hops.release().await;
+    });
+}
+
+/// One list of neighbours arrives, the next one, while a new neighbour is waited for, does not.
+#[test]
+fn an_error_while_new_neighbours_are_met_costs_no_backend_its_way() {
+    run(async |lab| {
+        pair(lab).await;
+        let kernel = Kernel::connect().unwrap();
+        let mut next_hops = NextHops::new(kernel.clone(), "uplink");
+        next_hops.know(&[ip("10.0.0.2")].into(), |_| Some(false));
+        *kernel.neighbours_fail_after.lock().unwrap() = Some(1);
+        let refreshed = next_hops.refresh(Ask::Neighbours).await.unwrap();
+        assert_eq!(*kernel.neighbours_fail_after.lock().unwrap(), None, "it has failed");
+        assert_eq!(refreshed.backends, [ip("10.0.0.2")].into());
+        assert!(next_hops.way(&ip("10.0.0.2")).is_some());
+        next_hops.release().await;
+    });
+}
+
+#[test]
+fn a_refresh_that_is_not_finished_is_made_up_for() {
+    run(async |lab| {
+        pair(lab).await;
+        let mut next_hops = NextHops::new(Kernel::connect().unwrap(), "uplink");
+        // Nobody has this address: it is waited for.
+        next_hops.know(&[ip("10.0.0.99")].into(), |_| Some(false));
+        let abandoned = timeout(Duration::from_millis(60), next_hops.refresh(Ask::Neighbours)).await;
+        assert!(abandoned.is_err(), "new neighbours are given longer than that");
+        assert_eq!(next_hops.way(&ip("10.0.0.99")), None);
+        let refreshed = next_hops.refresh(Ask::Neighbours).await.unwrap();
+        assert_eq!(refreshed.backends, [ip("10.0.0.99")].into());
+        next_hops.release().await;
     });
 }
 

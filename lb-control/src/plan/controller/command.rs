@@ -40,7 +40,8 @@ pub enum Command {
         /// Precondition: nobody gave it away in the meantime.
         resource_version: String,
     },
-    /// Writes the status of a VirtualIP; the only command of agents.
+    /// Writes the status of a VirtualIP: beside [an Event](NODE_CANNOT_SERVE), what agents write that do
+    /// not lead.
     SetVirtualIpStatus {
         /// The address.
         address: IpAddr,
@@ -120,6 +121,21 @@ pub enum Command {
         /// For people.
         note: String,
     },
+}
+
+/// The reason of the one Event that an agent tells of its own node, whoever leads.
+pub const NODE_CANNOT_SERVE: &str = "NodeCannotServe";
+
+impl Command {
+    /// Whether only the leader may have it carried out.
+    #[must_use]
+    pub fn is_leaders(&self) -> bool {
+        match self {
+            Self::SetVirtualIpStatus { .. } => false,
+            Self::Event { reason, .. } => reason != NODE_CANNOT_SERVE,
+            _ => true,
+        }
+    }
 }
 
 /// What an Event is about.

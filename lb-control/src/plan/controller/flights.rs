@@ -73,6 +73,8 @@ pub(super) struct Flights {
     open: BTreeMap<Key, Flight>,
     pauses: BTreeMap<Key, Pause>,
     timers: BTreeSet<(Duration, Key)>,
+    /// The earliest of them that somebody [asked for](Self::wake), of each object.
+    wakes: BTreeMap<Key, Duration>,
     /// Services that a VirtualIP may name by now, though no watch has shown it.
     promised: BTreeMap<IpAddr, Few<ObjectRef>>,
     promised_to: Sets<ObjectRef, IpAddr>,
@@ -180,16 +182,22 @@ impl Flights {
         Vec::new()
     }
 
-    /// Look at an object again then.
+    /// Look at an object again then, or earlier if that was asked for before: whoever looks asks again.
     pub fn wake(&mut self, key: Key, at: Duration) {
-        self.timers.insert((at, key));
+        if self.wakes.get(&key).is_none_or(|before| at < *before) {
+            self.timers.insert((at, key.clone()));
+            self.wakes.insert(key, at);
+        }
     }
 
     /// Objects to look at again.
     pub fn due(&mut self, now: Duration) -> Vec<Key> {
         let mut keys = Vec::new();
         while self.timers.first().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, key)) = self.timers.pop_first() else { break };
+            let Some((at, key)) = self.timers.pop_first() else { break };
+            if self.wakes.get(&key).is_some_and(|wake| *wake <= at) {
+                self.wakes.remove(&key);
+            }
             if self.open.get(&key).and_then(|flight| flight.shown_by).is_some_and(|by| by <= now) {
                 self.open.remove(&key);
             }
@@ -199,6 +207,12 @@ impl Flights {
             keys.push(key);
         }
         keys
+    }
+
+    /// How many timers there are.
+    #[cfg(test)]
+    pub fn timers(&self) -> usize {
+        self.timers.len()
     }
 
     /// When [`due`](Self::due) has something to say at the earliest.

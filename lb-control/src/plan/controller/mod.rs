@@ -30,7 +30,7 @@ use std::{
 };
 
 pub use announce::{agent_status, agent_status_of};
-pub use command::{Command, EventTarget, Outcome};
+pub use command::{Command, EventTarget, NODE_CANNOT_SERVE, Outcome};
 pub use conditions::{ALLOCATED, ANNOUNCED};
 pub use services::{FINALIZER, FINALIZER_KUBERNETES};
 
@@ -92,7 +92,7 @@ pub struct Controller {
     /// Events to tell.
     events: Vec<Command>,
     /// Since when Services wait for their addresses to be served.
-    waiting: BTreeMap<ObjectRef, Duration>,
+    waiting: BTreeMap<ObjectRef, services::Wait>,
     counters: Counters,
 }
 

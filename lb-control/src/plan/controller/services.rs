@@ -23,9 +23,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// With more commands than this on their way, an address that is not served yet waits for the API
 /// server and for us, not for its node: to say otherwise would be one more write for each Service.
 const BACKLOG: usize = 64;
-/// How much longer for each Service that waits, and at most: a node takes up one after the other.
+/// How much longer for each Service that waits: a node takes up one after the other.
 const PATIENCE_EACH: Duration = Duration::from_millis(20);
+/// And at most, however large the backlog.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Since when a Service waits for its addresses to be served.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wait {
+    first: Duration,
+    /// For as long as its node has been what it waits for.
+    since: Duration,
+}
 
 /// A command and the Events to tell when it is done.
 pub(super) type Step = (Command, Vec<Command>);
@@ -108,17 +117,12 @@ impl Controller {
             self.waiting.remove(object);
         }
         if let Announced::Waiting(_) = &state {
-            let since = self.waiting.entry(object.clone()).or_insert(now);
-            if self.flights.count() > BACKLOG {
-                *since = now;
-            }
-            let since = *since;
-            let crowd = u32::try_from(self.waiting.len() - 1).unwrap_or(u32::MAX);
-            let until = since + (PATIENCE + PATIENCE_EACH.saturating_mul(crowd)).min(LONGEST_PATIENCE);
+            let (shortest, until) = self.patience(object, now);
             if now < until {
-                self.flights.wake(key.clone(), until);
-                if shows(service, &ingress) {
-                    // A moment later there is more to say.
+                self.flights.wake(key.clone(), if now < shortest { shortest } else { until });
+                let is_told = old.iter().any(|it| it.kind == conditions::ALLOCATED);
+                if shows(service, &ingress) && (now < shortest || !is_told) {
+                    // A moment later there is more to say. What is wrong is not left standing for long.
                     return None;
                 }
                 new.extend(old.iter().filter(|it| it.kind == conditions::ANNOUNCED).cloned());
@@ -140,6 +144,20 @@ impl Controller {
         }
         let events = conditions::events(service, &old, &new);
         Some((apply(service, ingress, new), events))
+    }
+
+    /// Until when it is not said of a Service that it waits for its node: at least, and if nothing more
+    /// comes between.
+    fn patience(&mut self, service: &ObjectRef, now: Duration) -> (Duration, Duration) {
+        let wait = self.waiting.entry(service.clone()).or_insert(Wait { first: now, since: now });
+        if self.flights.count() > BACKLOG {
+            wait.since = now;
+        }
+        let Wait { first, since } = *wait;
+        let crowd = u32::try_from(self.waiting.len() - 1).unwrap_or(u32::MAX);
+        // A backlog may last for as long as the cluster changes.
+        let until = since + PATIENCE + PATIENCE_EACH.saturating_mul(crowd);
+        (first + PATIENCE, until.min(first + LONGEST_PATIENCE))
     }
 
     /// What is to stand in the status: all addresses once all are served. Until then what stands

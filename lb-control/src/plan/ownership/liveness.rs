@@ -8,8 +8,10 @@ use std::{
 
 use crate::model::AgentLease;
 
-/// For how long an agent has to say that it cannot serve before it is believed: a cable that is
-/// plugged in anew, or a device that is configured anew, is no reason to move addresses.
+/// For how long an agent has to say that it cannot serve before its addresses move: a cable that is
+/// plugged in anew, or a device that is configured anew, is no reason to move them. And for how long
+/// it has to be able to serve again before it counts like the others: what comes and goes is no place
+/// to move to.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Judges agents by their Leases. Only that a Lease changes counts, and when it did by our own
@@ -20,7 +22,7 @@ pub struct Liveness {
     grace: Duration,
     agents: BTreeMap<String, Agent>,
     expiries: BTreeSet<(Duration, String)>,
-    /// When agents that say that they cannot serve are to be believed.
+    /// When agents that say since a short time that they cannot serve, or can again, are to be believed.
     believed: BTreeSet<(Duration, String)>,
 }
 
@@ -36,9 +38,46 @@ struct Agent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Serves {
     Yes,
-    /// It says no; that is believed from then on.
+    /// It says no. It gets no address more; from then on it loses those that it has.
     Doubted(Duration),
     No,
+    /// It says yes again. It keeps the addresses that it has; from then on it gets others.
+    Again(Duration),
+}
+
+impl Serves {
+    /// What follows from what a Lease says now.
+    fn next(self, is_unfit: bool, now: Duration) -> Self {
+        match (is_unfit, self) {
+            (true, Self::Yes | Self::Again(_)) => Self::Doubted(now + PATIENCE),
+            (false, Self::Doubted(_) | Self::No) => Self::Again(now + PATIENCE),
+            (true, Self::Doubted(_) | Self::No) | (false, Self::Yes | Self::Again(_)) => self,
+        }
+    }
+
+    /// When it changes by itself.
+    fn due(self) -> Option<Duration> {
+        match self {
+            Self::Doubted(at) | Self::Again(at) => Some(at),
+            Self::Yes | Self::No => None,
+        }
+    }
+
+    /// What it changes to by itself.
+    fn settled(self) -> Self {
+        match self {
+            Self::Doubted(_) | Self::No => Self::No,
+            Self::Again(_) | Self::Yes => Self::Yes,
+        }
+    }
+}
+
+/// What others decide by.
+#[derive(PartialEq, Eq)]
+struct Summary {
+    is_alive: bool,
+    serves: Serves,
+    device: Option<String>,
 }
 
 impl Liveness {
@@ -48,13 +87,13 @@ impl Liveness {
         Self { grace, ..Self::default() }
     }
 
-    /// Takes over a Lease; `None` when it is gone. Says whether the agent came, went, can serve again
-    /// or has another device now.
+    /// Takes over a Lease; `None` when it is gone. Says whether the agent came, went, can or cannot serve
+    /// any more, or has another device now.
     pub fn change(&mut self, node: &str, lease: Option<&Arc<AgentLease>>, now: Duration) -> bool {
         let before = self.summary(node);
         let old = self.agents.remove(node);
         let old_serves = old.as_ref().map_or(Serves::Yes, |agent| agent.serves);
-        if let Serves::Doubted(at) = old_serves {
+        if let Some(at) = old_serves.due() {
             self.believed.remove(&(at, node.to_owned()));
         }
         let old_until = old.as_ref().and_then(|agent| agent.until);
@@ -65,21 +104,21 @@ impl Liveness {
             let renewed = old
                 .is_none_or(|old| (&old.lease.renewed, &old.lease.holder) != (&lease.renewed, &lease.holder));
             let until = if renewed { self.until(lease, now) } else { old_until };
-            let serves = match (&lease.unfit, old_serves) {
-                (None, _) => Serves::Yes,
-                (Some(_), Serves::Yes) => Serves::Doubted(now + PATIENCE),
-                (Some(_), doubted_or_not) => doubted_or_not,
-            };
+            let serves = old_serves.next(lease.unfit.is_some(), now);
             self.put(node, Agent { lease: Arc::clone(lease), until, serves });
         }
         before != self.summary(node)
     }
 
-    fn summary(&self, node: &str) -> (bool, bool, Option<String>) {
-        (self.is_alive(node), self.unfit(node).is_some(), self.device(node).map(str::to_owned))
+    fn summary(&self, node: &str) -> Summary {
+        Summary {
+            is_alive: self.is_alive(node),
+            serves: self.agents.get(node).map_or(Serves::Yes, |agent| agent.serves),
+            device: self.device(node).map(str::to_owned),
+        }
     }
 
-    /// Agents whose time is up, or that are believed by now that they cannot serve.
+    /// Agents whose time is up, or that are believed by now that they cannot serve, or can again.
     pub fn expire(&mut self, now: Duration) -> Vec<String> {
         let mut expired = Vec::new();
         while self.expiries.first().is_some_and(|(until, _)| *until <= now) {
@@ -92,7 +131,7 @@ impl Liveness {
         while self.believed.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, node)) = self.believed.pop_first() else { break };
             if let Some(agent) = self.agents.get_mut(&node) {
-                agent.serves = Serves::No;
+                agent.serves = agent.serves.settled();
             }
             expired.push(node);
         }
@@ -111,8 +150,7 @@ impl Liveness {
         self.believed.clear();
         for (node, agent) in std::mem::take(&mut self.agents) {
             let until = self.until(&agent.lease, now);
-            let serves =
-                if agent.lease.unfit.is_some() { Serves::Doubted(now + PATIENCE) } else { Serves::Yes };
+            let serves = Serves::Yes.next(agent.lease.unfit.is_some(), now);
             self.put(&node, Agent { until, serves, ..agent });
         }
     }
@@ -130,6 +168,18 @@ impl Liveness {
         agent.lease.unfit.as_deref()
     }
 
+    /// Whether the agent of a node says that it cannot serve, for however short a time.
+    #[must_use]
+    pub fn is_doubted(&self, node: &str) -> bool {
+        self.agents.get(node).is_some_and(|agent| matches!(agent.serves, Serves::Doubted(_) | Serves::No))
+    }
+
+    /// Whether the agent of a node could not serve until a short time ago.
+    #[must_use]
+    pub fn is_recovering(&self, node: &str) -> bool {
+        self.agents.get(node).is_some_and(|agent| matches!(agent.serves, Serves::Again(_)))
+    }
+
     /// The device that the agent of a node puts addresses on.
     #[must_use]
     pub fn device(&self, node: &str) -> Option<&str> {
@@ -144,7 +194,7 @@ impl Liveness {
         if let Some(until) = agent.until {
             self.expiries.insert((until, node.to_owned()));
         }
-        if let Serves::Doubted(at) = agent.serves {
+        if let Some(at) = agent.serves.due() {
             self.believed.insert((at, node.to_owned()));
         }
         self.agents.insert(node.to_owned(), agent);

@@ -178,6 +178,24 @@ fn the_dead_do_not_keep_a_service_from_going() {
     assert!(world.virtual_ips().is_empty());
 }
 
+/// However much is under way for others: here pools, of which nobody ever hears again.
+#[test]
+fn a_backlog_does_not_hide_for_ever_that_a_node_does_not_serve() {
+    let mut world = cluster(&["n1"]);
+    world.agents.get_mut("n1").unwrap().is_silent = true;
+    for number in 0..100 {
+        let pool = format!("p{number}");
+        let command = Command::SetPoolStatus { pool, assigned: 0, available: 0, conditions: Vec::new() };
+        world.leaders[0].controller.flights.start(&command, Vec::new());
+    }
+    let web = world.service("web");
+    world.pass(59);
+    assert!(world.get(&web).api.conditions.is_empty(), "a moment later there is more to say");
+    assert!(world.leaders[0].controller.flights.timers() < 10, "one for the Service at a time");
+    world.pass(2);
+    assert_eq!(condition(&world, &web).0, "NotServed");
+}
+
 #[test]
 fn hands_in_virtual_ips_are_put_right() {
     let mut world = cluster(&["n1", "n2"]);
@@ -342,8 +360,40 @@ fn where_nobody_can_serve_everything_stays() {
     assert!(reason == "Announced" || message.contains("cannot serve"), "{reason}: {message}");
     let other = if before == "n1" { "n2" } else { "n1" };
     is_unfit(&mut world, other, None);
+    world.pass(9);
+    assert_eq!(owner(&world, 0), before, "it may get well just as well");
+    world.pass(2);
+    assert_eq!(owner(&world, 0), other, "the first that can for a while takes it");
+}
+
+/// A switch that fails is noticed by one node after the other, and is mended for one after the other.
+#[test]
+fn what_breaks_on_all_nodes_moves_nothing() {
+    let mut world = cluster(&["n1", "n2", "n3"]);
+    for index in 0..6 {
+        world.service(&format!("s{index}"));
+    }
     world.calm();
-    assert_eq!(owner(&world, 0), other, "the first that can takes it");
+    let owners = |world: &World| (0..6).map(|index| owner(world, index)).collect::<Vec<_>>();
+    let before = owners(&world);
+    for node in ["n1", "n2", "n3"] {
+        is_unfit(&mut world, node, Some("eth0 is down"));
+        world.pass(3);
+        assert_eq!(owners(&world), before);
+    }
+    world.pass(30);
+    assert_eq!(owners(&world), before, "nobody can");
+    world.service("new");
+    world.pass(2);
+    assert_eq!(owner(&world, 6), "-", "it is given to nobody who cannot serve it");
+    for node in ["n3", "n1", "n2"] {
+        is_unfit(&mut world, node, None);
+        world.pass(3);
+        assert_eq!(owners(&world), before);
+    }
+    assert_eq!(owner(&world, 6), "n3", "the first that can: it had no node");
+    world.pass(30);
+    assert_eq!(owners(&world), before, "all can");
 }
 
 /// A new leader has not seen since when it lasts.

@@ -38,11 +38,13 @@ pub struct Agent {
     /// Why it cannot serve.
     pub unfit: Option<String>,
     pub live: BTreeMap<IpAddr, Few<ObjectRef>>,
+    /// Renews its Lease, but never says what it serves.
+    pub is_silent: bool,
 }
 
 impl Agent {
     pub fn new() -> Self {
-        Self { is_alive: true, unfit: None, live: BTreeMap::new() }
+        Self { is_alive: true, unfit: None, live: BTreeMap::new(), is_silent: false }
     }
 }
 
@@ -203,7 +205,7 @@ impl World {
     /// Lets an agent do what the VirtualIPs say, and say so.
     pub fn agent(&mut self, node: &str) -> usize {
         let agent = self.agents.get_mut(node).unwrap();
-        if !agent.is_alive {
+        if !agent.is_alive || agent.is_silent {
             return 0;
         }
         let virtual_ips = self.server.objects.virtual_ips.values();
