@@ -1,6 +1,8 @@
 //! What suites of whole agents in a cluster start from: an API server, a lab whose edge reaches it,
 //! and agents.
 
+mod account;
+
 use std::{
     fs,
     net::{SocketAddr, ToSocketAddrs},
@@ -25,7 +27,7 @@ use crate::{
 };
 
 /// Kinds that tests write: kind, group and version, plural.
-const KINDS: [(&str, &str, &str, &str); 10] = [
+const KINDS: [(&str, &str, &str, &str); 15] = [
     ("Service", "", "v1", "services"),
     ("Node", "", "v1", "nodes"),
     ("Namespace", "", "v1", "namespaces"),
@@ -36,7 +38,16 @@ const KINDS: [(&str, &str, &str, &str); 10] = [
     ("VirtualIP", "pointsman.dev", "v1alpha1", "virtualips"),
     ("IPAddressPool", "metallb.io", "v1beta1", "ipaddresspools"),
     ("L2Advertisement", "metallb.io", "v1beta1", "l2advertisements"),
+    ("ServiceAccount", "", "v1", "serviceaccounts"),
+    ("ClusterRole", RBAC, "v1", "clusterroles"),
+    ("ClusterRoleBinding", RBAC, "v1", "clusterrolebindings"),
+    ("Role", RBAC, "v1", "roles"),
+    ("RoleBinding", RBAC, "v1", "rolebindings"),
 ];
+const RBAC: &str = "rbac.authorization.k8s.io";
+/// Those of them that have no namespace.
+const CLUSTER_SCOPED: [&str; 6] =
+    ["Node", "Namespace", "AddressPool", "VirtualIP", "ClusterRole", "ClusterRoleBinding"];
 
 /// A node without traffic.
 pub struct OtherNode {
@@ -69,6 +80,8 @@ pub struct ClusterWorld {
     pub node: String,
     /// For the edge.
     kubeconfig: PathBuf,
+    /// For cleanups, which are off the edge.
+    cleaner: PathBuf,
     /// More namespaces with Services.
     more_namespaces: std::sync::Mutex<Vec<String>>,
     /// Cluster-scoped objects to be deleted: kind and name.
@@ -100,6 +113,7 @@ impl ClusterWorld {
         let cluster = runtime.block_on(TestCluster::from_env())?;
         let turn = if cluster.double().is_none() { Some(turn()?) } else { None };
         let (relay, kubeconfig) = reach(&lab.edge, lab.directory(), &cluster)?;
+        let cleaner = cluster.kubeconfig().clone();
         let node = cluster.name("edge");
         let mut servers = Server::start_all(&lab.backends)?;
         servers.extend(Server::start_all(&lab.pods)?);
@@ -114,6 +128,7 @@ impl ClusterWorld {
             relay,
             node,
             kubeconfig,
+            cleaner,
             runtime,
             _turn: turn,
         };
@@ -168,20 +183,10 @@ impl ClusterWorld {
         let binary = std::env::var_os("POINTSMAN_BIN").context("POINTSMAN_BIN is not set")?;
         let mut command = Command::new(binary);
         command.args(["cleanup", "--namespace", &self.namespace, "--kubeconfig"]);
-        let output = command.arg(self.cluster.kubeconfig()).stdin(Stdio::null()).output()?;
+        let output = command.arg(&self.cleaner).stdin(Stdio::null()).output()?;
         let (said, log) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
         ensure!(output.status.success(), "pointsman cleanup: {}\n{said}{log}", output.status);
         Ok(said)
-    }
-
-    /// An agent on the edge with the rights of a ServiceAccount. With the double only.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn agent_as(&self, account: (&str, &str), flags: &[&str]) -> Result<Agent<'_>> {
-        let double = self.cluster.double().context("a real cluster")?;
-        let kubeconfig = double.write_kubeconfig("account", self.relay.address(), Some(account))?;
-        self.start(self.lab.seat(), &self.node, &kubeconfig, flags)
     }
 
     fn start<'a>(
@@ -230,9 +235,10 @@ impl ClusterWorld {
         let parameters = PatchParams::apply("test").force();
         self.block(api.patch(name, &parameters, &Patch::Apply(&object)))
             .with_context(|| format!("{kind} {name}"))?;
-        let is_ours = matches!(kind, "Node" | "AddressPool" | "VirtualIP");
         let mut made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if is_ours && !made.iter().any(|(_, other)| other == name) {
+        let known = made.iter().any(|(other, of)| (*other, of.as_str()) == (kind, name));
+        // Namespaces are cleaned up as such.
+        if CLUSTER_SCOPED.contains(&kind) && kind != "Namespace" && !known {
             made.push((kind, name.to_owned()));
         }
         Ok(())
@@ -417,7 +423,7 @@ impl ClusterWorld {
         let client: Client = self.cluster.client();
         let (namespace, name) = name.split_once('/').unwrap_or((&self.namespace, name));
         let api = match *kind {
-            "Node" | "Namespace" | "AddressPool" | "VirtualIP" => Api::all_with(client, &resource),
+            kind if CLUSTER_SCOPED.contains(&kind) => Api::all_with(client, &resource),
             _ => Api::namespaced_with(client, namespace, &resource),
         };
         Ok((api, resource, name))

@@ -9,6 +9,8 @@ use kube::{
 use pointsman_tests::apiserver::cluster::with_cluster;
 use serde_json::{Value, json};
 
+/// Managers are never named as the agent is: on a shared cluster, one that runs for another test would
+/// take back what it believes to be its own.
 fn apply(manager: &str) -> PatchParams {
     PatchParams::apply(manager)
 }
@@ -138,22 +140,22 @@ fn a_status_is_published_by_apply() -> Result<()> {
         let api: Api<Service> = Api::namespaced(cluster.client(), &cluster.namespace("status").await?);
         let made = api.create(&PostParams::default(), &balanced("one")).await?;
         let spec = made.spec.clone();
-        let first = api.patch_status("one", &apply("pointsman"), &ingress(&["192.0.2.1"])).await?;
+        let first = api.patch_status("one", &apply("publisher"), &ingress(&["192.0.2.1"])).await?;
         assert_eq!(addresses(&first), ["192.0.2.1"]);
         assert_eq!(first.spec, spec);
-        let same = api.patch_status("one", &apply("pointsman"), &ingress(&["192.0.2.1"])).await?;
+        let same = api.patch_status("one", &apply("publisher"), &ingress(&["192.0.2.1"])).await?;
         assert_eq!(same.metadata.resource_version, first.metadata.resource_version);
         // The list is one value: another manager cannot add to it.
         let refused = api.patch_status("one", &apply("rival"), &ingress(&["192.0.2.2"])).await;
         assert_eq!(conflicts(refused), [".status.loadBalancer.ingress"]);
         let both =
-            api.patch_status("one", &apply("pointsman"), &ingress(&["192.0.2.2", "192.0.2.3"])).await?;
+            api.patch_status("one", &apply("publisher"), &ingress(&["192.0.2.2", "192.0.2.3"])).await?;
         assert_eq!(addresses(&both), ["192.0.2.2", "192.0.2.3"]);
         // Nothing is left of it when it is not applied any more.
         let nothing = Patch::Apply(json!({
             "apiVersion": "v1", "kind": "Service", "metadata": { "name": "one" },
         }));
-        let cleared = api.patch_status("one", &apply("pointsman"), &nothing).await?;
+        let cleared = api.patch_status("one", &apply("publisher"), &nothing).await?;
         assert_eq!(addresses(&cleared), Vec::<String>::new());
         Ok(())
     })
@@ -168,7 +170,7 @@ fn a_status_is_no_part_of_the_main_resource() -> Result<()> {
             serde_json::from_value(json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.9" }] } }))?;
         let made = api.create(&PostParams::default(), &with_status).await?;
         assert_eq!(addresses(&made), Vec::<String>::new());
-        api.patch_status("one", &apply("pointsman"), &ingress(&["192.0.2.1"])).await?;
+        api.patch_status("one", &apply("publisher"), &ingress(&["192.0.2.1"])).await?;
         let patch = Patch::Merge(json!({
             "metadata": { "labels": { "a": "b" } },
             "status": { "loadBalancer": { "ingress": [{ "ip": "192.0.2.9" }] } },

@@ -88,7 +88,7 @@ impl Agent {
         let lock = pins.lock()?;
         let programs = Programs::load(&pins, &settings.sizes)?;
         let maps = KernelMaps::from_pins(&pins)?;
-        let mut compiler = Compiler::adopt(&maps, plan::Settings::default())?;
+        let compiler = Compiler::adopt(&maps, plan::Settings::default())?;
         // Whatever the maps say, next hops may be others by now.
         let config = first_config(settings, maps.config()?)?;
         let addressing = if settings.follows_cluster() {
@@ -104,7 +104,6 @@ impl Agent {
             Addressing::Decides(Box::new(ipam))
         };
         let planner = Planner::new(settings.default_class, settings.node.clone(), addressing);
-        compiler.reload(&maps)?;
         let shared = Arc::new(Shared::new(&pins, settings.metrics_per_backend));
         let agent = Self {
             settings: settings.clone(),

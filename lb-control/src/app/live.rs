@@ -1,16 +1,13 @@
 //! What this node serves right now, told to whoever publishes it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use tokio::sync::mpsc;
 
-use crate::model::ObjectRef;
+use crate::model::{Few, ObjectRef};
 
 /// An address, and the Services that it serves from now on.
-pub type Served = (IpAddr, BTreeSet<ObjectRef>);
+pub type Served = (IpAddr, Few<ObjectRef>);
 
 /// What is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +34,7 @@ pub struct Lack {
 /// Tells what is other than before.
 pub struct Live {
     has_begun: bool,
-    told: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+    told: BTreeMap<IpAddr, Few<ObjectRef>>,
     unfit: Option<String>,
     lacking: BTreeMap<ObjectRef, Lack>,
     /// Nobody listens if there is no cluster.
@@ -81,7 +78,7 @@ impl Live {
     pub fn ends(&mut self) {
         for address in std::mem::take(&mut self.told).into_keys() {
             if let Some(listener) = &self.listener {
-                let _ = listener.send(Told::Serves((address, BTreeSet::new())));
+                let _ = listener.send(Told::Serves((address, Few::default())));
             }
         }
     }
@@ -107,7 +104,7 @@ impl Live {
     }
 
     /// What an address serves from now on.
-    pub fn is_now(&mut self, address: IpAddr, services: BTreeSet<ObjectRef>) {
+    pub fn is_now(&mut self, address: IpAddr, services: Few<ObjectRef>) {
         let Some(listener) = &self.listener else { return };
         let before = self.told.get(&address);
         if before.map_or(services.is_empty(), |before| *before == services) {
@@ -131,14 +128,14 @@ mod tests {
     fn only_what_is_other_than_before_is_told() {
         let (mut live, mut told) = Live::channel();
         let address = IpAddr::from([192, 0, 2, 1]);
-        let web: BTreeSet<_> = [ObjectRef::new("default", "web")].into();
-        live.is_now(address, BTreeSet::new());
+        let web: Few<_> = [ObjectRef::new("default", "web")].into();
+        live.is_now(address, Few::default());
         assert!(told.try_recv().is_err());
         live.is_now(address, web.clone());
         live.is_now(address, web.clone());
         assert_eq!(told.try_recv(), Ok(Told::Serves((address, web))));
-        live.is_now(address, BTreeSet::new());
-        assert_eq!(told.try_recv(), Ok(Told::Serves((address, BTreeSet::new()))));
+        live.is_now(address, Few::default());
+        assert_eq!(told.try_recv(), Ok(Told::Serves((address, Few::default()))));
         assert!(told.try_recv().is_err() && live.addresses().next().is_none());
     }
 

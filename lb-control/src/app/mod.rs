@@ -31,6 +31,8 @@ use crate::net::Monitor;
 use crate::source::Update;
 
 pub use cluster::{ClusterSettings, LEADER_LEASE, host_name};
+pub use live::Told;
+pub use writer::Writer;
 
 use agent::Agent;
 use cluster::{Cluster, Leave};

@@ -10,7 +10,7 @@ use std::{
 
 use super::live::{Lack, Told};
 use crate::{
-    model::{ObjectChange, ObjectRef, VirtualIp},
+    model::{Few, ObjectChange, ObjectRef, VirtualIp},
     plan::controller::{
         Command, Controller, ControllerOptions, EventTarget, NODE_CANNOT_SERVE, Outcome, agent_status_of,
     },
@@ -41,7 +41,7 @@ pub struct Writer {
     /// said that it is served may well be, by what an earlier agent has left.
     begun: bool,
     virtual_ips: BTreeMap<IpAddr, Arc<VirtualIp>>,
-    served: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+    served: BTreeMap<IpAddr, Few<ObjectRef>>,
     dirty: BTreeSet<IpAddr>,
     attempts: BTreeMap<IpAddr, Attempt>,
     /// Not yet told.
@@ -210,14 +210,14 @@ mod tests {
     use super::*;
 
     fn virtual_ip(node: &str, live: Option<&str>) -> ObjectChange {
-        let services: BTreeSet<_> = [ObjectRef::new("default", "web")].into();
+        let services: Few<_> = [ObjectRef::new("default", "web")].into();
         let vip = VirtualIp {
             address: [192, 0, 2, 1].into(),
             pool: None,
             services: services.clone(),
             node: Some(node.into()),
             live_node: live.map(str::to_owned),
-            live: if live.is_some() { services } else { BTreeSet::new() },
+            live: if live.is_some() { services } else { Few::default() },
             uid: "u".into(),
             resource_version: "1".into(),
             deleting: false,
@@ -354,7 +354,7 @@ mod tests {
         let ObjectChange::VirtualIp(address, Some(vip)) = virtual_ip("me", Some("me")) else {
             unreachable!("made above")
         };
-        let vip = VirtualIp { live: BTreeSet::new(), ..(*vip).clone() };
+        let vip = VirtualIp { live: Few::default(), ..(*vip).clone() };
         writer.changed(vec![ObjectChange::VirtualIp(address, Some(vip.into()))], START);
         assert!(writer.has_let_go());
     }

@@ -1,10 +1,11 @@
-//! Reads a whole hash map in a few system calls.
+//! Reads a whole map in a few system calls.
 //!
-//! Going from key to key, as aya does, starts over whenever the current key has just been removed,
+//! Of a hash map, going from key to key, as aya does, starts over whenever the current key has just been removed,
 //! and might never end under load; a batch goes by buckets (kernel/bpf/hashtab.c,
 //! `__htab_map_lookup_and_delete_batch`). aya has no batches yet.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use lb_common::abi::Plain;
@@ -33,7 +34,22 @@ struct Attributes {
 /// # Errors
 /// When the kernel refuses.
 pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
-    for_each_group(map, 1, |key, values: &[V]| values.iter().for_each(|value| each(key, *value)))
+    for_each_group(map, 1, 0..usize::MAX, |key, values: &[V]| {
+        values.iter().for_each(|value| each(key, *value))
+    })
+}
+
+/// Elements of an array, `count` from `first` on, or fewer if it ends before.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn elements<V: Plain>(map: BorrowedFd<'_>, first: u32, count: u32) -> io::Result<Vec<V>> {
+    let mut all = Vec::with_capacity(count as usize);
+    if count > 0 {
+        let range = first as usize..first as usize + count as usize;
+        for_each_group(map, 1, range, |_: u32, values: &[V]| all.extend_from_slice(values))?;
+    }
+    Ok(all)
 }
 
 /// Calls `each` for every element of a per-CPU array, with its values on each of the `cpus` possible
@@ -47,28 +63,33 @@ pub fn for_each_per_cpu<V: Plain>(
     each: impl FnMut(u32, &[V]),
 ) -> io::Result<()> {
     const { assert!(size_of::<V>().is_multiple_of(8), "values lie closer than the kernel writes them") };
-    for_each_group(map, cpus, each)
+    for_each_group(map, cpus, 0..usize::MAX, each)
 }
 
-/// Calls `each` for every entry of a map that has `group` values for each key.
+/// Calls `each` for every entry of a map that has `group` values for each key. Of an array, for those
+/// of a range, which is not empty; other maps have no order, and are read as a whole.
 fn for_each_group<K: Plain, V: Plain>(
     map: BorrowedFd<'_>,
     group: usize,
+    range: Range<usize>,
     mut each: impl FnMut(K, &[V]),
 ) -> io::Result<()> {
     // On a machine with many CPUs, the values of one key are many.
-    let batch = (BATCH / group).max(1);
+    let batch = (BATCH / group).max(1).min(range.len());
+    let mut left = range.len();
     let mut keys: Vec<K> = Vec::with_capacity(batch);
     let mut values: Vec<V> = Vec::with_capacity(batch * group);
-    let (mut from, mut to) = (0u32, 0u32);
-    let mut first = true;
+    // An array's elements are given from the one after this cursor on (`generic_map_lookup_batch` in
+    // kernel/bpf/syscall.c).
+    let (mut from, mut to) = (u32::try_from(range.start).unwrap_or(u32::MAX).wrapping_sub(1), 0u32);
+    let mut first = range.start == 0;
     loop {
         let mut attributes = Attributes {
             in_batch: if first { 0 } else { &raw mut from as u64 },
             out_batch: &raw mut to as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
-            count: batch as u32,
+            count: batch.min(left) as u32,
             map_fd: map.as_raw_fd().cast_unsigned(),
             ..Attributes::default()
         };
@@ -96,7 +117,8 @@ fn for_each_group<K: Plain, V: Plain>(
             each(key, values);
         }
         values.clear();
-        if end {
+        left = left.saturating_sub(count);
+        if end || left == 0 {
             return Ok(());
         }
         (first, from) = (false, to);

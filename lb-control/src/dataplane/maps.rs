@@ -1,19 +1,20 @@
 //! The maps, opened for the agent or for the command line.
 
 use std::collections::HashMap as StdHashMap;
+use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, DevMapHash, HashMap, Map, MapData, PerCpuArray};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::{
-    Backend, BackendStats, Config, DropReason, DropStats, Service, ServiceName, ServiceStats, SourceRange,
-    Tick, VipKey, maps,
+    Backend, BackendStats, Config, DropReason, DropStats, Plain, Service, ServiceName, ServiceStats,
+    SourceRange, Tick, VipKey, maps,
 };
 
 use tracing::warn;
 
-use super::PinDirectory;
+use super::{PinDirectory, batch};
 use crate::ports::{Limits, MapOp, MapStore, Vip};
 
 /// The maps that the agent writes, and the counters.
@@ -35,6 +36,19 @@ pub struct KernelMaps {
     backend_stats: PerCpuArray<MapData, BackendStats>,
     drops: PerCpuArray<MapData, DropStats>,
     devices: DevMapHash<MapData>,
+    whole: Whole,
+}
+
+/// The maps that are read as a whole, once more: aya reads one element at a time.
+struct Whole {
+    vips_v4: OwnedFd,
+    vips_v6: OwnedFd,
+    services: OwnedFd,
+    service_names: OwnedFd,
+    backends: OwnedFd,
+    slots: OwnedFd,
+    affinity_ticks: OwnedFd,
+    snat_addresses: OwnedFd,
 }
 
 impl KernelMaps {
@@ -49,9 +63,12 @@ impl KernelMaps {
             };
         }
         let mut sizes = StdHashMap::new();
+        let mut files = StdHashMap::new();
         let mut sized = |map: maps::Map| -> Result<Map> {
             let found = open(map)?;
-            sizes.insert(map.name, Self::data(&found)?.info()?.max_entries());
+            let data = Self::data(&found)?;
+            sizes.insert(map.name, data.info()?.max_entries());
+            files.insert(map.name, data.fd().as_fd().try_clone_to_owned()?);
             Ok(found)
         };
         let vips_v4 = sized(maps::VIPS_V4)?.try_into()?;
@@ -62,6 +79,19 @@ impl KernelMaps {
         let slots = sized(maps::SLOTS)?.try_into()?;
         let backends = sized(maps::BACKENDS)?.try_into()?;
         let snat_addresses = sized(maps::SNAT_ADDRESSES)?.try_into()?;
+        let service_names = sized(maps::SERVICE_NAMES)?.try_into()?;
+        let affinity_ticks = sized(maps::AFFINITY_TICKS)?.try_into()?;
+        let mut file = |map: maps::Map| files.remove(map.name).context("a map was not opened");
+        let whole = Whole {
+            vips_v4: file(maps::VIPS_V4)?,
+            vips_v6: file(maps::VIPS_V6)?,
+            services: file(maps::SERVICES)?,
+            service_names: file(maps::SERVICE_NAMES)?,
+            backends: file(maps::BACKENDS)?,
+            slots: file(maps::SLOTS)?,
+            affinity_ticks: file(maps::AFFINITY_TICKS)?,
+            snat_addresses: file(maps::SNAT_ADDRESSES)?,
+        };
         let size = |map: maps::Map| sizes.get(map.name).copied().unwrap_or_default();
         Ok(Self {
             limits: Limits {
@@ -76,20 +106,21 @@ impl KernelMaps {
             },
             source_ranges_v4,
             source_ranges_v6,
-            affinity_ticks: typed!(maps::AFFINITY_TICKS),
+            affinity_ticks,
             vips_v4,
             vips_v6,
             services,
             slots,
             backends,
             snat_addresses,
-            service_names: typed!(maps::SERVICE_NAMES),
+            service_names,
             round_robin: typed!(maps::ROUND_ROBIN),
             config: typed!(maps::CONFIG),
             service_stats: typed!(maps::SERVICE_STATS),
             backend_stats: typed!(maps::BACKEND_STATS),
             drops: typed!(maps::DROPS),
             devices: typed!(maps::DEVICES),
+            whole,
         })
     }
 
@@ -234,21 +265,24 @@ fn ignore_absent(result: Result<(), aya::maps::MapError>, map: &str) -> Result<(
     }
 }
 
-/// All elements of an array that are not zero. Not by `array.len()`: that is the size that was asked
-/// for, and a pinned map keeps the `size` it has.
-fn nonzero<V: aya::Pod + PartialEq>(
-    array: &Array<MapData, V>,
-    name: &str,
-    size: u32,
-    zero: &V,
-) -> Result<Vec<(u32, V)>> {
+/// All elements of an array that are not zero, which is what unused ones are.
+fn nonzero<V: Plain + Default + PartialEq>(array: &OwnedFd, name: &str) -> Result<Vec<(u32, V)>> {
     let mut all = Vec::new();
-    for index in 0..size {
-        let value = array.get(&index, 0).with_context(|| format!("reading the map {name}"))?;
-        if value != *zero {
+    let unused = V::default();
+    let each = |index: u32, value: V| {
+        if value != unused {
             all.push((index, value));
         }
-    }
+    };
+    batch::for_each(array.as_fd(), each).with_context(|| format!("reading the map {name}"))?;
+    Ok(all)
+}
+
+/// `count` elements of an array from `first` on.
+fn elements<V: Plain>(array: &OwnedFd, name: &str, first: u32, count: u32) -> Result<Vec<V>> {
+    let all =
+        batch::elements(array.as_fd(), first, count).with_context(|| format!("reading the map {name}"))?;
+    ensure!(all.len() == count as usize, "reading the map {name}: {first}+{count} is beyond its end");
     Ok(all)
 }
 
@@ -315,33 +349,27 @@ impl MapStore for KernelMaps {
 
     fn vips(&self) -> Result<Vec<(Vip, u32)>> {
         let mut all = Vec::new();
-        for pair in self.vips_v4.iter() {
-            let (key, service) = pair.context("reading the map vips_v4")?;
-            all.push((Vip::V4(key), service));
-        }
-        for pair in self.vips_v6.iter() {
-            let (key, service) = pair.context("reading the map vips_v6")?;
-            all.push((Vip::V6(key), service));
-        }
+        batch::for_each(self.whole.vips_v4.as_fd(), |key, service| all.push((Vip::V4(key), service)))
+            .context("reading the map vips_v4")?;
+        batch::for_each(self.whole.vips_v6.as_fd(), |key, service| all.push((Vip::V6(key), service)))
+            .context("reading the map vips_v6")?;
         Ok(all)
     }
 
     fn services(&self) -> Result<Vec<(u32, Service)>> {
-        nonzero(&self.services, "services", self.limits.services, &Service::default())
+        nonzero(&self.whole.services, "services")
     }
 
     fn service_names(&self) -> Result<Vec<(u32, ServiceName)>> {
-        nonzero(&self.service_names, "service_names", self.limits.services, &ServiceName::default())
+        nonzero(&self.whole.service_names, "service_names")
     }
 
     fn backends(&self) -> Result<Vec<(u32, Backend)>> {
-        nonzero(&self.backends, "backends", self.limits.backends, &Backend::default())
+        nonzero(&self.whole.backends, "backends")
     }
 
     fn slots(&self, first: u32, count: u32) -> Result<Vec<u32>> {
-        (first..first + count)
-            .map(|index| self.slots.get(&index, 0).context("reading the map slots"))
-            .collect()
+        elements(&self.whole.slots, "slots", first, count)
     }
 
     fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>> {
@@ -356,11 +384,11 @@ impl MapStore for KernelMaps {
     }
 
     fn affinity_timeouts(&self) -> Result<Vec<(u32, Tick)>> {
-        nonzero(&self.affinity_ticks, "affinity_ticks", self.limits.services, &0)
+        nonzero(&self.whole.affinity_ticks, "affinity_ticks")
     }
 
     fn snat_addresses(&self) -> Result<Vec<[u8; 16]>> {
-        self.snat_addresses.iter().map(|address| address.context("reading the map snat_addresses")).collect()
+        elements(&self.whole.snat_addresses, "snat_addresses", 0, self.limits.snat_addresses)
     }
 
     fn config(&self) -> Result<Option<Config>> {

@@ -1,8 +1,8 @@
 //! Objects of the cluster around the Services: namespaces, nodes, agents, addresses.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
-use super::{Labels, ObjectRef, Selector};
+use super::{Few, Labels, ObjectRef, Selector};
 
 /// A namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,13 +45,13 @@ pub struct VirtualIp {
     /// The pool that it was taken from.
     pub pool: Option<String>,
     /// Services that it is given to.
-    pub services: BTreeSet<ObjectRef>,
+    pub services: Few<ObjectRef>,
     /// The node that announces it.
     pub node: Option<String>,
     /// The node that serves it right now, by its own account.
     pub live_node: Option<String>,
     /// Services that this node serves right now.
-    pub live: BTreeSet<ObjectRef>,
+    pub live: Few<ObjectRef>,
     /// The object's identity.
     pub uid: String,
     /// Version that a change builds on.

@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{ObjectRef, Protocol};
+use super::{Few, ObjectRef, Protocol};
 
 /// Identity of a Service entry in the data plane: one port of one VIP of a Service.
 ///
@@ -79,7 +79,7 @@ pub struct Desired {
     pub entries: BTreeMap<ServiceKey, DesiredEntry>,
     /// Addresses that must be on the link device, each with the Services that need it there: an
     /// address goes when its set is empty, and then is not in this map.
-    pub vips: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+    pub vips: BTreeMap<IpAddr, Few<ObjectRef>>,
 }
 
 impl Desired {

@@ -1,6 +1,8 @@
 //! Sets of which there are many, and which have one element as a rule.
 
 use std::collections::BTreeSet;
+use std::iter::{Chain, Flatten};
+use std::{option, slice, vec};
 
 /// Up to so many elements a search from the front is as fast as any.
 const FEW: usize = 8;
@@ -74,7 +76,54 @@ impl<T> Few<T> {
     }
 
     /// All of them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = &T> + Clone {
+    pub fn iter(&self) -> <&Self as IntoIterator>::IntoIter {
+        self.into_iter()
+    }
+}
+
+impl<T: PartialEq> PartialEq for Few<T> {
+    /// However they are kept: one that was larger once stays a tree.
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl<T: Eq> Eq for Few<T> {}
+
+impl<T: Ord> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(elements: I) -> Self {
+        let mut few = Self::default();
+        for element in elements {
+            few.insert(element);
+        }
+        few
+    }
+}
+
+impl<T: Ord, const N: usize> From<[T; N]> for Few<T> {
+    fn from(elements: [T; N]) -> Self {
+        elements.into_iter().collect()
+    }
+}
+
+impl<T> IntoIterator for Few<T> {
+    type Item = T;
+    type IntoIter = Chain<vec::IntoIter<T>, Flatten<option::IntoIter<BTreeSet<T>>>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let (few, many) = match self.0 {
+            Kept::Many(many) => (Vec::new(), Some(many)),
+            Kept::Few(few) => (few, None),
+        };
+        few.into_iter().chain(many.into_iter().flatten())
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Few<T> {
+    type Item = &'a T;
+    type IntoIter = Chain<slice::Iter<'a, T>, Flatten<option::IntoIter<&'a BTreeSet<T>>>>;
+
+    fn into_iter(self) -> Self::IntoIter {
         let (few, many) = match &self.0 {
             Kept::Many(many) => (&[][..], Some(many)),
             Kept::Few(few) => (few.as_slice(), None),
@@ -101,6 +150,7 @@ mod tests {
                 }
                 prop_assert_eq!(few.contains(&element), comes);
                 prop_assert!(few.iter().eq(&set));
+                prop_assert!(few == set.iter().copied().collect());
                 prop_assert_eq!((few.len(), few.is_empty()), (set.len(), set.is_empty()));
             }
         }

@@ -138,6 +138,8 @@ pub struct Pool {
     pub name: String,
     /// Where it was written down; `None` if it came from an API server.
     pub place: Option<Place>,
+    /// Its identity at the API server; empty if it came from a file.
+    pub uid: String,
     /// Its addresses, in the order in which they are used.
     pub ranges: Vec<AddressRange>,
     /// Whether it serves Services that do not name a pool.

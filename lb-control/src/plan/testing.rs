@@ -101,6 +101,7 @@ pub fn pool(text: &str) -> Pool {
     let mut pool = Pool {
         name,
         place: None,
+        uid: String::new(),
         ranges: Vec::new(),
         auto_assign: true,
         avoid_buggy_ips: false,

@@ -1,6 +1,6 @@
 //! Commands as requests.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use k8s_openapi::{
     api::{
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     crd::{self, ServiceName, virtual_ip_name},
-    model::{ANNOTATION_EXTERNAL_IPS, Condition, FIELD_MANAGER, ObjectRef},
+    model::{ANNOTATION_EXTERNAL_IPS, Condition, FIELD_MANAGER, Few, ObjectRef},
     plan::controller::{Command, EventTarget},
 };
 
@@ -340,7 +340,7 @@ impl Requests {
     }
 }
 
-fn names(services: &BTreeSet<ObjectRef>) -> Vec<ServiceName> {
+fn names(services: &Few<ObjectRef>) -> Vec<ServiceName> {
     services.iter().map(ServiceName::from).collect()
 }
 

@@ -154,11 +154,17 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
     {
         errors.add("spec.sessionAffinity", format!("`{affinity}` is neither None nor ClientIP"));
     }
+    // What is to be let go of is let go of, whatever is wrong with how it would be served: else it
+    // would stay as it last was, held by our finalizers. Files have nothing that holds them.
+    let is_file = service.place.is_some();
+    if !is_file && (service.api.deleting || !service.is_load_balancer) {
+        return Ok(service);
+    }
     errors.finish(service)
 }
 
 /// What the API server has about a Service beside its specification.
-fn api_state(from: &core::Service) -> ApiState {
+pub(super) fn api_state(from: &core::Service) -> ApiState {
     let metadata = &from.metadata;
     let status = from.status.as_ref();
     let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_deref());

@@ -1,6 +1,6 @@
 //! Pools, advertisements and VirtualIPs, from the API's types to ours.
 
-use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
+use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
@@ -12,8 +12,8 @@ use crate::{
         metallb::{BgpAdvertisement, IpAddressPool, L2Advertisement},
     },
     model::{
-        AddressRange, Advertisement, ObjectRef, Operator, Place, Pool, PoolOrigin, Requirement, Selector,
-        VirtualIp,
+        AddressRange, Advertisement, Few, ObjectRef, Operator, Place, Pool, PoolOrigin, Requirement,
+        Selector, VirtualIp,
     },
 };
 
@@ -27,6 +27,7 @@ pub fn address_pool(from: &AddressPool, place: Option<Place>) -> Result<Pool, Ve
     let pool = Pool {
         name: name(&from.metadata, &mut errors),
         place,
+        uid: from.metadata.uid.clone().unwrap_or_default(),
         ranges: ranges(&spec.addresses, AddressRange::from_str, &mut errors),
         auto_assign: spec.auto_assign,
         avoid_buggy_ips: spec.avoid_buggy_ips,
@@ -53,6 +54,7 @@ pub fn metallb_pool(from: &IpAddressPool) -> Result<Pool, Vec<FieldError>> {
     let pool = Pool {
         name: name(&from.metadata, &mut errors),
         place: None,
+        uid: from.metadata.uid.clone().unwrap_or_default(),
         ranges: ranges(&spec.addresses, metallb_range, &mut errors),
         auto_assign: spec.auto_assign.unwrap_or(true),
         avoid_buggy_ips: spec.avoid_buggy_ips,
@@ -152,7 +154,7 @@ pub fn virtual_ip(from: &crd::VirtualIp) -> Result<VirtualIp, Vec<FieldError>> {
             return Err(errors.0);
         }
     };
-    let names = |services: &[ServiceName]| services.iter().map(ObjectRef::from).collect::<BTreeSet<_>>();
+    let names = |services: &[ServiceName]| services.iter().map(ObjectRef::from).collect::<Few<_>>();
     let status = from.status.clone().unwrap_or_default();
     errors.finish(VirtualIp {
         address,

@@ -138,8 +138,14 @@ impl TestCluster {
                 }
             }
         };
-        timeout(PATIENCE, created).await.context("an older definition does not go")??;
         let name = definition.metadata.name.clone().context("a definition without a name")?;
+        let created = timeout(PATIENCE, created).await.context("an older definition does not go")?;
+        created.with_context(|| {
+            format!(
+                "cannot install {name}; if it exists already, it is of an installation, which tests would \
+                 disturb, or of a test that was killed: then `kubectl delete crd {name}`"
+            )
+        })?;
         lock(&self.definitions).push(name.clone());
         let established = await_condition(api, &name, conditions::is_crd_established());
         timeout(PATIENCE, established).await.with_context(|| format!("{name} is not established"))??;

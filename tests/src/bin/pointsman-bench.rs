@@ -75,6 +75,9 @@ struct Control {
     /// Endpoints that change, one after another (1000, or 50 with --quick).
     #[arg(long)]
     changes: Option<u32>,
+    /// Length of the rest, in seconds (30, or 6 with --quick).
+    #[arg(long, value_name = "SECONDS")]
+    rest: Option<u32>,
 }
 
 fn main() -> Result<()> {
@@ -90,7 +93,7 @@ fn main() -> Result<()> {
                 services: options.services.unwrap_or(choose(10_000, 200)),
                 endpoints: options.endpoints,
                 changes: options.changes.unwrap_or(choose(1_000, 50)),
-                rest: Duration::from_secs(choose(30, 6).into()),
+                rest: Duration::from_secs(options.rest.unwrap_or(choose(30, 6)).into()),
             };
             if let Err(error) = control::measure(&mut report, scale) {
                 // What was measured until then took long.

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     thread,
@@ -259,7 +260,27 @@ impl<'lab> Agent<'lab> {
             }
             Ok(None)
         });
-        waited.with_context(|| format!("last status: {last}\nagent's log:\n{}", self.log()))
+        waited.with_context(|| {
+            format!("last status: {last}\n{}\nagent's log:\n{}", self.whereabouts(), self.log())
+        })
+    }
+
+    /// What the process does right now, and whether it answers: for when it seems to hang.
+    fn whereabouts(&self) -> String {
+        let socket = match UnixStream::connect(self.socket()) {
+            Ok(_) => "takes connections".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let Some(id) = self.process_id() else { return format!("no process; the socket: {socket}") };
+        let mut text =
+            format!("process {id}; its socket: {socket}; its threads (state, where in the kernel):\n");
+        for task in fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten() {
+            let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let state = read("stat").rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            let (name, place) = (read("comm"), read("wchan"));
+            text += &format!("  {} {} {place}\n", name.trim(), state.unwrap_or('?'));
+        }
+        text
     }
 
     /// Waits until a running agent serves every Service, by resolved next hops.

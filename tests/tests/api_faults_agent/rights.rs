@@ -2,15 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result, ensure};
-use k8s_openapi::{
-    api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-};
-use kube::{
-    Api,
-    api::{Patch, PatchParams, PostParams},
-};
+use anyhow::{Result, ensure};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{Api, api::PostParams};
 use pointsman_tests::{
     apiserver::{ApiServer, Options, cluster::is_real},
     cluster_world::ClusterWorld,
@@ -20,54 +14,8 @@ use serde_json::{Value, json};
 
 use super::{ask, double, problems, wait_problem, world};
 
-const MANIFEST: &str = include_str!("../../../deploy/base/pointsman.yaml");
-const SYSTEM: &str = "pointsman-system";
-const ACCOUNT: &str = "pointsman";
-
 /// `verb group/resource`
 type Right = String;
-
-/// The roles that are shipped, with our Leases in the namespace of the test.
-fn roles(world: &ClusterWorld) -> Result<Vec<Value>> {
-    let text = MANIFEST.replace(&format!("namespace: {SYSTEM}"), &format!("namespace: {}", world.namespace));
-    let all: Vec<Value> = serde_saphyr::from_multiple(&text)?;
-    let is_role = |it: &Value| it["apiVersion"] == "rbac.authorization.k8s.io/v1";
-    Ok(all.into_iter().filter(is_role).collect())
-}
-
-fn install(world: &ClusterWorld, roles: &[Value]) -> Result<()> {
-    let client = world.cluster.client();
-    let namespace = &world.namespace;
-    let parameters = PatchParams::apply("test").force();
-    for role in roles {
-        let name = role["metadata"]["name"].as_str().context("a name")?;
-        let patch = Patch::Apply(role);
-        match role["kind"].as_str() {
-            Some("ClusterRole") => {
-                drop(world.block(Api::<ClusterRole>::all(client.clone()).patch(name, &parameters, &patch))?)
-            }
-            Some("ClusterRoleBinding") => {
-                drop(world.block(Api::<ClusterRoleBinding>::all(client.clone()).patch(
-                    name,
-                    &parameters,
-                    &patch,
-                ))?)
-            }
-            Some("Role") => drop(world.block(Api::<Role>::namespaced(client.clone(), namespace).patch(
-                name,
-                &parameters,
-                &patch,
-            ))?),
-            _ => drop(world.block(Api::<RoleBinding>::namespaced(client.clone(), namespace).patch(
-                name,
-                &parameters,
-                &patch,
-            ))?),
-        }
-    }
-    double(world)?.enforce_rbac(true);
-    Ok(())
-}
 
 fn granted(roles: &[Value]) -> BTreeSet<Right> {
     let mut rights = BTreeSet::new();
@@ -94,11 +42,11 @@ fn used(world: &ClusterWorld) -> Result<BTreeSet<Right>> {
 
 #[test]
 fn the_shipped_roles_are_what_is_needed() -> Result<()> {
-    let Some(world) = world(1)? else { return Ok(()) };
-    let roles = roles(&world)?;
-    install(&world, &roles)?;
-    let account = (world.namespace.as_str(), ACCOUNT);
-    let mut agent = world.agent_as(account, &[])?;
+    let Some(mut world) = world(1)? else { return Ok(()) };
+    let roles = world.shipped_rights()?;
+    world.grant(&roles)?;
+    world.act_as_account()?;
+    let mut agent = world.agent(&[])?;
     world.service("web", &json!({}), &[1])?;
     ask(&world, world.published("web", 2)?[0])?;
     world.service("dns", &json!({}), &[1])?;
@@ -106,15 +54,9 @@ fn the_shipped_roles_are_what_is_needed() -> Result<()> {
     world.delete("Service", "web")?;
     world.wait("the Service to go", ("Service", "web"), |found| found.is_none())?;
     agent.sigterm()?;
-    let config = double(&world)?.write_kubeconfig("cleanup", world.relay.address(), Some(account))?;
-    let config = config.display().to_string();
-    let clean = || {
-        let binary = std::env::var("POINTSMAN_BIN")?;
-        world.lab.edge.run([&binary, "cleanup", "--kubeconfig", &config, "--namespace", &world.namespace])
-    };
-    let said = clean()?;
+    let said = world.clean_up()?;
     ensure!(said.contains("freed 1 Services"), "{said}");
-    let again = clean()?;
+    let again = world.clean_up()?;
     ensure!(again.contains("freed 0 Services; deleted 0 VirtualIPs"), "{again}");
     ensure!(world.list("VirtualIP")?.is_empty(), "{:#?}", world.list("VirtualIP")?);
     // No agent is left to begin again, so nobody has to wait.
@@ -143,33 +85,6 @@ fn may_be_spare(right: &str) -> bool {
         || right.starts_with("list ")
         // Only after a conflict.
         || right == "get /services"
-}
-
-/// The shipped roles without a resource.
-fn without(world: &ClusterWorld, resource: &str) -> Result<Vec<Value>> {
-    let mut roles = roles(world)?;
-    let rules = roles.iter_mut().filter_map(|role| role["rules"].as_array_mut()).flatten();
-    for list in rules.filter_map(|rule| rule["resources"].as_array_mut()) {
-        list.retain(|it| it != resource);
-    }
-    Ok(roles)
-}
-
-#[test]
-fn a_rule_that_is_missing_is_named() -> Result<()> {
-    for (resource, verb) in [("endpointslices", "watch"), ("services/status", "patch")] {
-        let Some(world) = world(1)? else { return Ok(()) };
-        install(&world, &without(&world, resource)?)?;
-        let agent = world.agent_as((&world.namespace, ACCOUNT), &[])?;
-        world.service("web", &json!({}), &[1])?;
-        wait_problem(&agent, &format!("RBAC does not let Pointsman {verb}"))?;
-        ensure!(agent.log().contains(resource), "{}", agent.log());
-        // It goes on where it stopped once it may.
-        install(&world, &roles(&world)?)?;
-        ask(&world, world.published("web", 2)?[0])?;
-        agent.wait_status("no problem any more", |status| !problems(status).contains(resource))?;
-    }
-    Ok(())
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::Agent;
 use crate::app::live::Lack;
-use crate::model::ObjectRef;
+use crate::model::{Few, ObjectRef};
 use crate::plan::Effects;
 
 /// Which of the wanted VIPs are on the link device.
@@ -72,10 +72,10 @@ impl Agent {
     }
 
     /// The Services that an address of this node serves right now.
-    fn served(&self, address: &IpAddr) -> BTreeSet<ObjectRef> {
+    fn served(&self, address: &IpAddr) -> Few<ObjectRef> {
         // Packets for it have to come by the program, and somebody has to answer for it.
         if !self.placed.has(address) || !self.link_is_attached() {
-            return BTreeSet::new();
+            return Few::default();
         }
         let holders = self.planner.plan().desired.vips.get(address);
         let served = holders.into_iter().flatten().filter(|service| !self.unserved.contains_key(*service));

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::RouteType;
 use tokio::time::timeout;
 
-use crate::net::next_hops::{Ask, NextHops};
+use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::testing::{Lab, PATIENCE, ip, run};
 use crate::net::way::Resolution;
 use crate::net::{Kernel, Monitor, announce};
@@ -155,7 +156,6 @@ fn routes_are_followed() {
 
 #[test]
 fn routes_that_lead_nowhere_are_explained() {
-    use netlink_packet_route::route::RouteType;
     run(async |lab| {
         pair(lab).await;
         for (number, kind) in
@@ -299,5 +299,66 @@ fn a_neighbour_is_resolved_once_where_the_kernel_does_not_manage() {
         };
         assert!(timeout(PATIENCE, resolved).await.is_ok());
         assert_eq!(managed(lab, "10.0.0.2").await, Some(false));
+    });
+}
+
+/// 10.9.0.0 and so many after it.
+fn many(count: u32) -> BTreeSet<IpAddr> {
+    (0..count).map(|number| IpAddr::from((0x0a09_0000 + number).to_be_bytes())).collect()
+}
+
+/// Which of these have no route, as far as is known.
+fn lost<'a>(next_hops: &NextHops, backends: &[&'a str]) -> Vec<&'a str> {
+    let is_lost = |backend: &&&str| {
+        let problem = next_hops.way(&ip(backend)).unwrap().problem.as_ref();
+        problem.is_some_and(|problem| problem.contains("no route"))
+    };
+    backends.iter().filter(is_lost).copied().collect()
+}
+
+#[test]
+fn samples_find_what_nobody_told_of() {
+    run(async |lab| {
+        pair(lab).await;
+        lab.node.add_route("10.9.0.0/16", "10.0.0.2").await;
+        let mut next_hops = NextHops::new(Kernel::connect().unwrap(), "uplink");
+        // Three samples of 1024 at most.
+        next_hops.know(&many(2_500), |_| Some(false));
+        next_hops.refresh(Ask::Neighbours).await.unwrap();
+        // Numbers 1,000, 1,029 and 2,400.
+        let [first, second, third] = ["10.9.3.232", "10.9.4.5", "10.9.9.96"];
+        let all = [first, second, third];
+        assert!(lost(&next_hops, &all).is_empty());
+
+        lab.node.add_dead_route(&format!("{second}/32"), RouteType::Unreachable).await;
+        next_hops.refresh(Ask::Neighbours).await.unwrap();
+        next_hops.refresh(Ask::Sample).await.unwrap();
+        assert!(lost(&next_hops, &all).is_empty(), "not its turn yet");
+        let refreshed = next_hops.refresh(Ask::Sample).await.unwrap();
+        assert_eq!(lost(&next_hops, &all), [second]);
+        assert!(refreshed.backends.contains(&ip(second)), "{refreshed:?}");
+
+        // The next sample has the last of the three alone: a difference in it has all asked for.
+        for backend in [first, third] {
+            lab.node.add_dead_route(&format!("{backend}/32"), RouteType::Unreachable).await;
+        }
+        next_hops.refresh(Ask::Sample).await.unwrap();
+        assert_eq!(lost(&next_hops, &all), all);
+        next_hops.release().await;
+    });
+}
+
+#[test]
+fn nothing_is_found_where_nothing_has_changed() {
+    run(async |lab| {
+        pair(lab).await;
+        let mut agent = Agent::new(&["10.0.0.2"]).await;
+        let (_, remote) = lab.remote.device("eth0").await;
+        agent.until("10.0.0.2", "before", leads_to(remote.mac)).await;
+        for ask in [Ask::Neighbours, Ask::Sample, Ask::Routes] {
+            let found = agent.next_hops.refresh(ask).await.unwrap();
+            assert_eq!(found, Refreshed::default(), "{ask:?}");
+        }
+        agent.next_hops.release().await;
     });
 }

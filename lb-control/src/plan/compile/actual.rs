@@ -74,7 +74,7 @@ impl Sources {
 }
 
 impl Actual {
-    /// Reads the maps; of the slots only those that `regions` and Service entries name.
+    /// Reads the maps; of the slots those up to the last that `regions` and Service entries name.
     pub fn read(store: &dyn MapStore, limits: Limits, regions: &[(u32, u32)]) -> Result<Self> {
         let vips: HashMap<_, _> = store.vips().context("reading the VIP maps")?.into_iter().collect();
         let mut actual = Self {
@@ -97,13 +97,9 @@ impl Actual {
             actual.sources.insert(service, range);
         }
         let named = actual.services.values().map(|service| (service.first_slot, service.slot_count()));
-        let all: Vec<_> = named.chain(regions.iter().copied()).collect();
-        for (first, count) in all {
-            if first.checked_add(count).is_some_and(|end| end <= limits.slots) {
-                let slots = store.slots(first, count).context("reading the map slots")?;
-                actual.write_slots(first, &slots);
-            }
-        }
+        let ends = named.chain(regions.iter().copied()).filter_map(|(first, count)| first.checked_add(count));
+        let end = ends.filter(|end| *end <= limits.slots).max().unwrap_or(0);
+        actual.slots = store.slots(0, end).context("reading the map slots")?;
         Ok(actual)
     }
 

@@ -4,14 +4,14 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{Command, Controller, EventTarget, flights::Key, services::Step};
 use crate::{
-    model::{ObjectRef, Pool, Service, VirtualIp},
+    model::{Few, ObjectRef, Pool, Service, VirtualIp},
     plan::ownership::{Choice, Claim, Nodes, endpoint_nodes},
 };
 
 /// What a VirtualIP has to say.
 struct Wanted {
     pool: Option<String>,
-    services: BTreeSet<ObjectRef>,
+    services: Few<ObjectRef>,
     node: Option<String>,
 }
 
@@ -48,7 +48,7 @@ impl Controller {
     }
 
     /// Says at the Services why their address moves.
-    fn moved(&self, services: &BTreeSet<ObjectRef>, why: &str) -> Vec<Command> {
+    fn moved(&self, services: &Few<ObjectRef>, why: &str) -> Vec<Command> {
         let services = services.iter().filter_map(|service| self.objects.services.get(service));
         let event = |service: &Arc<Service>| Command::Event {
             about: EventTarget::service(&service.object, &service.api.uid),
@@ -61,7 +61,7 @@ impl Controller {
 
     /// Services that an address may be given to now. Those who have it by the last decision come to
     /// it once everybody else has let go of it, so that no two groups have it at a time.
-    fn may_have(&self, address: IpAddr, present: Option<&VirtualIp>) -> BTreeSet<ObjectRef> {
+    fn may_have(&self, address: IpAddr, present: Option<&VirtualIp>) -> Few<ObjectRef> {
         let has_now = |service: &ObjectRef| present.is_some_and(|it| it.services.contains(service));
         let wanted = self.index.wanted_by.get(&address);
         let mut wanted: BTreeSet<ObjectRef> =
@@ -73,17 +73,16 @@ impl Controller {
         }
         leaving.retain(|service| !wanted.contains(*service));
         if leaving.is_empty() {
-            return wanted;
+            return wanted.into_iter().collect();
         }
         if !wanted.iter().any(|service| !has_now(service)) {
             // Nobody waits: who gets another address keeps this one until that one is published.
             let kept = leaving.into_iter().filter(|service| has_now(service));
             let kept: Vec<_> = kept.filter(|service| self.moves_away(service, address)).cloned().collect();
             wanted.extend(kept);
-            return wanted;
+            return wanted.into_iter().collect();
         }
-        wanted.retain(has_now);
-        wanted
+        wanted.into_iter().filter(has_now).collect()
     }
 
     /// Services that the node which had an address last serves still, for all we know.
@@ -108,7 +107,7 @@ impl Controller {
     fn place(
         &mut self,
         address: IpAddr,
-        services: &BTreeSet<ObjectRef>,
+        services: &Few<ObjectRef>,
         present: Option<&VirtualIp>,
     ) -> (Option<String>, Option<String>) {
         let owner = present.and_then(|present| present.node.as_deref());
@@ -139,7 +138,7 @@ impl Controller {
     }
 
     /// Nodes with endpoints, for each Service that takes local traffic only.
-    fn local(&self, services: &BTreeSet<ObjectRef>) -> Vec<BTreeSet<String>> {
+    fn local(&self, services: &Few<ObjectRef>) -> Vec<BTreeSet<String>> {
         let services = services.iter().filter_map(|service| self.objects.services.get(service));
         let local = services.filter(|service| service.local_traffic_only);
         let nodes = |service: &Arc<Service>| {
@@ -151,13 +150,13 @@ impl Controller {
     }
 
     /// The pool that an address was taken from, by its key.
-    fn pool_key(&self, address: IpAddr, services: &BTreeSet<ObjectRef>) -> Option<String> {
+    fn pool_key(&self, address: IpAddr, services: &Few<ObjectRef>) -> Option<String> {
         let assigned = services.iter().filter_map(|service| self.ipam.as_ref()?.assigned(service));
         let mut pools = assigned.flat_map(|assigned| &assigned.addresses).filter(|(it, _)| *it == address);
         pools.find_map(|(_, pool)| pool.clone())
     }
 
-    fn pool_of(&self, address: IpAddr, services: &BTreeSet<ObjectRef>) -> Option<&Pool> {
+    fn pool_of(&self, address: IpAddr, services: &Few<ObjectRef>) -> Option<&Pool> {
         self.objects.pools.get(&self.pool_key(address, services)?).map(Arc::as_ref)
     }
 

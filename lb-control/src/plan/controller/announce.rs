@@ -1,19 +1,15 @@
 //! The agent's side: what it says about the addresses that it serves.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::Command;
-use crate::model::{ObjectRef, VirtualIp};
+use crate::model::{Few, ObjectRef, VirtualIp};
 
 /// VirtualIPs by address.
 type VirtualIps = BTreeMap<IpAddr, Arc<VirtualIp>>;
 /// Services that a node serves right now, by address: their maps are programmed, and the address is
 /// on the link device.
-type Live = BTreeMap<IpAddr, BTreeSet<ObjectRef>>;
+type Live = BTreeMap<IpAddr, Few<ObjectRef>>;
 
 /// What a node has to write so that the statuses of all VirtualIPs say what it serves.
 #[must_use]
@@ -38,7 +34,7 @@ pub fn agent_status_of<'a>(
 
 /// Only the node that an address is given to speaks about it, and the one that did so last when it
 /// has let go.
-fn status(node: &str, virtual_ip: &VirtualIp, live: Option<&BTreeSet<ObjectRef>>) -> Option<Command> {
+fn status(node: &str, virtual_ip: &VirtualIp, live: Option<&Few<ObjectRef>>) -> Option<Command> {
     let address = virtual_ip.address;
     let services = live.cloned().unwrap_or_default();
     let say = |node: Option<&str>, services| Command::SetVirtualIpStatus {
@@ -55,14 +51,14 @@ fn status(node: &str, virtual_ip: &VirtualIp, live: Option<&BTreeSet<ObjectRef>>
         return (!is_right).then(|| say(Some(node), services));
     }
     let has_let_go = said_last && services.is_empty();
-    has_let_go.then(|| say(None, BTreeSet::new()))
+    has_let_go.then(|| say(None, Few::default()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn set(names: &str) -> BTreeSet<ObjectRef> {
+    fn set(names: &str) -> Few<ObjectRef> {
         names.split_whitespace().map(|name| ObjectRef::new("default", name)).collect()
     }
 

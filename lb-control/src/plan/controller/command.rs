@@ -1,8 +1,8 @@
 //! What the controller wants done at the API server, and what became of it.
 
-use std::{borrow::Cow, collections::BTreeSet, net::IpAddr};
+use std::{borrow::Cow, net::IpAddr};
 
-use crate::model::{Condition, ObjectRef};
+use crate::model::{Condition, Few, ObjectRef, Pool, PoolOrigin};
 
 /// One write. Each names what it builds on, so that it fails where the object has since changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Command {
         /// The pool that it was taken from, by [`Pool::key`](crate::model::Pool::key).
         pool: Option<String>,
         /// Who it is given to.
-        services: BTreeSet<ObjectRef>,
+        services: Few<ObjectRef>,
         /// Who announces it.
         node: Option<String>,
     },
@@ -27,7 +27,7 @@ pub enum Command {
         /// The pool that it was taken from, by [`Pool::key`](crate::model::Pool::key).
         pool: Option<String>,
         /// Who it is given to.
-        services: BTreeSet<ObjectRef>,
+        services: Few<ObjectRef>,
         /// Who announces it.
         node: Option<String>,
     },
@@ -52,7 +52,7 @@ pub enum Command {
         /// The node that serves it; `None` once it has let go.
         node: Option<String>,
         /// Services that it serves.
-        services: BTreeSet<ObjectRef>,
+        services: Few<ObjectRef>,
     },
     /// Adds finalizers to a Service.
     AddFinalizers {
@@ -158,15 +158,15 @@ impl EventTarget {
         Self { api_version: "v1".into(), kind: "Service", object: object.clone(), uid: uid.to_owned() }
     }
 
-    /// An AddressPool.
+    /// A pool, of our kind or of MetalLB's.
     #[must_use]
-    pub fn pool(name: &str) -> Self {
-        Self {
-            api_version: "pointsman.dev/v1alpha1".into(),
-            kind: "AddressPool",
-            object: ObjectRef::new("", name),
-            uid: String::new(),
-        }
+    pub fn pool(pool: &Pool) -> Self {
+        let (api_version, kind, namespace) = match &pool.origin {
+            PoolOrigin::Pointsman => ("pointsman.dev/v1alpha1", "AddressPool", ""),
+            PoolOrigin::MetalLb(namespace) => ("metallb.io/v1beta1", "IPAddressPool", &**namespace),
+        };
+        let object = ObjectRef::new(namespace, &*pool.name);
+        Self { api_version: api_version.into(), kind, object, uid: pool.uid.clone() }
     }
 }
 

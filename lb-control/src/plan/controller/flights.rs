@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{Command, Outcome, index::Sets};
-use crate::model::ObjectRef;
+use crate::model::{Few, ObjectRef};
 
 /// For how long to wait for the watch to show what was done. It may never do so: if somebody
 /// else's change came right after ours and the watch skipped to that.
@@ -76,7 +76,7 @@ pub(super) struct Flights {
     /// The earliest of them that somebody [asked for](Self::wake), of each object.
     wakes: BTreeMap<Key, Duration>,
     /// Services that a VirtualIP may name by now, though no watch has shown it.
-    promised: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+    promised: BTreeMap<IpAddr, Few<ObjectRef>>,
     promised_to: Sets<ObjectRef, IpAddr>,
     /// Services that such a promise is over for.
     concerned: BTreeSet<ObjectRef>,

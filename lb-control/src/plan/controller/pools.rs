@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Command, Controller, flights::Key};
+use super::{Command, Controller, EventTarget, flights::Key};
 use crate::{
     model::{Condition, PoolOrigin},
     plan::ipam::PoolReport,
@@ -17,6 +17,8 @@ pub(super) struct PoolStatuses {
     /// Whether reports may be other than before.
     pub is_dirty: bool,
     written: BTreeMap<String, (PoolReport, Duration)>,
+    /// Pools that are set aside, of which an Event has told, and what they overlap.
+    aside: BTreeMap<String, String>,
     /// When a status that was held back is due.
     due: Option<Duration>,
 }
@@ -37,8 +39,8 @@ impl Controller {
         self.pools.is_dirty = false;
         self.pools.due = None;
         let Some(ipam) = &self.ipam else { return Vec::new() };
-        let mut commands = Vec::new();
         let reports = ipam.pool_reports();
+        let mut commands = self.overlaps(&reports);
         self.pools.written.retain(|key, _| self.objects.pools.contains_key(key));
         for report in reports {
             let pool = self.objects.pools.get(&report.key);
@@ -66,15 +68,36 @@ impl Controller {
         commands
     }
 
+    /// An Event for each pool that is set aside anew, or for another: the status of MetalLB's pools
+    /// cannot tell.
+    fn overlaps(&mut self, reports: &[PoolReport]) -> Vec<Command> {
+        let aside = reports.iter().filter_map(|it| Some((it.key.clone(), it.overlaps.clone()?)));
+        let told = std::mem::replace(&mut self.pools.aside, aside.collect());
+        let new = self.pools.aside.iter().filter(|(key, other)| told.get(*key) != Some(*other));
+        let event = |(key, other): (&String, &String)| {
+            Some(Command::Event {
+                about: EventTarget::pool(self.objects.pools.get(key)?),
+                warning: true,
+                reason: "Overlapping".into(),
+                note: set_aside(other),
+            })
+        };
+        new.filter_map(event).collect()
+    }
+
     /// A status was not written.
     pub(super) fn pool_failed(&mut self, pool: &str) {
         self.pools.written.remove(pool);
     }
 }
 
+fn set_aside(other: &str) -> String {
+    format!("set aside: it overlaps {other}; change one of them")
+}
+
 fn condition(report: &PoolReport) -> Condition {
     let (ready, reason, message) = if let Some(other) = &report.overlaps {
-        ("False", "Overlapping", format!("set aside: it overlaps {other}; change one of them"))
+        ("False", "Overlapping", set_aside(other))
     } else if report.draining {
         ("True", "Draining", "Services keep addresses that they would not get today".into())
     } else if report.disabled {

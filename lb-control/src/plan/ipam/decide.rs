@@ -159,7 +159,11 @@ impl Ipam {
             let text = match &service.pool {
                 Some(pool) => format!("the pool {pool} has no {family} addresses: add some"),
                 None => format!(
-                    "no pool that assigns automatically has {family} addresses for this Service: add some to an AddressPool"
+                    "no pool that assigns automatically has {family} addresses for this Service: {}",
+                    match &self.pools.shut(service, self.namespace(service), family)[..] {
+                        [] => "add some to an AddressPool".into(),
+                        shut => format!("{}; change that, or add some to another", shut.join(", ")),
+                    }
                 ),
             };
             return Err(Refusal::waiting(reason::FAMILY_UNAVAILABLE, text));

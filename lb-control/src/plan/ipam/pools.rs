@@ -226,6 +226,21 @@ impl Pools {
         if keys.is_empty() { Err(refusal.field(&field)) } else { Ok(keys) }
     }
 
+    /// Why pools give out nothing that would serve a Service which names none. A few suffice: it is
+    /// to be read by people.
+    pub fn shut(&self, service: &Service, namespace: Option<&Namespace>, family: Family) -> Vec<String> {
+        let pools = self.slots.values().filter(|slot| {
+            let pool = &slot.pool;
+            pool.auto_assign && pool.has_family(family) && pool.serves(service, namespace)
+        });
+        let shut = pools.filter_map(|slot| match &slot.overlaps {
+            _ if slot.pool.disabled => Some(format!("{} is disabled", title(&slot.pool))),
+            Some(other) => Some(format!("{} is set aside: it overlaps {other}", title(&slot.pool))),
+            None => None,
+        });
+        shut.take(3).collect()
+    }
+
     /// The state of every pool. `drained`: which have addresses that are held by Services that would
     /// not get them today.
     pub fn reports(&self, holders: &Holders, drained: impl Fn(&str) -> bool) -> Vec<PoolReport> {

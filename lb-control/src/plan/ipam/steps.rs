@@ -144,7 +144,9 @@ steps! {
     draining(CLUSTER):
         ["pool p 192.0.2.0/31", "+ a", "+ b"] => ["a 192.0.2.0(p)", "b 192.0.2.1(p)"];
         ["pool p 192.0.2.0/31 disabled", "- b", "released b", "+ c", "+ d pool=p"]
-            => ["a 192.0.2.0(p) Draining !AddressPool p is disabled; 192.0.2.0 is kept", "c FamilyUnavailable", "d PoolNotAllowed"];
+            => ["a 192.0.2.0(p) Draining !AddressPool p is disabled; 192.0.2.0 is kept",
+                "c FamilyUnavailable !no pool that assigns automatically has IPv4 addresses for this Service: AddressPool p is disabled; change that",
+                "d PoolNotAllowed"];
         ["pool p 198.51.100.0/32", "- d", "released d"]
             => ["a 192.0.2.0(-) Draining !192.0.2.0 is in no AddressPool any more; it is kept", "c 198.51.100.0(p)"];
         ["-pool p"] => ["a 192.0.2.0(-) Draining", "c 198.51.100.0(-) Draining"];
@@ -156,6 +158,11 @@ steps! {
         ["pool a 192.0.2.0/25"] => ["s 192.0.2.128(b)", "!overlaps AddressPool a; c"];
         ["pool a 192.0.2.0/24"] => ["s 192.0.2.128(a) ", "!overlaps AddressPool a; b", "!overlaps AddressPool a; c"];
         ["-pool a"] => ["s 192.0.2.128(b)", "!overlaps AddressPool b; c"];
+
+    whoever_waits_hears_which_pools_are_shut(CLUSTER):
+        ["pool a 192.0.2.0/24 disabled", "pool b 192.0.2.128/25", "pool c 198.51.100.0/24 disabled namespaces=x", "+ s"]
+            => ["s FamilyUnavailable !no pool that assigns automatically has IPv4 addresses for this Service: AddressPool a is disabled, AddressPool b is set aside: it overlaps AddressPool a; change that, or add some to another", "!overlaps AddressPool a; b"];
+        ["-pool b", "pool a 2001:db8::/64 disabled"] => ["s FamilyUnavailable !no pool that assigns automatically has IPv4 addresses for this Service: add some to an AddressPool"];
 
     dual_stack_in_place(CLUSTER):
         ["pool p 192.0.2.0/24 2001:db8::/64", "+ a order=IPv6"] => ["a 2001:db8::(p)"];

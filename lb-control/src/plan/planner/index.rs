@@ -34,11 +34,12 @@ impl Index {
                 }
             }
             ObjectChange::VirtualIp(address, new) => {
-                let none = BTreeSet::new();
+                let none = Few::default();
                 let old = objects.virtual_ips.get(address).map_or(&none, |vip| &vip.services);
                 let new = new.as_ref().map_or(&none, |vip| &vip.services);
-                old.difference(new).for_each(|service| take(&mut self.virtual_ips, service, address));
-                let added = new.difference(old);
+                let gone = old.iter().filter(|service| !new.contains(service));
+                gone.for_each(|service| take(&mut self.virtual_ips, service, address));
+                let added = new.iter().filter(|service| !old.contains(service));
                 added.for_each(|service| put(&mut self.virtual_ips, service.clone(), *address));
             }
             _ => {}

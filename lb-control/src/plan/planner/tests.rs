@@ -2,7 +2,7 @@ use proptest::{collection::vec, option, prelude::*};
 
 use super::*;
 use crate::{
-    model::{Endpoint, EndpointPort, Node, Protocol},
+    model::{Endpoint, EndpointPort, Few, Node, Protocol},
     plan::{
         ipam::Options,
         testing::{pool, service},
@@ -41,7 +41,7 @@ fn virtual_ip(last: u8, services: &[u8], node: Option<u8>) -> VirtualIp {
         services: services.iter().map(|number| ObjectRef::new("default", format!("s{number}"))).collect(),
         node: node.map(|number| format!("n{number}")),
         live_node: None,
-        live: BTreeSet::new(),
+        live: Few::default(),
         uid: String::new(),
         resource_version: String::new(),
         deleting: false,

@@ -9,7 +9,7 @@ use k8s_openapi::{
 use kube::core::PartialObjectMeta;
 use serde::de::DeserializeOwned;
 
-use super::{lenient::Lenient, names::Names as SharedNames};
+use super::{keep, lenient::Lenient, names::Names as SharedNames};
 use crate::{
     crd::{self, metallb},
     model::{
@@ -71,6 +71,12 @@ pub trait Kind: Send + 'static {
     /// Every field that cannot be taken as it is.
     fn convert(key: &Self::Key, raw: &Self::Raw) -> Result<Self::Value, Vec<FieldError>>;
 
+    /// What is to stand for an object that cannot be taken, given what stood for it before. `None`:
+    /// that stays, or there is nothing.
+    fn keep(_: Option<&Self::Value>, _: &Self::Raw) -> Option<Self::Value> {
+        None
+    }
+
     /// Shares what many objects have in common.
     fn share(_: &mut Self::Value, _: &mut SharedNames) {}
 
@@ -104,6 +110,10 @@ impl Kind for Services {
         convert::service(raw, None)
     }
 
+    fn keep(old: Option<&Service>, raw: &core::Service) -> Option<Service> {
+        keep::service(old, raw)
+    }
+
     fn concern(raw: &core::Service) -> Concern {
         match &raw.spec {
             Some(spec) if spec.type_.as_deref() == Some("LoadBalancer") => {
@@ -133,6 +143,10 @@ impl Kind for Slices {
 
     fn convert(_: &ObjectRef, raw: &discovery::EndpointSlice) -> Result<EndpointSlice, Vec<FieldError>> {
         convert::endpoint_slice(raw, None)
+    }
+
+    fn keep(old: Option<&EndpointSlice>, raw: &discovery::EndpointSlice) -> Option<EndpointSlice> {
+        keep::endpoint_slice(old, raw)
     }
 
     fn share(slice: &mut EndpointSlice, names: &mut SharedNames) {

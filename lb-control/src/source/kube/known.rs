@@ -73,9 +73,21 @@ impl<K: Kind> Known<K> {
                 Some(K::change(key, Some(value)))
             }
             Err(errors) => {
-                let known = self.objects.contains_key(&key);
-                self.put_bad(key, bad::<K>(raw, errors, known));
-                None
+                let old = self.objects.get(&key);
+                let kept = K::keep(old.map(Arc::as_ref), raw);
+                let effect = match (old, &kept) {
+                    // The same whether it was seen in order or not, or it would be told twice.
+                    (_, Some(_)) => "it keeps what it has",
+                    (Some(_), None) => "it stays as it last was",
+                    (None, None) => "it is ignored",
+                };
+                let is_new = kept.as_ref().is_some_and(|kept| old.is_none_or(|old| **old != *kept));
+                self.put_bad(key.clone(), bad::<K>(raw, errors, effect));
+                let mut value = kept.filter(|_| is_new)?;
+                K::share(&mut value, &mut self.names);
+                let value = Arc::new(value);
+                self.objects.insert(key.clone(), Arc::clone(&value));
+                Some(K::change(key, Some(value)))
             }
         }
     }
@@ -132,13 +144,12 @@ fn name_of(bad: &Bad) -> KindAndName {
     (bad.unreadable.kind, bad.unreadable.object.clone())
 }
 
-fn bad<K: Kind>(raw: &K::Raw, errors: Vec<FieldError>, known: bool) -> Bad {
+fn bad<K: Kind>(raw: &K::Raw, errors: Vec<FieldError>, effect: &str) -> Bad {
     let metadata = raw.meta();
     let object = ObjectRef::new(
         metadata.namespace.clone().unwrap_or_default(),
         metadata.name.clone().unwrap_or_default(),
     );
-    let effect = if known { "it stays as it last was" } else { "it is ignored" };
     let problems: Vec<Problem> = errors
         .into_iter()
         .map(|error| {

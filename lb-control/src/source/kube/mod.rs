@@ -3,6 +3,7 @@
 mod backoff;
 mod connect;
 mod follow;
+mod keep;
 pub mod kinds;
 mod known;
 mod lenient;
@@ -17,6 +18,7 @@ use std::{fmt, time::Duration};
 pub use backoff::Backoff;
 pub use connect::{Access, ConnectError, Connection, connect};
 pub use follow::watch;
+pub use known::Known;
 
 pub use super::Update;
 pub use crate::model::causes;

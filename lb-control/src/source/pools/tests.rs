@@ -140,7 +140,7 @@ fn a_virtual_ip_is_read() {
     });
     let vip = virtual_ip(&read(object.clone())).unwrap();
     let (x, y) = (ObjectRef::new("a", "x"), ObjectRef::new("a", "y"));
-    assert_eq!((vip.services, vip.live), (BTreeSet::from([x.clone(), y]), BTreeSet::from([x])));
+    assert_eq!((vip.services, vip.live), (Few::from([x.clone(), y]), Few::from([x])));
     assert_eq!((vip.node.as_deref(), vip.live_node.as_deref()), (Some("edge-1"), Some("edge-2")));
     assert_eq!((vip.uid.as_str(), vip.resource_version.as_str(), vip.deleting), ("u", "7", false));
 

@@ -277,6 +277,33 @@ fn the_status_of_a_pool_is_written_once_in_five_seconds() {
     );
 }
 
+#[test]
+fn a_pool_that_is_set_aside_is_told_at_the_pool_once() {
+    let mut world = cluster(&["n1"]);
+    world.pool("a 198.51.100.0/24");
+    let aside = |world: &mut World, pool: &str| {
+        let mut pool = crate::plan::testing::pool(pool);
+        pool.uid = "u".into();
+        world.server.put(ObjectChange::Pool(pool.key(), Some(Arc::new(pool))));
+        world.pass(10);
+        let events = std::mem::take(&mut world.commands).into_iter().filter_map(|it| match it {
+            Command::Event { about, reason, note, .. } => Some(format!(
+                "{reason} {} {} {} {}: {note}",
+                about.api_version, about.kind, about.object, about.uid
+            )),
+            _ => None,
+        });
+        events.collect::<Vec<_>>()
+    };
+    let ours = "Overlapping pointsman.dev/v1alpha1 AddressPool b u: set aside: it overlaps AddressPool a; change one of them";
+    assert_eq!(aside(&mut world, "b 198.51.100.0/25"), [ours]);
+    assert!(aside(&mut world, "b 198.51.100.0/26").is_empty(), "it was told");
+    assert!(aside(&mut world, "b 203.0.113.0/25").is_empty(), "it was mended");
+    assert_eq!(aside(&mut world, "b 198.51.100.0/25"), [ours], "anew");
+    let theirs = "Overlapping metallb.io/v1beta1 IPAddressPool m/c u: set aside: it overlaps AddressPool a; change one of them";
+    assert_eq!(aside(&mut world, "c 198.51.100.0/25 metallb=m"), [theirs]);
+}
+
 /// Its Lease is renewed, and says why it cannot serve.
 fn is_unfit(world: &mut World, node: &str, why: Option<&str>) {
     world.agents.get_mut(node).unwrap().unfit = why.map(str::to_owned);

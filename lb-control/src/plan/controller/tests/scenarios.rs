@@ -27,7 +27,7 @@ use std::{fmt::Write, fs, path::Path, sync::Arc};
 
 use super::{Fault, World};
 use crate::{
-    model::{Endpoint, EndpointSlice, Ingress, Node, ObjectChange, ObjectRef, VirtualIp},
+    model::{Endpoint, EndpointSlice, Few, Ingress, Node, ObjectChange, ObjectRef, VirtualIp},
     plan::controller::Command,
 };
 
@@ -103,10 +103,10 @@ fn hand(world: &mut World, address: &str, services: &str, node: &str) {
     let new = VirtualIp {
         address,
         pool: None,
-        services: std::collections::BTreeSet::new(),
+        services: Few::default(),
         node: None,
         live_node: None,
-        live: std::collections::BTreeSet::new(),
+        live: Few::default(),
         uid: "by-hand".into(),
         resource_version: String::new(),
         deleting: false,
@@ -117,7 +117,7 @@ fn hand(world: &mut World, address: &str, services: &str, node: &str) {
     world.server.write_virtual_ip(it);
 }
 
-fn names(services: &std::collections::BTreeSet<ObjectRef>) -> String {
+fn names(services: &Few<ObjectRef>) -> String {
     let names: Vec<_> = services.iter().map(|it| it.name.as_str()).collect();
     if names.is_empty() { "nobody".into() } else { names.join("+") }
 }

@@ -1,7 +1,7 @@
 //! A cluster: an API server, controllers, agents.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -9,7 +9,7 @@ use std::{
 
 use super::server::Server;
 use crate::{
-    model::{AgentLease, Node, ObjectChange, ObjectRef, Objects, Service},
+    model::{AgentLease, Few, Node, ObjectChange, ObjectRef, Objects, Service},
     plan::{
         controller::{Command, Controller, ControllerOptions, Outcome, agent_status},
         testing,
@@ -37,7 +37,7 @@ pub struct Agent {
     pub is_alive: bool,
     /// Why it cannot serve.
     pub unfit: Option<String>,
-    pub live: BTreeMap<IpAddr, BTreeSet<ObjectRef>>,
+    pub live: BTreeMap<IpAddr, Few<ObjectRef>>,
     /// Renews its Lease, but never says what it serves.
     pub is_silent: bool,
 }
@@ -274,7 +274,7 @@ impl World {
     /// `address services node live_node/live` of every VirtualIP.
     pub fn virtual_ips(&self) -> Vec<String> {
         let names =
-            |set: &BTreeSet<ObjectRef>| set.iter().map(|it| it.name.as_str()).collect::<Vec<_>>().join("+");
+            |set: &Few<ObjectRef>| set.iter().map(|it| it.name.as_str()).collect::<Vec<_>>().join("+");
         let line = |it: &Arc<crate::model::VirtualIp>| {
             let node = |node: &Option<String>| node.clone().unwrap_or("-".into());
             format!(
