@@ -95,7 +95,8 @@ fn nothing_is_forbidden_from_the_first_service_to_the_end() -> Result<()> {
 
     let said = world.clean_up()?;
     ensure!(!said.contains("did not say") && said.contains("the Leases of 2 agents"), "{said}");
-    ensure!(world.list("VirtualIP")?.is_empty() && world.list("Lease")?.is_empty(), "{said}");
+    // But for the leader's, by which nobody leads who is started too early.
+    ensure!(world.list("VirtualIP")?.is_empty() && world.list("Lease")?.len() == 1, "{said}");
     for agent in [&leader, &other] {
         let refusals = refusals(agent);
         ensure!(refusals.is_empty(), "{refusals:#?}");
