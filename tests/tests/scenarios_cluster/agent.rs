@@ -142,6 +142,8 @@ impl Agent {
         let next_hop = NextHop { ifindex: 2, ..NextHop::default() };
         let path = |address: IpAddr| plan::Path {
             is_local: self.planner.is_local(&address) == Some(true),
+            mtu: 1_500,
+            is_for_tc: false,
             next_hop: Some(next_hop),
             snat: vec![
                 if address.is_ipv4() { "10.0.0.254" } else { "fd00::fe" }.parse().expect("an address"),
