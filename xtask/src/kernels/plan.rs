@@ -1,0 +1,103 @@
+//! What is done in a guest, and the root that it needs for that.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::initramfs::Initramfs;
+use super::modules;
+use crate::{ebpf, process, workspace};
+
+/// The first process.
+const GUEST: &str = "pointsman-guest";
+const AGENT: &str = "pointsman";
+/// The name under which all programs are loaded.
+pub const VERIFY: &str = "verify";
+/// Seconds that anything may take. A processor in software is twenty times slower than one.
+const LIMIT: u32 = 600;
+
+/// Where kernels keep what the lab and the agent need, if it is not built in.
+const MODULES: [&str; 5] = ["veth", "bridge", "sch_ingress", "cls_bpf", "af_packet"];
+/// Programs that the lab runs.
+const TOOLS: [&str; 2] = ["ip", "ethtool"];
+
+/// Tests of the core set: the file in `tests/tests`, and the test. They are to touch every program
+/// and every kind of map, not every rule: those are the same on all kernels.
+const TESTS: [(&str, &[&str]); 2] = [
+    (
+        "differential",
+        &[
+            "xdp::tcp::whole_life",
+            "xdp::tcp::promotion_and_demotion",
+            "xdp::udp::question_and_answer",
+            "xdp::refuse::no_backend",
+            "xdp::icmp::towards_clients",
+            "xdp::fragment::datagram",
+            "xdp::vlan::pop_and_push",
+            "xdp::sources::nested",
+            "xdp::affinity::sticks",
+            "xdp::local::whole_life",
+            "classifier::tcp::whole_life",
+            "classifier::udp::question_and_answer",
+            "classifier::tc::handed_over",
+            "super_packets_leave",
+        ],
+    ),
+    (
+        "e2e_forward",
+        &[
+            "tcp_goes_round_exactly",
+            "udp_goes_round_exactly_and_a_socket_stays_with_its_backend",
+            "fragmented_datagrams_arrive_both_ways",
+        ],
+    ),
+];
+
+/// Executables by the name of their target.
+pub type Executables = BTreeMap<String, PathBuf>;
+
+/// Builds the kernel programs, the agent and the tests.
+pub fn build() -> Result<Executables> {
+    ebpf::build()?;
+    let mut selection = vec!["--bin", AGENT, "--bin", GUEST];
+    for (target, _) in TESTS {
+        selection.extend(["--test", target]);
+    }
+    let built = workspace::build(workspace::Profile::Dev, &selection)?;
+    Ok(built.into_iter().map(|artifact| (artifact.target, artifact.path)).collect())
+}
+
+/// The root of a guest. Without tests it loads the programs, no more.
+pub fn root(built: &Executables, module_tree: &Path, has_tests: bool) -> Result<Vec<u8>> {
+    let built = |name: &str| built.get(name).with_context(|| format!("cargo built no `{name}`"));
+    let mut root = Initramfs::new();
+    root.program("init", built(GUEST)?)?;
+    root.program(AGENT, built(AGENT)?)?;
+    let object = workspace::ebpf_dir().join("pointsman-ebpf.o");
+    let bytes = std::fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+    root.file("pointsman-ebpf.o", &bytes);
+    for tool in TOOLS {
+        let path = process::find_program(tool).with_context(|| format!("no program `{tool}`"))?;
+        root.program(&format!("bin/{tool}"), &path)?;
+    }
+    let mut plan = vec![
+        format!("env POINTSMAN_BIN /{AGENT}"),
+        "env POINTSMAN_EBPF_OBJECT /pointsman-ebpf.o".to_owned(),
+        "env CI true".to_owned(),
+    ];
+    for module in modules::in_order(module_tree, &MODULES)? {
+        let path = format!("/modules/{}.ko", module.name);
+        root.file(&path, &module.bytes);
+        plan.push(format!("module {path}"));
+    }
+    plan.push(format!("run {LIMIT} {VERIFY} /init verify"));
+    for (target, names) in TESTS.iter().filter(|_| has_tests) {
+        root.program(&format!("tests/{target}"), built(target)?)?;
+        for name in *names {
+            plan.push(format!("run {LIMIT} {target}::{name} /tests/{target} {name} --exact --nocapture"));
+        }
+    }
+    root.file("plan", (plan.join("\n") + "\n").as_bytes());
+    Ok(root.finish())
+}
