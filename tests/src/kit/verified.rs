@@ -17,12 +17,11 @@ use aya_obj::{Function, Object, ProgramSection};
 
 use super::kernel::loader;
 
-/// Only the closing statistics (BPF_LOG_STATS, include/linux/bpf_verifier.h).
+/// The closing statistics, and the reason for a refusal without the way to it (BPF_LOG_STATS,
+/// include/linux/bpf_verifier.h).
 const STATISTICS: u32 = 4;
-/// Each instruction with the state before it (BPF_LOG_LEVEL1): what a refusal is explained with.
-const EVERYTHING: u32 = 1;
-/// Bytes: the most that all kernels take (`u32::MAX >> 8`, before Linux 5.18).
-const LOG_SIZE: usize = (u32::MAX >> 8) as usize;
+/// Bytes, more than enough for that.
+const LOG_SIZE: usize = 1 << 16;
 /// `BPF_F_ANY_ALIGNMENT`: user-mode Linux asks for aligned access although the processor does not.
 const ANY_ALIGNMENT: u32 = 2;
 /// How many of a refusal's last lines are kept.
@@ -122,13 +121,9 @@ fn verify(
     btf: Option<BorrowedFd<'_>>,
 ) -> Result<Cost, String> {
     let mut log = Vec::new();
-    match load(kind, function, license, btf, STATISTICS, &mut log) {
+    match load(kind, function, license, btf, &mut log) {
         Ok(()) => statistics(&text(&log)).map_err(|error| format!("{error:#}")),
-        Err(first) => {
-            // For the reason; `ENOSPC` would be about the log.
-            let _ = load(kind, function, license, btf, EVERYTHING, &mut log);
-            Err(format!("{first}\n{}", last_lines(&text(&log))))
-        }
+        Err(error) => Err(format!("{error}\n{}", last_lines(&text(&log)))),
     }
 }
 
@@ -137,7 +132,6 @@ fn load(
     function: &Function,
     license: &CStr,
     btf: Option<BorrowedFd<'_>>,
-    level: u32,
     log: &mut Vec<u8>,
 ) -> io::Result<()> {
     log.clear();
@@ -152,7 +146,7 @@ fn load(
     fields.insn_cnt = function.instructions.len() as u32;
     fields.prog_flags = ANY_ALIGNMENT;
     fields.license = license.as_ptr() as u64;
-    fields.log_level = level;
+    fields.log_level = STATISTICS;
     fields.log_buf = log.as_mut_ptr() as u64;
     fields.log_size = log.len() as u32;
     if let Some(btf) = btf.filter(|_| function.func_info_rec_size > 0) {
@@ -190,7 +184,10 @@ fn text(log: &[u8]) -> String {
 }
 
 fn last_lines(log: &str) -> String {
-    let lines: Vec<_> = log.lines().filter(|line| !line.starts_with("processed ")).collect();
+    let is_reason = |line: &&str| {
+        !["processed ", "stack depth ", "verification time "].iter().any(|start| line.starts_with(start))
+    };
+    let lines: Vec<_> = log.lines().filter(is_reason).collect();
     lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
 
@@ -231,7 +228,7 @@ mod tests {
     #[test]
     fn a_refusal_is_explained_by_the_last_lines() {
         let log = (0..20).map(|n| format!("{n}: r0 = 0\n")).collect::<String>()
-            + "invalid access\nprocessed 7 insns\n";
+            + "invalid access\nstack depth 8\nprocessed 7 insns\n";
         let last = last_lines(&log);
         assert!(last.ends_with("19: r0 = 0\ninvalid access"), "{last}");
         assert_eq!(last.lines().count(), LAST_LINES);

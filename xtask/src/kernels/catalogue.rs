@@ -21,41 +21,28 @@ pub struct Kernel {
     /// Its package, or one that depends on the newest.
     pub package: &'static str,
     pub machine: Machine,
-    /// Whether tests run on it, too, beside the verifier.
-    pub has_tests: bool,
 }
 
 /// From the quickest to the slowest.
 pub static ALL: [Kernel; 4] = [
-    Kernel {
-        name: "6.1-uml",
-        release: "bookworm",
-        package: "user-mode-linux",
-        machine: Machine::UserMode,
-        // Without `HAVE_EFFICIENT_UNALIGNED_ACCESS` it takes our programs with a flag alone that aya
-        // cannot set; no machine that anybody runs us on is like that.
-        has_tests: false,
-    },
+    Kernel { name: "6.1-uml", release: "bookworm", package: "user-mode-linux", machine: Machine::UserMode },
     Kernel {
         name: "5.10",
         release: "bullseye",
         package: "linux-image-cloud-amd64",
         machine: Machine::Emulated,
-        has_tests: true,
     },
     Kernel {
         name: "6.1",
         release: "bookworm",
         package: "linux-image-cloud-amd64",
         machine: Machine::Emulated,
-        has_tests: true,
     },
     Kernel {
         name: "6.12",
         release: "trixie",
         package: "linux-image-cloud-amd64",
         machine: Machine::Emulated,
-        has_tests: true,
     },
 ];
 

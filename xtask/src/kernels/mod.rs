@@ -23,6 +23,7 @@ use anyhow::{Context, Result, ensure};
 use self::budget::Budget;
 use self::catalogue::Kernel;
 use self::console::{Ended, Transcript};
+use self::plan::Beside;
 use crate::setup::{self, packages};
 use crate::test::outcome::{self, Outcome, Summary};
 use crate::test::{interrupt, job, report};
@@ -46,9 +47,9 @@ pub fn run(names: &[String]) -> Result<()> {
     let built = plan::build()?;
     let mut summary = Summary::default();
     for kernel in kernels {
+        let beside = if budget.loads_all(kernel.name) { Beside::Tests } else { Beside::Refusal };
         let (transcript, console) =
-            boot(kernel, &built, &directory, kernel.has_tests && budget.loads_all(kernel.name))
-                .with_context(|| format!("kernel {}", kernel.name))?;
+            boot(kernel, &built, &directory, beside).with_context(|| format!("kernel {}", kernel.name))?;
         summary.add(&judge(kernel, &transcript, &budget));
         eprintln!("The console of {} is in {}", kernel.name, console.display());
     }
@@ -61,7 +62,7 @@ fn boot(
     kernel: &Kernel,
     built: &plan::Executables,
     directory: &Path,
-    has_tests: bool,
+    beside: Beside,
 ) -> Result<(Transcript, PathBuf)> {
     fs::create_dir_all(directory)?;
     let installed = machine::install(kernel, directory)?;
@@ -69,7 +70,7 @@ fn boot(
     fs::create_dir_all(&scratch)?;
     let initramfs = scratch.join("initramfs");
     let console = directory.join(format!("{}.log", kernel.name));
-    let result = plan::root(built, &installed.modules, has_tests).and_then(|root| {
+    let result = plan::root(built, &installed.modules, beside).and_then(|root| {
         fs::write(&initramfs, root)?;
         let started = Instant::now();
         eprintln!("Starting {}", kernel.name);
@@ -110,14 +111,14 @@ fn judge(kernel: &Kernel, transcript: &Transcript, budget: &Budget) -> Summary {
         println!("kernel={} program={program} refused={reason:?}", kernel.name);
     }
     for ended in &transcript.ended {
-        let outcome = if ended.name == plan::VERIFY {
-            verification(ended, &budget.complaints(kernel.name, transcript))
-        } else {
+        let outcome = match ended.name.as_str() {
+            plan::VERIFY => verification(ended, &budget.complaints(kernel.name, transcript)),
+            plan::REFUSAL => refusal(ended),
             // A guest has everything that tests need.
-            match outcome::judge(ended.status, &ended.output) {
+            _ => match outcome::judge(ended.status, &ended.output) {
                 Outcome::Skipped(why) => Outcome::Failed(format!("skipped: {why}")),
                 outcome => outcome,
-            }
+            },
         };
         if matches!(outcome, Outcome::Failed(_)) {
             eprint!("{}", ended.output);
@@ -139,6 +140,18 @@ fn verification(ended: &Ended, complaints: &[String]) -> Outcome {
             "{}; make the program simpler or, with a reason, change {BUDGET}",
             complaints.join("; ")
         )),
+    }
+}
+
+/// The agent ends, and says why in a sentence.
+fn refusal(ended: &Ended) -> Outcome {
+    match ended.status {
+        None => Outcome::Failed("timed out".into()),
+        Some(status) if status.success() => Outcome::Failed("the agent was content".into()),
+        Some(_) if !ended.output.contains(plan::REFUSAL_WORDS) => {
+            Outcome::Failed(format!("the agent did not say that the kernel `{}`", plan::REFUSAL_WORDS))
+        }
+        Some(_) => Outcome::Passed,
     }
 }
 
@@ -179,6 +192,19 @@ mod tests {
         assert_eq!(summary(&format!("{KERNEL}{mute}@pointsman end\n"), "6.1 slow 10 8"), (1, 1));
         let skipped = TEST.replace("test result", "SKIP: no root\ntest result");
         assert_eq!(summary(&format!("{KERNEL}{skipped}@pointsman end\n"), "6.1 slow 10 8"), (1, 1));
+    }
+
+    #[test]
+    fn an_agent_that_is_refused_has_to_say_so() {
+        let refusal = |status: &str, words: &str| {
+            let text = format!("@pointsman begin refusal\n{words}\n@pointsman done refusal {status} 3\n");
+            summary(&format!("{KERNEL}{text}@pointsman end\n"), "6.1 slow 10 8")
+        };
+        let words = "pointsman: this kernel, Linux 5.10, cannot run the program slow_v4: it lacks a helper";
+        assert_eq!(refusal("256", words), (2, 0));
+        assert_eq!(refusal("0", words), (1, 1));
+        assert_eq!(refusal("timeout", words), (1, 1));
+        assert_eq!(refusal("256", "Invalid argument"), (1, 1));
     }
 
     #[test]
