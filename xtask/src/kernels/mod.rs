@@ -38,6 +38,10 @@ const LIMIT: Duration = Duration::from_secs(3600);
 
 /// Runs on the kernels with these names; on all without any.
 pub fn run(names: &[String]) -> Result<()> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "the kernels are of amd64, and their guests run this machine's programs"
+    );
     let kernels = catalogue::select(names)?;
     let directory = workspace::root().join("target/kernels");
     let budget =

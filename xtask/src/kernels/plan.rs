@@ -29,7 +29,7 @@ const TOOLS: [&str; 2] = ["ip", "ethtool"];
 /// Tests of the core set: the file in `tests/tests`, and the test. They are few, because verifying the
 /// programs takes an emulator half a minute each time, and touch every program and every kind of map,
 /// not every rule: those are the same on all kernels.
-const TESTS: [(&str, &[&str]); 2] = [
+const TESTS: [(&str, &[&str]); 4] = [
     (
         "differential",
         &[
@@ -42,6 +42,10 @@ const TESTS: [(&str, &[&str]); 2] = [
             "super_packets_leave",
         ],
     ),
+    // Another agent adopts maps and links; nothing is left at the end.
+    ("e2e_agent", &["changes_made_while_it_was_dead_are_applied", "sigterm_leaves_nothing_behind"]),
+    // The egress program: by netlink before Linux 6.6, by a link since.
+    ("e2e_local", &["the_pod_sees_the_client"]),
     ("e2e_forward", &["tcp_goes_round_exactly", "fragmented_datagrams_arrive_both_ways"]),
 ];
 
