@@ -7,8 +7,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns};
 use core::ffi::c_void;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment,
-    FragmentKey, NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey, VlanTags,
+    Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey,
+    NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey, VlanTags,
 };
 use lb_common::forward::parse::Link;
 use lb_common::forward::platform::{
@@ -257,9 +257,9 @@ impl<C: Hook> Datapath for Kernel<C> {
     }
 
     #[inline(always)]
-    fn count_drop(&self, reason: DropReason, bytes: u64) {
+    fn count_drop_number(&self, reason: u32, bytes: u64) {
         // SAFETY: as above.
-        if let Some(stats) = maps::DROPS.get_ptr_mut(reason as u32).map(|stats| unsafe { &mut *stats }) {
+        if let Some(stats) = maps::DROPS.get_ptr_mut(reason).map(|stats| unsafe { &mut *stats }) {
             stats.packets += 1;
             stats.bytes += bytes;
         }

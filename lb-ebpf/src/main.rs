@@ -143,7 +143,7 @@ mod programs {
             Some(Link { ether_type: ETHER_TYPE_IPV6, .. }) => forward::egress::<_, V6>(&datapath),
             _ => return TC_NEXT,
         };
-        if let Verdict::Drop(_) = verdict { TC_DROP } else { TC_NEXT }
+        if let Verdict::Drop = verdict { TC_DROP } else { TC_NEXT }
     }
 
     /// Like [`call`], in TC.
@@ -160,7 +160,7 @@ mod programs {
     fn tc_action(datapath: &Tc, verdict: Verdict) -> i32 {
         let ifindex = match verdict {
             Verdict::Pass | Verdict::Deliver => return TC_NEXT,
-            Verdict::Drop(_) => return TC_DROP,
+            Verdict::Drop => return TC_DROP,
             Verdict::Transmit => datapath.ingress_device(),
             Verdict::Redirect(ifindex) => ifindex,
         };
@@ -183,7 +183,7 @@ mod programs {
         match verdict {
             Verdict::Pass | Verdict::Deliver => XDP_PASS,
             Verdict::Transmit => XDP_TX,
-            Verdict::Drop(_) => XDP_DROP,
+            Verdict::Drop => XDP_DROP,
             Verdict::Redirect(ifindex) => match maps::DEVICES.redirect(ifindex, XDP_DROP.into()) {
                 Ok(action) => action,
                 Err(action) => {

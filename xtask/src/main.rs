@@ -4,6 +4,7 @@ mod ci;
 mod ebpf;
 mod generate;
 mod image;
+mod kernels;
 mod process;
 mod run;
 mod setup;

@@ -73,7 +73,7 @@ pub fn forward<D: Datapath, F: IpFamily>(
     }
     let bytes = packet.length() as u64;
     let verdict = if is_local { Verdict::Deliver } else { send(datapath, &parsed.link, hop) };
-    if !matches!(verdict, Verdict::Drop(_)) {
+    if !matches!(verdict, Verdict::Drop) {
         datapath.count_forwarded(flow.service, flow.backend, flow.is_reply(), bytes);
     }
     verdict

@@ -44,8 +44,8 @@ pub enum Verdict {
     Transmit,
     /// Send it by another device, given by its index.
     Redirect(u32),
-    /// Drop it, for a reason that was counted.
-    Drop(DropReason),
+    /// Drop it; the reason was counted.
+    Drop,
 }
 
 impl Verdict {
@@ -55,14 +55,16 @@ impl Verdict {
         if ifindex == datapath.ingress_device() { Self::Transmit } else { Self::Redirect(ifindex) }
     }
 
-    /// What is sent or delivered as a number other than 0; see [`Self::unpack`].
+    /// As a number other than 0. The index of a device is a value on some ways of a program only: LLVM
+    /// would keep it on the stack on those, but read it on all, which the verifier does not allow.
     #[inline(always)]
     pub(crate) fn pack(self) -> usize {
         match self {
-            Self::Pass | Self::Drop(_) => 0,
-            Self::Deliver => 1 << 32,
-            Self::Transmit => 2 << 32,
-            Self::Redirect(ifindex) => 3 << 32 | ifindex as usize,
+            Self::Pass => 1 << 32,
+            Self::Deliver => 2 << 32,
+            Self::Transmit => 3 << 32,
+            Self::Redirect(ifindex) => 4 << 32 | ifindex as usize,
+            Self::Drop => 5 << 32,
         }
     }
 
@@ -70,9 +72,10 @@ impl Verdict {
     #[inline(always)]
     pub(crate) fn unpack(packed: usize) -> Self {
         match packed >> 32 {
-            1 => Self::Deliver,
-            2 => Self::Transmit,
-            3 => Self::Redirect(packed as u32),
+            2 => Self::Deliver,
+            3 => Self::Transmit,
+            4 => Self::Redirect(packed as u32),
+            5 => Self::Drop,
             _ => Self::Pass,
         }
     }
@@ -82,6 +85,6 @@ impl Verdict {
     pub(crate) fn drop<D: Datapath>(datapath: &D, reason: DropReason) -> Self {
         use platform::Packet;
         datapath.count_drop(reason, datapath.packet().length() as u64);
-        Self::Drop(reason)
+        Self::Drop
     }
 }

@@ -16,7 +16,7 @@ use crate::abi::{
 };
 
 /// Gives a packet that begins a connection to the Service with the index `service` a backend, and
-/// forwards it.
+/// forwards it. If it is to be refused, `scratch.refusal` says so.
 #[inline(always)]
 pub fn begin<D: Tables<F>, F: IpFamily>(
     datapath: &D,
@@ -25,7 +25,9 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     entry: Service,
 ) -> Verdict {
     let Some(count) = NonZeroU32::new(entry.slot_count()) else {
-        return refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoBackend);
+        scratch.refusal =
+            refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoBackend);
+        return Verdict::Pass;
     };
     let index = choose::<D, F>(datapath, scratch, service, entry, count);
     let Some(backend) = datapath.backend(index) else {
@@ -35,7 +37,6 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::BadSlot);
     }
     let local = if backend.is_local() { FlowFlags::LOCAL } else { 0 };
-    let is_elsewhere = !backend.takes_packets(datapath.sends_by_any_device());
     scratch.hop.ifindex = 0;
     if local == 0 {
         find_next_hop::<D, F>(datapath, backend, &mut scratch.hop);
@@ -44,11 +45,9 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         // No entry is made: the client's retransmission takes its turn with the next backend.
         return Verdict::drop(datapath, DropReason::NoNeighbour);
     }
-    if local == 0
-        && !is_elsewhere
-        && emit::is_too_big(backend.mtu, emit::largest_on_wire(datapath, &scratch.parsed))
-    {
-        return refuse::too_big::<D, F>(datapath, &scratch.parsed.link, &scratch.parsed.ip, backend.mtu);
+    if local == 0 && emit::is_too_big(backend.mtu, emit::largest_on_wire(datapath, &scratch.parsed)) {
+        scratch.refusal = refuse::too_big::<F>(backend.mtu);
+        return Verdict::Pass;
     }
     let state =
         if scratch.parsed.ip.protocol == IPPROTO_TCP { FlowState::SynSent } else { FlowState::UdpUnreplied };
@@ -80,7 +79,7 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         scratch.affinity.last_used = scratch.flow.last_seen;
         datapath.insert_affinity(&scratch.affinity_key, &scratch.affinity);
     }
-    if is_elsewhere {
+    if !backend.takes_packets(datapath.sends_by_any_device()) {
         // The packet goes on as the first one of a flow that is known.
         return Verdict::Pass;
     }

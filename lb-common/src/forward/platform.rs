@@ -101,8 +101,13 @@ pub trait Datapath {
     fn count_new_flow(&self, service: u32, backend: u32);
     /// Counts a refused connection or packet for its Service.
     fn count_refused(&self, service: u32);
+    /// Counts a packet that is not forwarded, by the number of the reason.
+    fn count_drop_number(&self, reason: u32, bytes: u64);
     /// Counts a packet that is not forwarded.
-    fn count_drop(&self, reason: DropReason, bytes: u64);
+    #[inline(always)]
+    fn count_drop(&self, reason: DropReason, bytes: u64) {
+        self.count_drop_number(reason as u32, bytes);
+    }
 
     /// Replaces the status word of an entry if it is still as expected, atomically.
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool;

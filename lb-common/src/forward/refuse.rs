@@ -9,6 +9,24 @@ use super::platform::{Datapath, Packet};
 use super::wire::{Ethernet, Icmp, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, VlanTag, copy_mac};
 use crate::abi::{DropReason, IPPROTO_TCP};
 
+/// What is to be answered, and why, in one number; 0 is nothing. A number, and not an enumeration, for
+/// the kernel's verifier: decisions leave it in memory ([`Datapath::forget`]), and it is carried out
+/// in one place, on one path.
+pub type Refusal = usize;
+
+/// Nothing.
+pub const NOTHING: Refusal = 0;
+
+/// An ICMP error, or a TCP RST, or no answer at all.
+const ICMP: usize = 1;
+const RST: usize = 2;
+const SILENCE: usize = 3;
+
+#[inline(always)]
+fn refusal(answer: usize, reason: DropReason, kind: u8, code: u8, mtu: u16) -> Refusal {
+    answer << 48 | (reason as usize) << 32 | (kind as usize) << 24 | (code as usize) << 16 | mtu as usize
+}
+
 /// Refuses a connection to a Service: TCP by a RST, UDP by ICMP "port unreachable".
 #[inline(always)]
 pub fn connection<D: Datapath, F: IpFamily>(
@@ -16,59 +34,49 @@ pub fn connection<D: Datapath, F: IpFamily>(
     parsed: &Parsed<F::Address>,
     service: u32,
     reason: DropReason,
-) -> Verdict {
-    if parsed.ip.protocol == IPPROTO_TCP {
-        if parsed.transport.flags & TCP_RST != 0 {
-            return Verdict::drop(datapath, DropReason::ResetWithoutFlow);
-        }
+) -> Refusal {
+    if parsed.ip.protocol != IPPROTO_TCP {
         datapath.count_refused(service);
-        let dropped = Verdict::drop(datapath, reason);
-        return reset::<D, F>(datapath, parsed).map_or(dropped, |()| Verdict::Transmit);
+        let (kind, code) = if F::VERSION == 4 { (3, 3) } else { (1, 4) };
+        return refusal(ICMP, reason, kind, code, 0);
+    }
+    if parsed.transport.flags & TCP_RST != 0 {
+        return refusal(SILENCE, DropReason::ResetWithoutFlow, 0, 0, 0);
     }
     datapath.count_refused(service);
-    let (kind, code) = if F::VERSION == 4 { (3, 3) } else { (1, 4) };
-    icmp_error::<D, F>(datapath, &parsed.link, &parsed.ip, Message { kind, code, mtu: 0 }, reason)
+    refusal(RST, reason, 0, 0, 0)
 }
 
 /// Answers a packet whose TTL or hop limit ran out: ICMP "time exceeded in transit".
 #[inline(always)]
-pub fn expired<D: Datapath, F: IpFamily>(datapath: &D, link: &Link, ip: &Ip<F::Address>) -> Verdict {
-    let kind = if F::VERSION == 4 { 11 } else { 3 };
-    icmp_error::<D, F>(datapath, link, ip, Message { kind, code: 0, mtu: 0 }, DropReason::TtlExpired)
+pub fn expired<F: IpFamily>() -> Refusal {
+    refusal(ICMP, DropReason::TtlExpired, if F::VERSION == 4 { 11 } else { 3 }, 0, 0)
 }
 
 /// Answers a packet that does not fit the way to its next hop: ICMP "fragmentation needed" (RFC 1191,
 /// also where the sender would allow fragments: nobody makes them here), ICMPv6 "packet too big".
 #[inline(always)]
-pub fn too_big<D: Datapath, F: IpFamily>(
-    datapath: &D,
-    link: &Link,
-    ip: &Ip<F::Address>,
-    mtu: u16,
-) -> Verdict {
+pub fn too_big<F: IpFamily>(mtu: u16) -> Refusal {
     let (kind, code) = if F::VERSION == 4 { (3, 4) } else { (2, 0) };
-    icmp_error::<D, F>(datapath, link, ip, Message { kind, code, mtu }, DropReason::TooBig)
+    refusal(ICMP, DropReason::TooBig, kind, code, mtu)
 }
 
-/// What an ICMP error says. Four bytes: one register on the way to a function.
-#[derive(Clone, Copy)]
-struct Message {
-    kind: u8,
-    code: u8,
-    /// The lower half of the last word of its header (RFC 1191, RFC 4443 section 3.2).
-    mtu: u16,
-}
-
-impl Message {
-    #[inline(always)]
-    fn pack(self) -> u32 {
-        u32::from(self.kind) << 24 | u32::from(self.code) << 16 | u32::from(self.mtu)
-    }
-
-    #[inline(always)]
-    fn unpack(packed: u32) -> Self {
-        Self { kind: (packed >> 24) as u8, code: (packed >> 16) as u8, mtu: packed as u16 }
-    }
+/// Drops the packet, counts why, and answers it.
+#[inline(always)]
+pub fn carry_out<D: Datapath, F: IpFamily>(
+    datapath: &D,
+    parsed: &Parsed<F::Address>,
+    refusal: Refusal,
+) -> Verdict {
+    datapath.count_drop_number((refusal >> 32) as u32 & 0xffff, datapath.packet().length() as u64);
+    let answered = match refusal >> 48 {
+        RST => reset::<D, F>(datapath, parsed),
+        ICMP if F::may_be_answered(&parsed.ip.source) => {
+            write_icmp_error::<D, F>(datapath, &parsed.link, &parsed.ip, refusal as u32)
+        }
+        _ => None,
+    };
+    answered.map_or(Verdict::Drop, |()| Verdict::Transmit)
 }
 
 #[inline(always)]
@@ -139,23 +147,9 @@ fn is_unfinished<D: Datapath, A>(datapath: &D, ip: &Ip<A>) -> bool {
 /// with extension headers may be cut.
 const QUOTE_WORDS: usize = 24;
 
-/// Answers with an ICMP error that quotes the packet up to the first eight bytes of its payload
-/// (RFC 792). Its source is the address that the packet was sent to.
-#[inline(always)]
-fn icmp_error<D: Datapath, F: IpFamily>(
-    datapath: &D,
-    link: &Link,
-    ip: &Ip<F::Address>,
-    message: Message,
-    reason: DropReason,
-) -> Verdict {
-    let dropped = Verdict::drop(datapath, reason);
-    if !F::may_be_answered(&ip.source) {
-        return dropped;
-    }
-    write_icmp_error::<D, F>(datapath, link, ip, message.pack()).map_or(dropped, |()| Verdict::Transmit)
-}
-
+/// Turns the packet into an ICMP error that quotes it up to the first eight bytes of its payload (RFC
+/// 792). Its source is the address that the packet was sent to. `message` is type, code and the lower
+/// half of the last word of the header, the MTU (RFC 1191, RFC 4443 section 3.2).
 #[inline(never)]
 fn write_icmp_error<D: Datapath, F: IpFamily>(
     datapath: &D,
@@ -163,7 +157,7 @@ fn write_icmp_error<D: Datapath, F: IpFamily>(
     ip: &Ip<F::Address>,
     message: u32,
 ) -> Option<()> {
-    let Message { kind, code, mtu } = Message::unpack(message);
+    let [kind, code, high, low] = message.to_be_bytes();
     let headers = ip.l4 - ip.l3;
     let is_unfinished = is_unfinished(datapath, ip);
     // The kernel does not cut an unfinished checksum off, and that of TCP lies beyond eight bytes.
@@ -189,7 +183,6 @@ fn write_icmp_error<D: Datapath, F: IpFamily>(
     let length = (size_of::<Icmp>() + quoted) as u16;
     F::write_header(packet.at(link.l3)?, &ip.destination, &ip.source, F::ICMP, length);
     let l4 = link.l3 + F::HEADER_LENGTH;
-    let [high, low] = mtu.to_be_bytes();
     *packet.at::<Icmp>(l4)? = Icmp { kind: [kind], code: [code], checksum: [0; 2], rest: [0, 0, high, low] };
     let mut total = sum(&[kind, code]) + sum(&[high, low]);
     if F::VERSION == 6 {

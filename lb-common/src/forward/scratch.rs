@@ -40,6 +40,8 @@ pub struct Scratch<A> {
     pub timestamp: Timestamp,
     /// A slot for [`Datapath::forget`](super::platform::Datapath::forget).
     pub cursor: usize,
+    /// How the packet is refused, if it is.
+    pub refusal: usize,
     /// What is to happen to the packet, while its flow is being looked after.
     pub verdict: usize,
     /// Where the packet goes.
@@ -108,6 +110,7 @@ impl<A: Copy> Scratch<A> {
             affinity: Affinity::default(),
             timestamp: Timestamp::default(),
             cursor: 0,
+            refusal: 0,
             verdict: 0,
             hop: NextHop::default(),
             mtu: 0,

@@ -58,13 +58,20 @@ pub fn slow<D: Tables<F>, F: Parse>(datapath: &D) -> Slow {
     key.source_port = parsed.transport.source_port;
     key.destination_port = parsed.transport.destination_port;
     key.protocol = u32::from(parsed.ip.protocol);
-    match known::<D, F>(datapath, scratch) {
-        Some(verdict) => {
-            remember_first::<D, F>(datapath, scratch, verdict);
-            Slow::Done(verdict)
-        }
-        None => Slow::Unknown,
+    scratch.refusal = refuse::NOTHING;
+    let known = known::<D, F>(datapath, scratch);
+    let known = datapath.forget(&mut scratch.verdict, known);
+    let refusal = scratch.refusal;
+    let refusal = datapath.forget(&mut scratch.refusal, refusal);
+    if refusal != refuse::NOTHING {
+        return Slow::Done(refuse::carry_out::<D, F>(datapath, &scratch.parsed, refusal));
     }
+    if known == 0 {
+        return Slow::Unknown;
+    }
+    let verdict = Verdict::unpack(known);
+    remember_first::<D, F>(datapath, scratch, verdict);
+    Slow::Done(verdict)
 }
 
 /// If the packet is the first fragment of a datagram and goes out, the others are to follow it.
@@ -110,16 +117,25 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
         // Before any refusal: whoever may not connect does not learn that anybody is here.
         return Verdict::drop(datapath, DropReason::SourceNotAllowed);
     }
-    let Scratch { parsed, .. } = scratch;
-    if parsed.ip.hops_left <= 1 {
-        return refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip);
-    }
-    if parsed.ip.protocol == IPPROTO_TCP
-        && parsed.transport.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) != TCP_SYN
+    scratch.refusal = refuse::NOTHING;
+    let verdict = if scratch.parsed.ip.hops_left <= 1 {
+        scratch.refusal = refuse::expired::<F>();
+        Verdict::Pass
+    } else if scratch.parsed.ip.protocol == IPPROTO_TCP
+        && scratch.parsed.transport.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) != TCP_SYN
     {
-        return refuse::connection::<D, F>(datapath, parsed, service, DropReason::NoFlow);
+        scratch.refusal = refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoFlow);
+        Verdict::Pass
+    } else {
+        new_flow::begin::<D, F>(datapath, scratch, service, entry)
+    };
+    let verdict = datapath.forget(&mut scratch.verdict, verdict.pack());
+    let refusal = scratch.refusal;
+    let refusal = datapath.forget(&mut scratch.refusal, refusal);
+    if refusal != refuse::NOTHING {
+        return refuse::carry_out::<D, F>(datapath, &scratch.parsed, refusal);
     }
-    let verdict = new_flow::begin::<D, F>(datapath, scratch, service, entry);
+    let verdict = Verdict::unpack(verdict);
     remember_first::<D, F>(datapath, scratch, verdict);
     verdict
 }
@@ -130,19 +146,23 @@ fn is_group_addressed<D: Datapath>(datapath: &D) -> bool {
     datapath.packet().head::<Ethernet>().is_none_or(|ethernet| ethernet.destination[0] & 1 != 0)
 }
 
-/// A packet of a known flow; `None` if the flow is over and the packet begins another.
+/// What is to happen to a packet of a known flow, packed, or `scratch.refusal`; 0 if the flow is over
+/// and the packet begins another.
 #[inline(always)]
-fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Option<Verdict> {
+fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> usize {
     let Scratch { parsed, key, peer_key, hop, mtu, cursor, verdict: kept, flow: rebuilt, .. } = scratch;
     let (mut flow, established) = match datapath.established(key) {
         Some(flow) => (flow, true),
-        None => (datapath.transient(key)?, false),
+        None => match datapath.transient(key) {
+            Some(flow) => (flow, false),
+            None => return 0,
+        },
     };
     if !established && !flow.is_reply() && lost_its_port::<D, F>(datapath, key, peer_key, &flow) {
-        return None;
+        return 0;
     }
     if is_for_another_hook(datapath, &flow) {
-        return Some(Verdict::Pass);
+        return Verdict::Pass.pack();
     }
     let now = datapath.now();
     let state = flow.state();
@@ -165,21 +185,25 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     // One path from here on, not one for each state: the verifier would follow them all.
     let next = FlowState::from_raw(datapath.forget(cursor, next as usize) as u8);
     if parsed.ip.hops_left <= 1 && !flow.is_local() {
-        return Some(refuse::expired::<D, F>(datapath, &parsed.link, &parsed.ip));
+        scratch.refusal = refuse::expired::<F>();
+        return Verdict::Pass.pack();
     }
     let way = find_hop::<D, F>(datapath, &mut flow, hop, mtu);
     if way == Way::Elsewhere {
-        return Some(Verdict::Pass);
+        return Verdict::Pass.pack();
     }
     if way == Way::Gone {
         // The backend is gone. A UDP session goes on with another one; TCP has to be told.
         if is_tcp && parsed.transport.flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
-            return Some(refuse::connection::<D, F>(datapath, parsed, flow.service, DropReason::BackendGone));
+            scratch.refusal =
+                refuse::connection::<D, F>(datapath, parsed, flow.service, DropReason::BackendGone);
+            return Verdict::Pass.pack();
         }
         return renew::<D, F>(datapath, scratch, &flow, established);
     }
     if emit::is_too_big(*mtu, emit::largest_on_wire(datapath, parsed)) {
-        return Some(refuse::too_big::<D, F>(datapath, &parsed.link, &parsed.ip, *mtu));
+        scratch.refusal = refuse::too_big::<F>(*mtu);
+        return Verdict::Pass.pack();
     }
     flow.last_seen = now;
     // The packet is edited, and may be moved, before the entries follow it: what they need of it is
@@ -189,18 +213,16 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     }
     let mark = if is_tcp { mark_of(datapath, cursor, parsed, &flow, next) } else { Mark::NONE };
     let verdict = emit::forward::<D, F>(datapath, parsed, &flow, hop, cursor);
-    if let Verdict::Drop(_) = verdict {
+    if let Verdict::Drop = verdict {
         // What does not arrive changes nothing.
-        return Some(verdict);
+        return verdict.pack();
     }
-    // One number, known in all its bits: LLVM would keep the index of the device on the stack on some
-    // ways to here, but read it on all, which the verifier does not allow.
     let kept = datapath.forget(kept, verdict.pack());
     // Established flows need their other half only when something happens to them.
     if !established || next != state {
         follow::<D, F>(datapath, scratch, &mut flow, (established, next, next != state), mark);
     }
-    Some(Verdict::unpack(kept))
+    kept
 }
 
 /// Whether packets of a flow are translated elsewhere: replies of backends on this node where they
@@ -253,13 +275,13 @@ fn renew<D: Tables<F>, F: IpFamily>(
     scratch: &mut Scratch<F::Address>,
     flow: &Flow<F::Address>,
     established: bool,
-) -> Option<Verdict> {
+) -> usize {
     if established {
         set_peer_key(&mut scratch.peer_key, flow, scratch.key.protocol);
         datapath.remove_established(&scratch.peer_key);
         datapath.remove_established(&scratch.key);
     }
-    None
+    0
 }
 
 /// Carries a packet's effect over to both entries, and moves them where they belong.

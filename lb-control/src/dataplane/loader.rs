@@ -7,7 +7,7 @@ use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::maps;
 use tracing::{info, warn};
 
-use super::{KernelMaps, PinDirectory, object};
+use super::{KernelMaps, PinDirectory, object, refusal};
 
 /// Sizes of the maps that can be chosen.
 #[derive(Clone, Copy, Debug)]
@@ -178,12 +178,21 @@ where
         Ok(()) => Ok(program),
         Err(ProgramError::LoadError { io_error, verifier_log }) => {
             let log = verifier_log.to_string();
+            if let Some(reason) = refusal::explain(&log) {
+                bail!("this kernel, {}, cannot run the program {name}: {reason}", kernel_release());
+            }
             let tail: Vec<_> = log.lines().rev().take(12).collect();
             let tail: Vec<_> = tail.into_iter().rev().collect();
             bail!("the kernel refuses the program {name}: {io_error}\n{}", tail.join("\n"));
         }
         Err(error) => Err(error).with_context(|| format!("loading the program {name}")),
     }
+}
+
+/// As `uname -r` says it.
+fn kernel_release() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.map_or_else(|_| "of unknown release".to_owned(), |release| format!("Linux {}", release.trim()))
 }
 
 /// Pinned maps keep the size they were created with.

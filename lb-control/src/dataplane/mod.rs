@@ -13,6 +13,7 @@ mod loader;
 mod maps;
 pub mod object;
 mod pins;
+mod refusal;
 
 pub use attach::{Attachment, Devices, Mode};
 pub use classifiers::{Classifiers, Direction};

@@ -36,7 +36,7 @@ impl From<Verdict> for Action {
         match verdict {
             // What the kernel does with either is the same.
             Verdict::Pass | Verdict::Deliver => Self::Pass,
-            Verdict::Drop(_) => Self::Drop,
+            Verdict::Drop => Self::Drop,
             Verdict::Transmit => Self::Transmit,
             Verdict::Redirect(_) => Self::Redirect,
         }

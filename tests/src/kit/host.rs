@@ -249,7 +249,7 @@ impl Host {
         let verdict = match verdict {
             Verdict::Redirect(ifindex) if !self.can_send_by(ifindex) => {
                 self.count_drop(DropReason::NoDevice, self.packet_length());
-                Verdict::Drop(DropReason::NoDevice)
+                Verdict::Drop
             }
             other => other,
         };
@@ -424,9 +424,9 @@ impl Datapath for Host {
         }
     }
 
-    fn count_drop(&self, reason: DropReason, bytes: u64) {
+    fn count_drop_number(&self, reason: u32, bytes: u64) {
         let stats = &mut *self.stats.borrow_mut();
-        let drops = stats.drops.entry(reason as u32).or_default();
+        let drops = stats.drops.entry(reason).or_default();
         drops.packets += 1;
         drops.bytes += bytes;
     }

@@ -12,5 +12,6 @@ pub mod random;
 pub mod ranges;
 pub mod seen;
 pub mod tables;
+pub mod verified;
 pub mod view;
 pub mod world;

@@ -111,6 +111,11 @@ fn comparable<A: Copy + Ord>(
         .collect()
 }
 
+/// When each flow was last seen.
+fn moments<A: Ord>(tables: &Snapshot<A>) -> impl Iterator<Item = Tick> {
+    tables.established.values().chain(tables.transient.values()).map(|flow| flow.last_seen)
+}
+
 impl Pair {
     fn note(&mut self, packet: &[u8]) {
         if self.history.len() == HISTORY {
@@ -119,6 +124,18 @@ impl Pair {
         self.history.push_back(packet.to_vec());
         self.sent += 1;
         self.host.now = Kernel::now();
+    }
+
+    /// When the kernel took the packet that it was just given. Its clock may have gone on meanwhile: the
+    /// youngest flow tells then. Flows remember more of a packet when it is the first of its tick.
+    fn moment(&mut self) -> Tick {
+        let (before, after) = (self.host.now, Kernel::now());
+        if before == after {
+            return before;
+        }
+        let tables = self.kernel.snapshots();
+        let seen = moments(&tables.v4).chain(moments(&tables.v6)).map(|seen| seen.wrapping_sub(before));
+        before.wrapping_add(seen.filter(|ago| *ago <= after.wrapping_sub(before)).max().unwrap_or(0))
     }
 
     /// Both must have done the same.
@@ -156,6 +173,7 @@ impl Device for Pair {
     fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
         self.note(packet);
         let theirs = self.kernel.send(packet);
+        self.host.now = self.moment();
         let (verdict, bytes) = self.host.run(packet);
         self.judge((verdict, bytes), theirs)
     }
@@ -163,6 +181,7 @@ impl Device for Pair {
     fn leave(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
         self.note(packet);
         let theirs = self.kernel.leave(packet);
+        self.host.now = self.moment();
         let ours = self.host.run_egress(packet);
         self.judge(ours, theirs)
     }

@@ -21,8 +21,11 @@ use super::{
     topology::Lab,
 };
 
-/// How long the agent may take for anything. Generous: tests run in parallel on few CPUs.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Seconds that the agent may take for anything, unless [`PATIENCE_ENV`] says otherwise. Generous:
+/// tests run in parallel on few CPUs.
+const PATIENCE: u64 = 30;
+/// Seconds, for machines that are much slower than others.
+const PATIENCE_ENV: &str = "POINTSMAN_TEST_PATIENCE";
 
 /// Room for flows: more than the busiest test has open or closing.
 const MAX_FLOWS: &str = "65536";
@@ -328,13 +331,15 @@ pub fn is_served(service: &Value) -> bool {
 /// # Errors
 /// What the question fails with, or that time is up.
 pub fn wait_for<T>(what: &str, mut question: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let patience = std::env::var(PATIENCE_ENV).ok().and_then(|seconds| seconds.parse().ok());
+    let patience = Duration::from_secs(patience.unwrap_or(PATIENCE));
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = question()? {
             return Ok(answer);
         }
         if Instant::now() > deadline {
-            bail!("waited {PATIENCE:?} in vain for {what}");
+            bail!("waited {patience:?} in vain for {what}");
         }
         thread::sleep(Duration::from_millis(20));
     }

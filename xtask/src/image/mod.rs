@@ -12,6 +12,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+pub use self::rootfs::libraries;
+
 use crate::workspace::{self, Profile};
 use crate::{ebpf, process};
 

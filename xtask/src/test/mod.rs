@@ -5,9 +5,10 @@
 //! started. libtest can list and run single tests, so this takes no tool to be installed first.
 
 mod discover;
-mod job;
-mod outcome;
-mod report;
+pub mod interrupt;
+pub mod job;
+pub mod outcome;
+pub mod report;
 mod runner;
 
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use self::discover::Test;
 use self::outcome::Summary;
 use crate::setup::{self, packages};
 use crate::workspace::{self, Profile};
-use crate::{AlreadyReported, ebpf, process};
+use crate::{AlreadyReported, ebpf, kernels, process};
 
 /// Suites that need nothing of the kernel: no packages, no kernel object, no agent.
 const PURE_SUITES: [&str; 2] = [discover::CORE, discover::FUZZ];
@@ -44,6 +45,10 @@ pub struct Args {
     /// Runs the whole selection this many times
     #[arg(long, default_value_t = 1)]
     repeat: u32,
+    /// Instead of the tests on this machine: loads every program and runs a core set of tests on other
+    /// kernels, in virtual machines: 6.1-uml (quick), 5.10, 6.1, 6.12 [default: all]
+    #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with_all = ["suites", "filter", "repeat"])]
+    kernels: Option<Vec<String>>,
 }
 
 impl Args {
@@ -58,6 +63,9 @@ impl Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if let Some(names) = &args.kernels {
+        return kernels::run(names);
+    }
     if !args.is_pure() {
         setup::ensure(&packages::for_purpose(packages::Purpose::Test))?;
         ebpf::build()?;
@@ -173,6 +181,7 @@ mod tests {
             jobs: None,
             timeout: 1,
             repeat: 1,
+            kernels: None,
         }
     }
 

@@ -7,13 +7,18 @@ use super::outcome::{Outcome, Summary};
 
 /// One line per test, e.g. `PASS    0.01s  tests::e2e::tcp::echo`.
 pub fn line(test: &Test, outcome: &Outcome, took: Duration) -> String {
+    named_line(&test.path(), outcome, took)
+}
+
+/// The same for what is no test of ours by itself.
+pub fn named_line(path: &str, outcome: &Outcome, took: Duration) -> String {
     let (word, reason) = match outcome {
         Outcome::Passed => ("PASS", ""),
         Outcome::Failed(reason) => ("FAIL", reason.as_str()),
         Outcome::Skipped(reason) => ("SKIP", reason.as_str()),
     };
     let separator = if reason.is_empty() { "" } else { ": " };
-    format!("{word} {:7.2}s  {}{separator}{reason}", took.as_secs_f64(), test.path())
+    format!("{word} {:7.2}s  {path}{separator}{reason}", took.as_secs_f64())
 }
 
 /// The output of a failed test, framed so that it can be found in a long log.

@@ -2,16 +2,15 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::discover::Test;
 use super::outcome::{self, Outcome, Summary};
-use super::{job, report};
+use super::{interrupt, job, report};
 
 pub struct Settings {
     pub jobs: usize,
@@ -31,18 +30,13 @@ struct Progress {
 /// # Errors
 /// When a test cannot be started at all, or on Ctrl-C; failed tests are counted, not errors.
 pub fn run(tests: &[Test], settings: &Settings) -> Result<Summary> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let handlers =
-        [SIGINT, SIGTERM].map(|signal| signal_hook::flag::register(signal, Arc::clone(&interrupted)));
-    let result = run_all(tests, settings, &interrupted);
-    for handler in handlers.into_iter().flatten() {
-        signal_hook::low_level::unregister(handler);
-    }
-    let progress = result?;
+    let (progress, interrupted) = interrupt::watch(|interrupted| {
+        Ok((run_all(tests, settings, interrupted)?, interrupted.load(Ordering::Relaxed)))
+    })?;
     for failure in &progress.failures {
         eprintln!("{failure}");
     }
-    if interrupted.load(Ordering::Relaxed) {
+    if interrupted {
         bail!("interrupted after {}", report::closing_line(&progress.summary));
     }
     Ok(progress.summary)
