@@ -218,22 +218,10 @@ impl<C: Hook> Datapath for Kernel<C> {
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64) {
         // SAFETY (both): per-CPU values, and XDP programs are not preempted by each other.
         if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service).map(|stats| unsafe { &mut *stats }) {
-            if reply {
-                stats.packets_out += 1;
-                stats.bytes_out += bytes;
-            } else {
-                stats.packets_in += 1;
-                stats.bytes_in += bytes;
-            }
+            stats.count_forwarded(reply, bytes);
         }
         if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(backend).map(|stats| unsafe { &mut *stats }) {
-            if reply {
-                stats.packets_out += 1;
-                stats.bytes_out += bytes;
-            } else {
-                stats.packets_in += 1;
-                stats.bytes_in += bytes;
-            }
+            stats.count_forwarded(reply, bytes);
         }
     }
 

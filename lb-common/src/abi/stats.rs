@@ -52,3 +52,23 @@ pub struct DropStats {
     pub bytes: u64,
 }
 plain!(DropStats, size = 16, { packets: u64, bytes: u64 });
+
+macro_rules! count_forwarded {
+    ($($stats:ty),+) => {$(
+        impl $stats {
+            /// Counts a packet of a client, or of a backend, that was forwarded.
+            #[inline(always)]
+            pub fn count_forwarded(&mut self, reply: bool, bytes: u64) {
+                let (packets, sum) = if reply {
+                    (&mut self.packets_out, &mut self.bytes_out)
+                } else {
+                    (&mut self.packets_in, &mut self.bytes_in)
+                };
+                *packets = packets.wrapping_add(1);
+                *sum = sum.wrapping_add(bytes);
+            }
+        }
+    )+};
+}
+
+count_forwarded!(ServiceStats, BackendStats);

@@ -387,24 +387,10 @@ impl Datapath for Host {
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64) {
         let Stats { services, backends, .. } = &mut *self.stats.borrow_mut();
         if service < SERVICES {
-            let stats = services.entry(service).or_default();
-            if reply {
-                stats.packets_out += 1;
-                stats.bytes_out += bytes;
-            } else {
-                stats.packets_in += 1;
-                stats.bytes_in += bytes;
-            }
+            services.entry(service).or_default().count_forwarded(reply, bytes);
         }
         if backend < BACKENDS {
-            let stats = backends.entry(backend).or_default();
-            if reply {
-                stats.packets_out += 1;
-                stats.bytes_out += bytes;
-            } else {
-                stats.packets_in += 1;
-                stats.bytes_in += bytes;
-            }
+            backends.entry(backend).or_default().count_forwarded(reply, bytes);
         }
     }
 
