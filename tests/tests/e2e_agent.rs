@@ -3,7 +3,7 @@
 use anyhow::Result;
 use pointsman_tests::{
     lab::{
-        Lab,
+        Agent, Lab,
         agent::list,
         manifest::{ECHO, HTTP, UDP},
         wait_for,
@@ -141,7 +141,8 @@ fn an_address_of_the_user_stays() -> Result<()> {
 #[test]
 fn programs_are_native() -> Result<()> {
     let Some(world) = World::new(1)? else { return Ok(()) };
-    let (_agent, status) = world.web(&[1])?;
+    let agent = Agent::start_with(&world.lab, &web(&[1]), &["--datapath", "auto"])?;
+    let status = agent.wait_ready()?;
     let devices = list(&status, "devices");
     assert!(devices.len() == 2 && devices.iter().all(|device| device["mode"] == "xdp-native"), "{status:#}");
     for device in ["uplink", "lan"] {

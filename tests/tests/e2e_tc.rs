@@ -33,6 +33,13 @@ fn modes(status: &Value) -> Result<BTreeMap<&str, &str>> {
         .context("a device without name or mode")
 }
 
+/// An agent that chooses by device, and its status once it serves.
+fn chosen(world: &World) -> Result<(Agent<'_>, Value)> {
+    let agent = Agent::start_with(&world.lab, &web(&[1, 2, 3]), &["--datapath", "auto"])?;
+    let status = agent.wait_ready()?;
+    Ok((agent, status))
+}
+
 /// Connections, datagrams of up to this size and bulk, both families.
 fn everything_works(world: &World, status: &Value, backends: usize, largest: usize) -> Result<()> {
     let client = &world.lab.client;
@@ -94,7 +101,7 @@ fn with_offloads() -> Result<()> {
 #[test]
 fn backends_behind_a_bridge() -> Result<()> {
     let Some(world) = World::with(Options { lan: Lan::Bridge, ..Options::default() })? else { return Ok(()) };
-    let (_agent, status) = world.web(&[1, 2, 3])?;
+    let (_agent, status) = chosen(&world)?;
     assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "xdp-native")]));
     everything_works(&world, &status, 3, IN_A_TUNNEL)
 }
@@ -102,7 +109,7 @@ fn backends_behind_a_bridge() -> Result<()> {
 #[test]
 fn backends_in_an_overlay() -> Result<()> {
     let Some(world) = World::with(Options { lan: Lan::Vxlan, ..Options::default() })? else { return Ok(()) };
-    let (_agent, status) = world.web(&[1, 2, 3])?;
+    let (_agent, status) = chosen(&world)?;
     assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "xdp-native")]));
     everything_works(&world, &status, 3, IN_A_TUNNEL)
 }
@@ -112,7 +119,7 @@ fn clients_behind_a_bridge() -> Result<()> {
     let Some(world) = World::with(Options { uplink_is_bridge: true, ..Options::default() })? else {
         return Ok(());
     };
-    let (_agent, status) = world.web(&[1, 2, 3])?;
+    let (_agent, status) = chosen(&world)?;
     assert_eq!(modes(&status)?, BTreeMap::from([("lan", "xdp-native"), ("uplink", "tc")]));
     everything_works(&world, &status, 3, FRAGMENTED)
 }

@@ -162,6 +162,7 @@ impl<'lab> Agent<'lab> {
             .arg(self.socket())
             .args(&self.flags)
             .env("KUBERNETES", if self.kubeconfig.is_some() { "true" } else { "false" })
+            .env("DATAPATH", datapath())
             .env_remove("LEASE_NAMESPACE")
             .env_remove("DEFAULT_CLASS")
             .env_remove("HTTP_ADDRESS")
@@ -309,6 +310,12 @@ impl Drop for Agent<'_> {
         }
         self.process = None;
     }
+}
+
+/// How the agents of this run forward packets, unless a test says otherwise: `POINTSMAN_TEST_DATAPATH`.
+#[must_use]
+pub fn datapath() -> String {
+    std::env::var("POINTSMAN_TEST_DATAPATH").unwrap_or_else(|_| "auto".to_owned())
 }
 
 /// The elements of an array; none when there is no such array.

@@ -45,6 +45,10 @@ pub struct Args {
     /// Runs the whole selection this many times
     #[arg(long, default_value_t = 1)]
     repeat: u32,
+    /// How the agents of the end-to-end tests forward: xdp-native, tc, xdp-generic [default: what an agent
+    /// chooses itself]
+    #[arg(long, value_name = "PATH", value_parser = ["auto", "xdp-native", "tc", "xdp-generic"])]
+    datapath: Option<String>,
     /// Instead of the tests on this machine: loads every program and runs a core set of tests on other
     /// kernels, in virtual machines: 6.1-uml (quick), 5.10, 6.1, 6.12 [default: all]
     #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with_all = ["suites", "filter", "repeat"])]
@@ -91,6 +95,9 @@ pub fn run(args: &Args) -> Result<()> {
         env.push(("POINTSMAN_HELM".into(), tools.helm.into()));
         env.push(("POINTSMAN_KUBECTL".into(), tools.kubectl.into()));
         env.push(("POINTSMAN_XTASK".into(), own_path()?.into()));
+    }
+    if let Some(datapath) = &args.datapath {
+        env.push(("POINTSMAN_TEST_DATAPATH".into(), datapath.into()));
     }
     let settings = runner::Settings {
         jobs: args.jobs.unwrap_or_else(default_jobs).max(1),
@@ -181,6 +188,7 @@ mod tests {
             jobs: None,
             timeout: 1,
             repeat: 1,
+            datapath: None,
             kernels: None,
         }
     }
