@@ -115,7 +115,7 @@ fn every_setting_gives_objects_that_the_api_knows() {
         &["networkPolicy.enabled=false", "cleanup.enabled=false", "nodeSelector={}", "tolerations=[]"],
         &["securityContext.seLinuxOptions={\"type\":\"spc_t\"}", "imagePullSecrets=[{\"name\":\"key\"}]"],
         &[
-            "datapath=tc",
+            "datapath=\"tc\"",
             "extraArgs=[\"--max-flows=1000\"]",
             "extraEnv=[{\"name\":\"A\",\"value\":\"b\"}]",
             "podAnnotations={\"a\":\"b\"}",

@@ -39,12 +39,14 @@ pub struct Config {
     pub timeouts: [Tick; Self::TIMEOUTS],
     /// The largest IP packet that the device towards clients takes, in bytes; 0 if it is not known.
     pub client_mtu: u16,
+    /// Not zero if TC is attached beside XDP.
+    pub has_tc: u8,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 plain!(Config, size = 80, {
     route_generation: u32, snat_port_first: u16, snat_port_count: u16, timeouts: [Tick; Config::TIMEOUTS],
-    client_mtu: u16, reserved: [u8; 6],
+    client_mtu: u16, has_tc: u8, reserved: [u8; 5],
 });
 
 impl Config {
@@ -71,7 +73,8 @@ impl Default for Config {
             snat_port_count: 31_744,
             timeouts,
             client_mtu: 0,
-            reserved: [0; 6],
+            has_tc: 0,
+            reserved: [0; 5],
         }
     }
 }

@@ -68,6 +68,12 @@ impl Verdict {
         }
     }
 
+    /// Whether a packed verdict is to send or deliver the packet.
+    #[inline(always)]
+    pub(crate) fn goes_out(packed: usize) -> bool {
+        matches!(packed >> 32, 2..=4)
+    }
+
     /// The other way round.
     #[inline(always)]
     pub(crate) fn unpack(packed: usize) -> Self {

@@ -54,8 +54,11 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     scratch.flow.backend = index;
     scratch.flow.service = service;
     scratch.flow.last_seen = datapath.now();
-    scratch.flow.status =
-        FlowStatus { state: state as u8, flags: FlowFlags::REPLY | local | for_tc(datapath), epoch: 0 };
+    scratch.flow.status = FlowStatus {
+        state: state as u8,
+        flags: FlowFlags::REPLY | if local == 0 { for_tc(datapath) } else { local },
+        epoch: 0,
+    };
     scratch.out.destination = F::from_wide(&backend.address);
     scratch.out.destination_port = backend.port;
     scratch.out.protocol = scratch.key.protocol;

@@ -69,20 +69,15 @@ pub fn slow<D: Tables<F>, F: Parse>(datapath: &D) -> Slow {
     if known == 0 {
         return Slow::Unknown;
     }
-    let verdict = Verdict::unpack(known);
-    remember_first::<D, F>(datapath, scratch, verdict);
-    Slow::Done(verdict)
+    remember_first::<D, F>(datapath, scratch, known);
+    Slow::Done(Verdict::unpack(known))
 }
 
 /// If the packet is the first fragment of a datagram and goes out, the others are to follow it.
 #[inline(always)]
-fn remember_first<D: Tables<F>, F: IpFamily>(
-    datapath: &D,
-    scratch: &mut Scratch<F::Address>,
-    verdict: Verdict,
-) {
-    if let (Part::First(identification), Verdict::Transmit | Verdict::Redirect(_) | Verdict::Deliver) =
-        (scratch.parsed.ip.part, verdict)
+fn remember_first<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>, packed: usize) {
+    if let Part::First(identification) = scratch.parsed.ip.part
+        && Verdict::goes_out(packed)
     {
         fragment::remember::<D, F>(datapath, scratch, identification);
     }
@@ -135,9 +130,8 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
     if refusal != refuse::NOTHING {
         return refuse::carry_out::<D, F>(datapath, &scratch.parsed, refusal);
     }
-    let verdict = Verdict::unpack(verdict);
     remember_first::<D, F>(datapath, scratch, verdict);
-    verdict
+    Verdict::unpack(verdict)
 }
 
 /// Whether the frame was sent to many: a connection never is.
@@ -229,8 +223,11 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
 /// leave it, and replies that XDP may not be able to send, in TC.
 #[inline(always)]
 pub fn is_for_another_hook<D: Datapath, A>(datapath: &D, flow: &Flow<A>) -> bool {
+    if flow.status.flags & FlowFlags::TC != 0 && !datapath.sends_by_any_device() {
+        // Or TC was taken off since: XDP can send by all devices that are left.
+        return datapath.config().is_some_and(|config| config.has_tc != 0);
+    }
     flow.is_local() && flow.is_reply()
-        || flow.status.flags & FlowFlags::TC != 0 && !datapath.sends_by_any_device()
 }
 
 /// Whether the source port of a client's entry serves another flow by now: the least recently used

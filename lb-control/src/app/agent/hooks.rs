@@ -74,6 +74,7 @@ impl Agent {
         if is_mixed && let Err(error) = self.devices.complement(&mut self.programs) {
             self.fail(Area::Devices, "TC beside XDP", &error);
         }
+        self.config.has_tc = is_mixed.into();
         self.attach_exits(&wanted);
         self.leave_devices(&wanted, is_mixed);
         self.backends_behind(|index| before.get(&index) != modes.get(&index))
