@@ -1,7 +1,7 @@
 //! Metrics, probes and health checks of other load balancers, asked over TCP.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     time::Duration,
 };
@@ -30,7 +30,11 @@ fn get(edge: &Namespace, port: u16, path: &str) -> Result<Option<(u16, String)>>
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
         let mut text = String::new();
-        stream.read_to_string(&mut text).with_context(|| format!("reading {path}"))?;
+        match stream.read_to_string(&mut text) {
+            // It was closed before our connection was taken.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+            read => read.with_context(|| format!("reading {path}"))?,
+        };
         let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
         Ok(Some((status.with_context(|| format!("no status: {text}"))?, text)))
     })?
