@@ -230,3 +230,9 @@ impl Hook for TcContext {
         self.as_ptr()
     }
 }
+
+/// Whether the kernel keeps a tag beside the packet, be it one that says nothing.
+#[inline(always)]
+pub fn has_tag_beside(context: &TcContext) -> bool {
+    field!(context, vlan_present) != 0
+}

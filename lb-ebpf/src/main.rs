@@ -32,7 +32,7 @@ mod programs {
     use lb_common::forward::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6};
     use lb_common::forward::{self, Fast, Slow, Verdict};
 
-    use crate::hooks::{Tc, Xdp};
+    use crate::hooks::{Tc, Xdp, has_tag_beside};
     use crate::maps;
 
     #[xdp]
@@ -90,7 +90,9 @@ mod programs {
         datapath.pull(HEADERS);
         // A tag beside the packet: `fast` would not see it.
         let decided = match datapath.link() {
-            Some(Link { vlan: [0, 0, 0, 0], .. }) => forward::fast(&datapath),
+            Some(Link { vlan: [0, 0, 0, 0], .. }) if !has_tag_beside(&datapath.context) => {
+                forward::fast(&datapath)
+            }
             Some(Link { ether_type: ETHER_TYPE_IPV4, .. }) => Fast::SlowV4,
             Some(Link { ether_type: ETHER_TYPE_IPV6, .. }) => Fast::SlowV6,
             _ => return TC_NEXT,

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya_obj::Object;
-use lb_common::abi::maps::{self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM};
+use lb_common::abi::maps::{
+    self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
+};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
     Service, ServiceName, ServiceStats, SourceRangeKey, Tick, VipKey,
@@ -55,6 +57,7 @@ fn layouts() -> BTreeMap<&'static str, (usize, usize)> {
         ("affinity_ticks", array::<Tick>()),
         ("devices", (size_of::<u32>(), DEVMAP_VALUE)),
         ("programs", array::<u32>()),
+        ("tc_programs", array::<u32>()),
         ("scratch_v4", array::<Scratch<A4>>()),
         ("scratch_v6", array::<Scratch<A6>>()),
         ("scratch_fib", (size_of::<u32>(), FIB_LOOKUP)),
@@ -86,7 +89,8 @@ fn maps_are_those_of_the_abi() {
 fn programs_are_those_of_the_abi() {
     let object = Object::parse(&object_or_skip!()).unwrap();
     let built: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
-    let declared: BTreeSet<_> = CALLED_PROGRAMS.into_iter().chain([ENTRY_PROGRAM, EGRESS_PROGRAM]).collect();
+    let called = CALLED_PROGRAMS.into_iter().chain(TC_CALLED_PROGRAMS);
+    let declared: BTreeSet<_> = called.chain([ENTRY_PROGRAM, INGRESS_PROGRAM, EGRESS_PROGRAM]).collect();
     assert_eq!(built, declared);
     assert!(declared.iter().all(|name| name.len() <= LONGEST_NAME));
 }

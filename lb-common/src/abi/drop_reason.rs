@@ -63,7 +63,7 @@ drop_reasons! {
     BadIcmpQuote = 12, "bad-icmp-quote", true;
     /// The program that handles new and unusual packets is not in place.
     NoSlowPath = 13, "no-slow-path", false;
-    /// The device towards the next hop is not in the map `devices`: the agent has not set it up.
+    /// The device towards the next hop is not in the map `devices`, or needs TC, which is not attached: the agent has not set it up.
     NoDevice = 14, "no-device", false;
     /// The client is in none of the Service's source ranges (loadBalancerSourceRanges).
     SourceNotAllowed = 15, "source-not-allowed", true;

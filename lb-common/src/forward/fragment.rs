@@ -10,7 +10,7 @@ use super::ip::IpFamily;
 use super::parse::{Ip, Part};
 use super::platform::{Packet, Tables};
 use super::scratch::Scratch;
-use super::slow::{Way, find_hop, is_for_another_hook};
+use super::slow::{Way, find_hop, is_for_another_hook, leave_to_tc};
 use super::wire::{Ipv4, Ipv6Extension};
 use crate::abi::{DropReason, Tick, idle_ticks, ticks_from_seconds};
 
@@ -106,7 +106,7 @@ pub fn later<D: Tables<F>, F: IpFamily>(
     match find_hop::<D, F>(datapath, &mut flow, &mut scratch.hop, &mut scratch.mtu) {
         Way::Found => {}
         Way::Gone => return Verdict::drop(datapath, DropReason::BackendGone),
-        Way::Elsewhere => return Verdict::Pass,
+        Way::Elsewhere => return leave_to_tc(datapath),
     }
     if emit::is_too_big(scratch.mtu, datapath.largest_on_wire(scratch.parsed.ip.l3, 0)) {
         // Only the first one is answered, here too.

@@ -9,7 +9,7 @@ use super::ip::{IpFamily, IpHeader};
 use super::parse::{Ip, Parse, Part};
 use super::platform::{Packet, Tables};
 use super::scratch::Scratch;
-use super::slow::{Way, find_hop, is_for_another_hook};
+use super::slow::{Way, find_hop, is_for_another_hook, leave_to_tc};
 use super::wire::{Icmp, Ipv4, Udp};
 use crate::abi::{DropReason, Flow, IPPROTO_TCP, IPPROTO_UDP};
 
@@ -44,7 +44,7 @@ pub fn translate<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::
     match find_hop::<D, F>(datapath, &mut flow, hop, mtu) {
         Way::Found => {}
         Way::Gone => return Verdict::drop(datapath, DropReason::BackendGone),
-        Way::Elsewhere => return Verdict::Pass,
+        Way::Elsewhere => return leave_to_tc(datapath),
     }
     if hop.ifindex == 0 && !flow.is_local() {
         return Verdict::drop(datapath, DropReason::NoNeighbour);

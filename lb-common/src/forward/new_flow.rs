@@ -7,6 +7,7 @@ use super::ip::IpFamily;
 use super::pair::{copy_flow, copy_hop, is_peer, set_peer_key, set_up, set_way_back, turn};
 use super::platform::{Datapath, InsertFailed, Tables};
 use super::scratch::Scratch;
+use super::slow::leave_to_tc;
 use super::snat::{self, Fit, History};
 use super::tcp_options::{self, Timestamp};
 use super::{client, emit, refuse};
@@ -84,7 +85,7 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     }
     if !backend.takes_packets(datapath.sends_by_any_device()) {
         // The packet goes on as the first one of a flow that is known.
-        return Verdict::Pass;
+        return leave_to_tc(datapath);
     }
     emit::forward::<D, F>(datapath, &scratch.parsed, &scratch.flow, &scratch.hop, &mut scratch.cursor)
 }

@@ -184,7 +184,7 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     }
     let way = find_hop::<D, F>(datapath, &mut flow, hop, mtu);
     if way == Way::Elsewhere {
-        return Verdict::Pass.pack();
+        return leave_to_tc(datapath).pack();
     }
     if way == Way::Gone {
         // The backend is gone. A UDP session goes on with another one; TCP has to be told.
@@ -217,6 +217,17 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
         follow::<D, F>(datapath, scratch, &mut flow, (established, next, next != state), mark);
     }
     kept
+}
+
+/// Leaves a packet that is for a backend that only TC can send to, untouched. Without TC the stack would
+/// answer it, which has nobody at the VIP.
+#[inline(always)]
+pub fn leave_to_tc<D: Datapath>(datapath: &D) -> Verdict {
+    if datapath.config().is_some_and(|config| config.has_tc != 0) {
+        Verdict::Pass
+    } else {
+        Verdict::drop(datapath, DropReason::NoDevice)
+    }
 }
 
 /// Whether packets of a flow are translated elsewhere: replies of backends on this node where they

@@ -439,7 +439,7 @@ impl Agent {
         if let Err(error) = addresses::reconcile(self.network.handle(), index, &BTreeSet::new()).await {
             failed.push(error);
         }
-        if let Err(error) = self.devices.keep_only(&[], false) {
+        if let Err(error) = self.devices.keep_only(&[]) {
             failed.push(error);
         }
         if let Err(error) = self.exits.keep_only(&[]) {

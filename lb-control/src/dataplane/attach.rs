@@ -131,15 +131,29 @@ impl Devices {
         Ok(&self.attached[&ifindex])
     }
 
-    /// Attaches the TC program beside XDP: it sends what XDP cannot send.
+    /// Attaches the TC program beside XDP: it sends what XDP cannot send. What fails on one device keeps
+    /// it from no other.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// What the kernel refused first.
     pub fn complement(&mut self, programs: &mut Kernel) -> Result<()> {
+        let mut result = Ok(());
         for (ifindex, found) in self.attached.iter().filter(|(_, found)| found.mode != Mode::Tc) {
-            self.classifiers.attach(programs.ingress_program()?, *ifindex, &found.name)?;
+            let program = programs.ingress_program();
+            let done = program.and_then(|program| self.classifiers.attach(program, *ifindex, &found.name));
+            result = result.and(done);
         }
-        Ok(())
+        result
+    }
+
+    /// Takes TC off where it is beside XDP. To be called when nothing relies on it any more.
+    ///
+    /// # Errors
+    /// When a pin or a filter cannot be removed.
+    pub fn leave_complement(&mut self) -> Result<()> {
+        let in_tc = self.attached.values().filter(|found| found.mode == Mode::Tc);
+        let in_tc: Vec<_> = in_tc.map(|found| found.ifindex).collect();
+        self.classifiers.keep_only(&in_tc)
     }
 
     /// Compares with what the kernel says is on a device: if it is not our program, because somebody
@@ -165,7 +179,8 @@ impl Devices {
                 continue;
             }
             let program = programs.entry_program()?;
-            let wanted = self.forced.is_none_or(|forced| forced == mode);
+            // A device that had to do with the slowest way once may have a better one now.
+            let wanted = self.forced.map_or(mode == Mode::Native, |forced| forced == mode);
             let replaced = wanted
                 && PinnedLink::from_pin(&path)
                     .map_err(anyhow::Error::from)
@@ -176,7 +191,7 @@ impl Devices {
             if replaced {
                 return Ok(Some(mode));
             }
-            if self.forced == Some(Mode::Tc) {
+            if !wanted && self.forced.is_none_or(|forced| forced == Mode::Tc) {
                 // It goes when TC is in place: `keep_only`.
                 continue;
             }
@@ -236,11 +251,12 @@ impl Devices {
     }
 
     /// Detaches the datapath from all devices but these; also from those that an earlier agent has
-    /// left it on. `complement` says whether TC is to stay beside XDP.
+    /// left it on. Where it could not be attached, what was there before stays; and TC stays beside XDP
+    /// until [`Self::leave_complement`].
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn keep_only(&mut self, wanted: &[u32], complement: bool) -> Result<()> {
+    pub fn keep_only(&mut self, wanted: &[u32]) -> Result<()> {
         for (_, gone) in self.attached.extract_if(.., |index, _| !wanted.contains(index)) {
             info!(device = gone.name, "the datapath is detached");
         }
@@ -251,13 +267,15 @@ impl Devices {
                 continue;
             }
             let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
-            if pin.is_none_or(|(index, mode)| self.mode(index) != Some(mode)) {
+            let stays = |(index, mode)| match self.mode(index) {
+                Some(attached) => attached == mode,
+                None => wanted.contains(&index),
+            };
+            if !pin.is_some_and(stays) {
                 fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
             }
         }
-        let in_tc = self.attached.values().filter(|found| complement || found.mode == Mode::Tc);
-        let in_tc: Vec<_> = in_tc.map(|found| found.ifindex).collect();
-        self.classifiers.keep_only(&in_tc)
+        self.classifiers.keep_only(wanted)
     }
 }
 

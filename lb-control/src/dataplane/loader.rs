@@ -175,7 +175,8 @@ where
     let program: &mut P =
         ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?.try_into()?;
     match program.load() {
-        Ok(()) => Ok(program),
+        // Loaded already by an attempt of which something else failed.
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
         Err(ProgramError::LoadError { io_error, verifier_log }) => {
             let log = verifier_log.to_string();
             if let Some(reason) = refusal::explain(&log) {

@@ -243,6 +243,7 @@ impl Traffic {
                     3 => entry.next_hop.vlan = self.source.of(&[[0, 9, 0, 0], [0, 9, 0, 8], [0; 4]]),
                     6 | 7 => entry.flags = BackendFlags::LOCAL,
                     4 => entry.next_hop.ifindex = self.source.of(&[0, 1, 99]),
+                    5 if self.source.once_in(2) => entry.mtu = self.source.of(&[60, 600]),
                     _ => entry.snat_count = self.source.of(&[1, 2, 0]),
                 }
                 device.set_backend(ip.backend_index(protocol, number), entry);

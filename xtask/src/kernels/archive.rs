@@ -92,7 +92,9 @@ pub fn unpack_with_dependencies(package: &str, root: &Path) -> Result<()> {
 }
 
 fn fetch(mut apt: Command, packages: &[String], root: &Path) -> Result<()> {
-    let downloads = root.with_extension("packages");
+    let mut downloads = root.as_os_str().to_owned();
+    downloads.push(".packages");
+    let downloads = PathBuf::from(downloads);
     fs::create_dir_all(&downloads)?;
     apt.current_dir(&downloads).args(["-qq", "-o", "APT::Sandbox::User=root", "download"]).args(packages);
     process::run(&mut apt)?;

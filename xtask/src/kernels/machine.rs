@@ -55,7 +55,10 @@ fn unless_there(root: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<(
     if root.exists() {
         return Ok(());
     }
-    let partial = root.with_extension(format!("partial-{}", std::process::id()));
+    // Not `with_extension`: names have dots.
+    let mut partial = root.as_os_str().to_owned();
+    partial.push(format!(".partial-{}", std::process::id()));
+    let partial = PathBuf::from(partial);
     fs::create_dir_all(&partial)?;
     let result = fill(&partial)
         .and_then(|()| fs::rename(&partial, root).with_context(|| format!("cannot make {}", root.display())));

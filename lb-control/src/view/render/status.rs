@@ -248,8 +248,8 @@ mod tests {
         let expected = "\
 Agent: version 0.1.0, pid 42, up 3m12s, configuration 2 taken 5s ago.
 
-DEVICE   MODE         PROGRAM
-eth0     xdp-native   7
+DEVICE   MODE         PROGRAM   REASON
+eth0     xdp-native   7         the fastest way works
 
 NAMESPACE   SERVICE   STATE    VIP            PORT            BACKENDS   FLOWS   IN    OUT   REFUSED
 default     web       active   2001:db8::10   80/TCP (http)   1/2        24      0 B   0 B   1

@@ -34,7 +34,7 @@ macro_rules! each_journey {
             affinity { sticks, expires, is_of_one_client_and_service, leaves_backends_that_are_gone, keeps_others_in_turn, off_and_on }
             local { whole_life, mixed_with_remote, last_hop, gone_backend, lost_half_is_rebuilt, same_tuple_by_another_vip, same_tuple_directly, direct_connection_afterwards, port_reuse, datagrams, stream, fragments, icmp_errors, others_leave_untouched, needs_no_neighbour }
             mtu { towards_backends, towards_clients, quoted }
-            tc { handed_over, sticks, way_changes }
+            tc { handed_over, nobody_to_hand_over_to, sticks, way_changes }
             hostile { not_ours, malformed, misconfigured }
         }
     };

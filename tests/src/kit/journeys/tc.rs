@@ -1,12 +1,12 @@
 //! Backends behind devices that only TC can send by.
 
-use lb_common::abi::{Backend, IPPROTO_TCP, Service, ServiceFlags};
+use lb_common::abi::{Backend, Config, DropReason, IPPROTO_TCP, Service, ServiceFlags};
 
 use super::connection::Connection;
 use crate::kit::device::Device;
 use crate::kit::host::Hook;
 use crate::kit::packet::flags::{ACK, PSH, SYN};
-use crate::kit::world::{Ip, backend, forwarded, passed, set_up};
+use crate::kit::world::{Ip, backend, dropped, forwarded, passed, set_up};
 
 fn mark(device: &mut dyn Device, ip: Ip, number: u32, for_tc: bool) {
     let entry = backend(ip, IPPROTO_TCP, number);
@@ -17,6 +17,7 @@ fn mark(device: &mut dyn Device, ip: Ip, number: u32, for_tc: bool) {
 /// XDP makes the entries of a connection and passes its packets untouched; TC sends them.
 pub fn handed_over(device: &mut dyn Device) {
     set_up(device, 3);
+    device.set_config(Config { has_tc: 1, ..Config::default() });
     for ip in Ip::BOTH {
         (0..3).for_each(|number| mark(device, ip, number, true));
         let mut connection = Connection::new(ip, 1, 40_000);
@@ -38,6 +39,7 @@ pub fn handed_over(device: &mut dyn Device) {
 /// A backend that moves behind such a device in the middle of a connection.
 pub fn way_changes(device: &mut dyn Device) {
     set_up(device, 1);
+    device.set_config(Config { has_tc: 1, ..Config::default() });
     for ip in Ip::BOTH {
         let mut connection = Connection::open(device, ip, 1, 40_000);
         mark(device, ip, 0, true);
@@ -57,6 +59,7 @@ pub fn way_changes(device: &mut dyn Device) {
 /// A client keeps such a backend like any other.
 pub fn sticks(device: &mut dyn Device) {
     set_up(device, 3);
+    device.set_config(Config { has_tc: 1, ..Config::default() });
     for ip in Ip::BOTH {
         (0..3).for_each(|number| mark(device, ip, number, true));
         let service = ip.service(IPPROTO_TCP);
@@ -78,6 +81,20 @@ pub fn sticks(device: &mut dyn Device) {
             })
             .collect();
         assert_eq!(counts.iter().max(), Some(&6), "{counts:?}");
+    }
+}
+
+/// Without TC such packets are dropped: the stack, which has the VIP, would refuse them.
+pub fn nobody_to_hand_over_to(device: &mut dyn Device) {
+    set_up(device, 1);
+    for ip in Ip::BOTH {
+        mark(device, ip, 0, true);
+        let syn = Connection::new(ip, 1, 40_000).client_segment(SYN, b"");
+        if device.hook() == Hook::Xdp {
+            dropped(device, &syn.build(), DropReason::NoDevice);
+        } else {
+            forwarded(device, &syn);
+        }
     }
 }
 
