@@ -19,7 +19,13 @@ use pointsman_tests::lab::{
 
 fn demo() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pointsman-lab"));
-    command.arg("demo").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // The demo shows XDP, whatever the other tests run on.
+    command
+        .env_remove("POINTSMAN_TEST_DATAPATH")
+        .arg("demo")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command
 }
 
