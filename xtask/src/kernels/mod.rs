@@ -125,7 +125,8 @@ fn judge(kernel: &Kernel, transcript: &Transcript, budget: &Budget) -> Summary {
             },
         };
         if matches!(outcome, Outcome::Failed(_)) {
-            eprint!("{}", ended.output);
+            // Indented: it is the guest's, and no word of this process.
+            ended.output.lines().for_each(|line| eprintln!("    {line}"));
         }
         count(&format!("{}::{}", kernel.name, ended.name), &outcome, ended.took);
     }
@@ -194,7 +195,7 @@ mod tests {
         assert_eq!(summary(&format!("{KERNEL}{TEST}@pointsman end\n"), "6.1 slow 9 8"), (1, 1));
         let mute = TEST.replace("test result", "result");
         assert_eq!(summary(&format!("{KERNEL}{mute}@pointsman end\n"), "6.1 slow 10 8"), (1, 1));
-        let skipped = TEST.replace("test result", "SKIP\u{3a} no root\ntest result");
+        let skipped = TEST.replace("test result", "SKIP: no root\ntest result");
         assert_eq!(summary(&format!("{KERNEL}{skipped}@pointsman end\n"), "6.1 slow 10 8"), (1, 1));
     }
 
