@@ -64,7 +64,7 @@ impl Packet for XdpPacket {
     }
 }
 
-/// The bytes of a packet that leaves the node: those that lie in its first piece. The pointers are
+/// The bytes of a packet in TC: those that lie in its first piece. The pointers are
 /// read from the context each time, because helpers move them.
 #[derive(Clone, Copy)]
 pub struct SkbPacket {

@@ -472,21 +472,26 @@ fn events_of_a_former_leader_are_not_sent() -> Result<()> {
         world.executor.leads(false);
         world.executor.submit(event("PoolExhausted"));
         world.executor.submit(event("NodeCannotServe"));
-        let api: Api<Event> = Api::namespaced(world.admin.clone(), "default");
-        let told = timeout(PATIENCE, async {
-            loop {
-                let events = api.list(&ListParams::default()).await?.items;
-                if !events.is_empty() {
-                    return anyhow::Ok(events);
-                }
-                tokio::task::yield_now().await;
-            }
-        })
-        .await??;
+        let told = first_events(&world.admin).await?;
         let reasons: Vec<_> = told.iter().filter_map(|event| event.reason.as_deref()).collect();
         assert_eq!(reasons, ["NodeCannotServe"], "in the order in which they came");
         Ok(())
     })
+}
+
+/// The Events that there are, once there is one.
+async fn first_events(admin: &Client) -> Result<Vec<Event>> {
+    let api: Api<Event> = Api::namespaced(admin.clone(), "default");
+    timeout(PATIENCE, async {
+        loop {
+            let events = api.list(&ListParams::default()).await?.items;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await?
 }
 
 #[test]
@@ -499,17 +504,7 @@ fn an_event_that_does_not_arrive_is_sent_again() -> Result<()> {
             reason: "PoolExhausted".into(),
             note: "no free address".into(),
         });
-        let api: Api<Event> = Api::namespaced(world.admin.clone(), "default");
-        let told = timeout(PATIENCE, async {
-            loop {
-                let events = api.list(&ListParams::default()).await?.items;
-                if !events.is_empty() {
-                    return anyhow::Ok(events);
-                }
-                tokio::task::yield_now().await;
-            }
-        });
-        assert_eq!(told.await??.len(), 1);
+        assert_eq!(first_events(&world.admin).await?.len(), 1);
         Ok(())
     })
 }

@@ -94,13 +94,6 @@ impl Backend {
         self.state.wrapping_sub(1) < limit
     }
 
-    /// Whether only the TC program can send to the endpoint.
-    #[inline(always)]
-    #[must_use]
-    pub fn is_for_tc(&self) -> bool {
-        self.state & Self::FOR_TC != 0
-    }
-
     /// Whether the endpoint is on this node.
     #[inline(always)]
     #[must_use]
