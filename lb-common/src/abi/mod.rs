@@ -24,7 +24,7 @@ pub use service::{Service, ServiceFlags, ServiceName, VipKey};
 pub use stats::{BackendStats, DropStats, ServiceStats};
 
 /// Version of every layout below; part of the path under which maps are pinned.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// IANA protocol number of ICMP.
 pub const IPPROTO_ICMP: u8 = 1;

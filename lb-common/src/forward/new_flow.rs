@@ -1,6 +1,6 @@
 //! A new connection: which backend, which source port, and the two entries.
 
-use core::num::{NonZeroU32, NonZeroU64};
+use core::num::NonZeroU32;
 
 use super::Verdict;
 use super::ip::IpFamily;
@@ -10,7 +10,7 @@ use super::scratch::Scratch;
 use super::slow::leave_to_tc;
 use super::snat::{self, Fit, History};
 use super::tcp_options::{self, Timestamp};
-use super::{client, emit, refuse};
+use super::{client, emit, refuse, schedule};
 use crate::abi::{
     Backend, DropReason, FlowFlags, FlowState, FlowStatus, IPPROTO_TCP, NextHop, Service, ServiceFlags,
     idle_ticks,
@@ -31,6 +31,7 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::Pass;
     };
     let index = choose::<D, F>(datapath, scratch, service, entry, count);
+    scratch.counted = if entry.has(ServiceFlags::LEAST_CONNECTIONS) { index } else { 0 };
     let Some(backend) = datapath.backend(index) else {
         return Verdict::drop(datapath, DropReason::BadSlot);
     };
@@ -78,6 +79,9 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::TableFull);
     }
     datapath.count_new_flow(service, index);
+    if scratch.counted != 0 {
+        datapath.flow_opened(scratch.counted);
+    }
     if scratch.affinity.backend != 0 {
         scratch.affinity.generation = scratch.flow.generation;
         scratch.affinity.last_used = scratch.flow.last_seen;
@@ -107,6 +111,10 @@ fn choose<D: Tables<F>, F: IpFamily>(
     count: NonZeroU32,
 ) -> u32 {
     scratch.affinity.backend = 0;
+    if entry.has(ServiceFlags::MAGLEV) {
+        let slot = schedule::by_client::<F>(&scratch.key, entry);
+        return datapath.slot(entry.first_slot.wrapping_add(slot)).unwrap_or(0);
+    }
     let sticks = entry.has(ServiceFlags::AFFINITY);
     if sticks {
         let index = client::remembered::<D, F>(datapath, scratch, service);
@@ -114,8 +122,12 @@ fn choose<D: Tables<F>, F: IpFamily>(
             return index;
         }
     }
-    let turn = datapath.next_turn(service) % NonZeroU64::from(count);
-    let index = datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0);
+    let index = if entry.has(ServiceFlags::LEAST_CONNECTIONS) {
+        schedule::least_connections(datapath, &mut scratch.best, service, entry.first_slot, count)
+    } else {
+        let slot = schedule::in_turn(datapath, service, count);
+        datapath.slot(entry.first_slot.wrapping_add(slot)).unwrap_or(0)
+    };
     if sticks {
         scratch.affinity.backend = index;
     }
