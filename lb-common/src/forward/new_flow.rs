@@ -25,13 +25,13 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     service: u32,
     entry: Service,
 ) -> Verdict {
-    let Some(count) = NonZeroU32::new(entry.slot_count()) else {
+    if entry.slot_count() == 0 {
         scratch.refusal =
             refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoBackend);
         return Verdict::Pass;
-    };
-    let index = choose::<D, F>(datapath, scratch, service, entry, count);
-    scratch.counted = if entry.has(ServiceFlags::LEAST_CONNECTIONS) { index } else { 0 };
+    }
+    scratch.service = entry;
+    let index = choose::<D, F>(datapath, scratch, service);
     let Some(backend) = datapath.backend(index) else {
         return Verdict::drop(datapath, DropReason::BadSlot);
     };
@@ -79,8 +79,8 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::TableFull);
     }
     datapath.count_new_flow(service, index);
-    if scratch.counted != 0 {
-        datapath.flow_opened(scratch.counted);
+    if scratch.service.has(ServiceFlags::LEAST_CONNECTIONS) {
+        datapath.flow_opened(index);
     }
     if scratch.affinity.backend != 0 {
         scratch.affinity.generation = scratch.flow.generation;
@@ -101,15 +101,14 @@ pub fn for_tc<D: Datapath>(datapath: &D) -> u8 {
 }
 
 /// The index of the backend that is to have the flow. `affinity.backend` says what to remember once
-/// it does; 0 for nothing. It lies in memory, so that the verifier need not follow both cases.
-#[inline(always)]
-fn choose<D: Tables<F>, F: IpFamily>(
-    datapath: &D,
-    scratch: &mut Scratch<F::Address>,
-    service: u32,
-    entry: Service,
-    count: NonZeroU32,
-) -> u32 {
+/// it does; 0 for nothing.
+///
+/// The Service entry comes by `scratch.service`, and this is a function of its own: of the ways through
+/// it, the verifier need not follow each to the end of the program.
+#[inline(never)]
+fn choose<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>, service: u32) -> u32 {
+    let entry = scratch.service;
+    let Some(count) = NonZeroU32::new(entry.slot_count()) else { return 0 };
     scratch.affinity.backend = 0;
     if entry.has(ServiceFlags::MAGLEV) {
         let slot = schedule::by_client::<F>(&scratch.key, entry);

@@ -43,6 +43,8 @@ pub struct Best {
     backend: u32,
     weight: u32,
     flows: u32,
+    /// A slot for [`Datapath::forget`].
+    count: usize,
 }
 
 /// The backend with the fewest open flows for its weight, counting the one that it would get. Of several,
@@ -60,9 +62,10 @@ pub fn least_connections<D: Datapath>(
     let mut place = (turn % NonZeroU64::from(count)) as u32;
     let count = count.get();
     let stride = if count <= COMPARED { 1 } else { 1 + scale(finish(turn as u32), count - 1) };
-    *best = Best { backend: 0, weight: 1, flows: u32::MAX };
+    *best = Best { weight: 1, flows: u32::MAX, ..Best::default() };
     for number in 0..COMPARED {
-        if number >= count {
+        // A number that says nothing of `count`: else there would be a path for each that it could be.
+        if number as usize >= datapath.forget(&mut best.count, count as usize) {
             break;
         }
         let index = datapath.slot(first_slot.wrapping_add(place)).unwrap_or(0);
@@ -76,7 +79,7 @@ pub fn least_connections<D: Datapath>(
         let weight = backend.weight.max(1);
         // Fractions compared without dividing.
         if u64::from(flows + 1) * u64::from(best.weight) < (u64::from(best.flows) + 1) * u64::from(weight) {
-            *best = Best { backend: index, weight, flows };
+            (best.backend, best.weight, best.flows) = (index, weight, flows);
         }
     }
     best.backend

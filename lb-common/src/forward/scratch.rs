@@ -5,7 +5,7 @@ use super::parse::{Ip, Link, Part, Transport};
 use super::schedule::Best;
 use super::tcp_options::Timestamp;
 use crate::abi::{
-    Affinity, AffinityKey, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, SourceRange,
+    Affinity, AffinityKey, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, Service, SourceRange,
     SourceRangeKey, VipKey,
 };
 
@@ -39,8 +39,8 @@ pub struct Scratch<A> {
     pub affinity: Affinity,
     /// The best backend so far, where they are compared.
     pub best: Best,
-    /// Index of the backend whose open flows become one more; 0 if nobody counts them.
-    pub counted: u32,
+    /// The Service entry of a new flow.
+    pub service: Service,
     /// The TCP timestamp of the packet.
     pub timestamp: Timestamp,
     /// A slot for [`Datapath::forget`](super::platform::Datapath::forget).
@@ -114,7 +114,7 @@ impl<A: Copy> Scratch<A> {
             affinity_key: AffinityKey { client: address, service: 0 },
             affinity: Affinity::default(),
             best: Best::default(),
-            counted: 0,
+            service: Service::default(),
             timestamp: Timestamp::default(),
             cursor: 0,
             refusal: 0,
