@@ -114,12 +114,18 @@ fn choose<D: Tables<F>, F: IpFamily>(
             return index;
         }
     }
-    let turn = datapath.next_turn(service) % NonZeroU64::from(count);
-    let index = datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0);
+    let index = next_in_turn(datapath, service, entry, count);
     if sticks {
         scratch.affinity.backend = index;
     }
     index
+}
+
+/// The index of the backend whose turn it is; 0 if there is none.
+#[inline(always)]
+pub fn next_in_turn<D: Datapath>(datapath: &D, service: u32, entry: Service, count: NonZeroU32) -> u32 {
+    let turn = datapath.next_turn(service) % NonZeroU64::from(count);
+    datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0)
 }
 
 /// The way to a backend: what the agent keeps current or, until it has, what the kernel knows.
