@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use lb_common::abi::maps as sizes;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
-    Service, ServiceName, ServiceStats, SourceRange, Tick, VipKey,
+    Service, ServiceName, ServiceStats, SocketKey, SocketPeer, SourceRange, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 
@@ -73,6 +73,8 @@ pub static AFFINITY_V4: LruHashMap<AffinityKey<A4>, Affinity, { entries!(AFFINIT
 pub static AFFINITY_V6: LruHashMap<AffinityKey<A6>, Affinity, { entries!(AFFINITY_V6) }> = LruHashMap::new();
 #[btf_map(name = "affinity_ticks")]
 pub static AFFINITY_TICKS: Array<Tick, { entries!(AFFINITY_TICKS) }> = Array::new();
+#[btf_map(name = "sockets")]
+pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, { entries!(SOCKETS) }> = LruHashMap::new();
 #[btf_map(name = "devices")]
 pub static DEVICES: DevMapHash<{ entries!(DEVICES) }> = DevMapHash::new();
 #[btf_map(name = "programs")]

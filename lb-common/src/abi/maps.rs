@@ -40,6 +40,10 @@ pub const DEFAULT_SOURCE_RANGES: u32 = 65_536;
 /// Clients of each family whose backend is remembered, over all Service entries with affinity.
 pub const DEFAULT_AFFINITIES: u32 = 65_536;
 
+/// Sockets of this node whose peer is remembered: an entry for a connection, two for a datagram socket
+/// and each VIP that it talks to.
+pub const DEFAULT_SOCKETS: u32 = 65_536;
+
 maps! {
     /// Established IPv4 flows: hash, [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow), two entries a flow.
     FLOWS_V4 = "flows_v4", 2 * DEFAULT_FLOWS;
@@ -90,6 +94,9 @@ maps! {
     AFFINITY_V6 = "affinity_v6", DEFAULT_AFFINITIES;
     /// Array of [`Tick`](super::Tick): how long a client's backend is remembered, by Service entry.
     AFFINITY_TICKS = "affinity_ticks", DEFAULT_SERVICES;
+    /// Sockets of this node that talk to backends: LRU hash, [`SocketKey`](super::SocketKey) to
+    /// [`SocketPeer`](super::SocketPeer).
+    SOCKETS = "sockets", DEFAULT_SOCKETS;
     /// Device map (hash) of the devices that packets may be redirected to, by index.
     DEVICES = "devices", 1_024;
     /// Program array: the slow paths.
@@ -123,3 +130,33 @@ pub const TC_CALLED_PROGRAMS: [&str; 4] = ["tc_slow_v4", "tc_slow_v6", "tc_unkno
 pub const PROGRAM_SLOW_V4: u32 = 0;
 /// Index of the path for unknown IPv4 flows in the program array; that for IPv6 is the next.
 pub const PROGRAM_UNKNOWN_V4: u32 = 2;
+
+/// A program for sockets, attached to a control group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketProgram {
+    /// Name of the program, and a part of its pin's.
+    pub name: &'static str,
+    /// Name of the same for kernels where it cannot say why it refuses (before Linux 6.1): it does so
+    /// as "not permitted".
+    pub without_reason: Option<&'static str>,
+}
+
+impl SocketProgram {
+    /// The names, the preferred one first.
+    pub fn variants(self) -> impl Iterator<Item = &'static str> {
+        [self.name].into_iter().chain(self.without_reason)
+    }
+}
+
+/// The programs for sockets, in the order in which they are attached: what gives a socket a backend
+/// comes last, since from then on the others are needed.
+pub const SOCKET_PROGRAMS: [SocketProgram; 8] = [
+    SocketProgram { name: "peername_v4", without_reason: None },
+    SocketProgram { name: "peername_v6", without_reason: None },
+    SocketProgram { name: "recvmsg_v4", without_reason: None },
+    SocketProgram { name: "recvmsg_v6", without_reason: None },
+    SocketProgram { name: "sendmsg_v4", without_reason: Some("sendmsg_v4_old") },
+    SocketProgram { name: "sendmsg_v6", without_reason: Some("sendmsg_v6_old") },
+    SocketProgram { name: "connect_v4", without_reason: Some("connect_v4_old") },
+    SocketProgram { name: "connect_v6", without_reason: Some("connect_v6_old") },
+];

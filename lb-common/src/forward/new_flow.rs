@@ -124,8 +124,7 @@ fn choose<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addr
     let index = if entry.has(ServiceFlags::LEAST_CONNECTIONS) {
         schedule::least_connections(datapath, &mut scratch.best, service, entry.first_slot, count)
     } else {
-        let slot = schedule::in_turn(datapath, service, count);
-        datapath.slot(entry.first_slot.wrapping_add(slot)).unwrap_or(0)
+        schedule::in_turn(datapath, service, entry.first_slot, count)
     };
     if sticks {
         scratch.affinity.backend = index;

@@ -7,10 +7,11 @@ use super::platform::Datapath;
 use super::tcp_state;
 use crate::abi::{Flow, FlowKey, FlowState, Service, ServiceFlags};
 
-/// The slot that is next in turn, exact over all CPUs.
+/// The backend that is next in turn, exact over all CPUs; 0 if there is none.
 #[inline(always)]
-pub fn in_turn<D: Datapath>(datapath: &D, service: u32, count: NonZeroU32) -> u32 {
-    (datapath.next_turn(service) % NonZeroU64::from(count)) as u32
+pub fn in_turn<D: Datapath>(datapath: &D, service: u32, first_slot: u32, count: NonZeroU32) -> u32 {
+    let slot = (datapath.next_turn(service) % NonZeroU64::from(count)) as u32;
+    datapath.slot(first_slot.wrapping_add(slot)).unwrap_or(0)
 }
 
 /// The slot in a lookup table of a client. It depends on nothing that differs from node to node: all

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::classifiers::{Classifiers, Direction, is_classifier};
 use super::links::{parse, pin_name};
+use super::sockets::is_socket_hook;
 use super::{Kernel, PinDirectory};
 
 /// How the datapath is attached to a device.
@@ -263,10 +264,11 @@ impl Devices {
         let links = self.pins.links();
         for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
             let path = entry?.path();
-            if path.file_name().is_some_and(|name| is_classifier(&name.to_string_lossy())) {
+            let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+            if is_classifier(&file) || is_socket_hook(&file) {
                 continue;
             }
-            let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
+            let pin = parse(&file);
             let stays = |(index, mode)| match self.mode(index) {
                 Some(attached) => attached == mode,
                 None => wanted.contains(&index),

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, ProgramArray};
-use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::abi::maps;
+use lb_common::abi::maps::{self, SocketProgram};
 use tracing::{info, warn};
 
 use super::{KernelMaps, PinDirectory, object, refusal};
@@ -150,6 +150,21 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// A program for sockets. It is loaded when it is first asked for.
+    ///
+    /// # Errors
+    /// When the object lacks it, or the kernel refuses it.
+    pub fn socket_program(&mut self, wanted: SocketProgram) -> Result<&mut CgroupSockAddr> {
+        let preferred = program::<CgroupSockAddr>(&mut self.ebpf, wanted.name).map(drop);
+        match (preferred, wanted.without_reason) {
+            (Ok(()), _) => program(&mut self.ebpf, wanted.name),
+            (Err(_), Some(other)) => program(&mut self.ebpf, other),
+            (Err(error), None) => Err(error),
+        }
+    }
+}
+
 /// A kind of program.
 trait Load {
     fn load(&mut self) -> Result<(), ProgramError>;
@@ -162,6 +177,12 @@ impl Load for Xdp {
 }
 
 impl Load for SchedClassifier {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        Self::load(self)
+    }
+}
+
+impl Load for CgroupSockAddr {
     fn load(&mut self) -> Result<(), ProgramError> {
         Self::load(self)
     }

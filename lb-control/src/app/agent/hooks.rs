@@ -178,6 +178,22 @@ impl Agent {
         }
     }
 
+    /// Attaches the programs for sockets as long as there are VIPs, once the maps know them.
+    ///
+    /// What fails is tried again by the resync: nothing else waits for it.
+    pub(super) fn attach_sockets(&mut self) {
+        let wanted = !self.planner.plan().desired.vips.is_empty();
+        if !self.sockets.differ(wanted) {
+            return;
+        }
+        self.trouble.clear(Area::Sockets);
+        let done = if wanted { self.sockets.attach(&mut self.programs) } else { self.sockets.leave() };
+        if let Err(error) = done {
+            let problem = format!("VIPs cannot be reached from this node itself: {error:#}");
+            self.trouble.extend(Area::Sockets, [Problem::warning(problem)]);
+        }
+    }
+
     fn attach_one(&mut self, index: u32, name: &str) -> Result<()> {
         let on_device = self.next_hops.links().get(&index).and_then(|link| link.xdp_program);
         self.devices.check(index, on_device);
