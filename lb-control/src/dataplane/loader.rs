@@ -78,19 +78,39 @@ impl Kernel {
             loader.map_pin_path(name, path.as_path());
             loader.map_max_entries(name, sizes.of(*map));
         }
-        let mut ebpf = loader
+        let ebpf = loader
             .load(object::bytes()?)
             .context("creating the BPF maps (needs CAP_BPF, CAP_NET_ADMIN and a kernel of 5.12 or later)")?;
         report_sizes(&ebpf, sizes)?;
-        let programs = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
-        let tc_programs = ebpf.take_map(maps::TC_PROGRAMS.name).context("the object lacks a map")?;
-        let (programs, tc_programs) = (programs.try_into()?, tc_programs.try_into()?);
-        let mut kernel = Self { ebpf, programs, tc_programs, has_tc: false, adopted };
+        let mut kernel = Self { adopted, ..Self::with_maps(ebpf)? };
         kernel.load_programs()?;
         Ok(kernel)
     }
 
-    fn load_programs(&mut self) -> Result<()> {
+    /// Makes the maps of a trial: pinned nowhere, they go with this. No program is loaded yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn unpinned(sizes: &Sizes) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for map in maps::ALL {
+            loader.map_max_entries(map.name, sizes.of(*map));
+        }
+        Self::with_maps(loader.load(object::bytes()?).context("creating BPF maps")?)
+    }
+
+    fn with_maps(mut ebpf: Ebpf) -> Result<Self> {
+        let programs = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
+        let tc_programs = ebpf.take_map(maps::TC_PROGRAMS.name).context("the object lacks a map")?;
+        let (programs, tc_programs) = (programs.try_into()?, tc_programs.try_into()?);
+        Ok(Self { ebpf, programs, tc_programs, has_tc: false, adopted: false })
+    }
+
+    /// Loads all programs but those of TC.
+    ///
+    /// # Errors
+    /// When the kernel refuses one; says what it lacks.
+    pub(super) fn load_programs(&mut self) -> Result<()> {
         for (index, name) in (0..).zip(maps::CALLED_PROGRAMS) {
             let program = program::<Xdp>(&mut self.ebpf, name)?;
             let fd = program.fd()?.try_clone()?;

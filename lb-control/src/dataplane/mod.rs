@@ -14,6 +14,7 @@ mod maps;
 pub mod object;
 mod pins;
 mod refusal;
+pub mod trial;
 
 pub use attach::{Attachment, Devices, Mode};
 pub use classifiers::{Classifiers, Direction};
