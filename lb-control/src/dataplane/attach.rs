@@ -16,6 +16,10 @@ use tracing::{info, warn};
 use super::classifiers::{Classifiers, Direction, is_classifier};
 use super::links::{parse, pin_name};
 use super::{Kernel, PinDirectory};
+use crate::view::AttachMode;
+
+/// The reason for XDP in the driver.
+const FASTEST: &str = "the fastest way works";
 
 /// How the datapath is attached to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,16 @@ impl Mode {
             Self::Native => "native",
             Self::Tc => "tc",
             Self::Generic => "generic",
+        }
+    }
+
+    /// As `--datapath` takes it and `pointsman status` shows it.
+    #[must_use]
+    pub fn view(self) -> AttachMode {
+        match self {
+            Self::Native => AttachMode::XdpNative,
+            Self::Tc => AttachMode::Tc,
+            Self::Generic => AttachMode::XdpGeneric,
         }
     }
 
@@ -70,6 +84,8 @@ pub struct Attachment {
     pub mode: Mode,
     /// Why so: what was better and did not work, or who has chosen.
     pub reason: String,
+    /// Whether it is the fastest way there is, chosen by us: then the reason is not worth telling.
+    pub is_fastest: bool,
     /// The kernel's number of the program.
     pub program_id: Option<u32>,
 }
@@ -116,7 +132,7 @@ impl Devices {
             let (mode, reason) = match self.replace(programs, ifindex)? {
                 Some(mode) => {
                     info!(device = name, mode = mode.name(), "XDP program is replaced in place");
-                    (mode, "as the agent before has chosen".to_owned())
+                    (mode, self.reason(&[]))
                 }
                 None => self.choose(programs, ifindex, name)?,
             };
@@ -126,7 +142,8 @@ impl Devices {
             };
             let program_id = program_id.ok().map(|info| info.id());
             let name = name.to_owned();
-            self.attached.insert(ifindex, Attachment { ifindex, name, mode, reason, program_id });
+            let is_fastest = reason == FASTEST;
+            self.attached.insert(ifindex, Attachment { ifindex, name, mode, reason, is_fastest, program_id });
         }
         Ok(&self.attached[&ifindex])
     }
@@ -165,6 +182,11 @@ impl Devices {
             warn!(ifindex, "the XDP program is not on its device any more");
             self.attached.remove(&ifindex);
         }
+    }
+
+    /// The TC programs of devices, where they are attached.
+    pub fn classifiers(&mut self) -> &mut Classifiers {
+        &mut self.classifiers
     }
 
     fn pin(&self, ifindex: u32, mode: Mode) -> PathBuf {
@@ -221,12 +243,7 @@ impl Devices {
             let error = match done {
                 Ok(()) => {
                     info!(device = name, mode = mode.name(), "the datapath is attached");
-                    let reason = match (self.forced, &refused[..]) {
-                        (Some(_), _) => "by --datapath".to_owned(),
-                        (None, []) => "the fastest way works".to_owned(),
-                        (None, refused) => refused.join("; "),
-                    };
-                    return Ok((mode, reason));
+                    return Ok((mode, self.reason(&refused)));
                 }
                 Err(error) => error,
             };
@@ -239,6 +256,16 @@ impl Devices {
             refused.push(format!("{error:#}"));
         }
         Err(anyhow!("{}", refused.join("; ")))
+    }
+
+    /// Why a device has the way that works after these did not. One that is pinned already stands for the
+    /// first that was tried.
+    fn reason(&self, refused: &[String]) -> String {
+        match (self.forced, refused) {
+            (Some(_), _) => "by --datapath".to_owned(),
+            (None, []) => FASTEST.to_owned(),
+            (None, refused) => refused.join("; "),
+        }
     }
 
     fn attach_xdp(&self, program: &mut Xdp, ifindex: u32, (mode, xdp): (Mode, XdpMode)) -> Result<()> {

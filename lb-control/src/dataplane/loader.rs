@@ -5,6 +5,7 @@ use aya::maps::{MapData, ProgramArray};
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::maps;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::{info, warn};
 
 use super::{KernelMaps, PinDirectory, object, refusal};
@@ -144,19 +145,24 @@ impl Kernel {
     /// When the object lacks one, or the kernel refuses it.
     pub fn ingress_program(&mut self) -> Result<&mut SchedClassifier> {
         if !self.has_tc {
-            for (index, name) in (0..).zip(maps::TC_CALLED_PROGRAMS) {
-                let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
-                let fd = program.fd()?.try_clone()?;
-                self.tc_programs
-                    .set(index, &fd, 0)
-                    .with_context(|| format!("putting the program {name} in place"))?;
-            }
-            program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
+            aside(|| self.load_tc_programs())?;
             self.has_tc = true;
         }
         let program =
             self.ebpf.program_mut(maps::INGRESS_PROGRAM).context("the object lacks its TC program")?;
         Ok(program.try_into()?)
+    }
+
+    fn load_tc_programs(&mut self) -> Result<()> {
+        for (index, name) in (0..).zip(maps::TC_CALLED_PROGRAMS) {
+            let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
+            let fd = program.fd()?.try_clone()?;
+            self.tc_programs
+                .set(index, &fd, 0)
+                .with_context(|| format!("putting the program {name} in place"))?;
+        }
+        program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
+        Ok(())
     }
 
     /// The program that is attached where replies of backends on this node leave.
@@ -167,6 +173,15 @@ impl Kernel {
         let program =
             self.ebpf.program_mut(maps::EGRESS_PROGRAM).context("the object lacks its egress program")?;
         Ok(program.try_into()?)
+    }
+}
+
+/// Does what takes the verifier some tenths of a second. The runtime's other tasks (Leases, answers)
+/// go on by another thread meanwhile.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

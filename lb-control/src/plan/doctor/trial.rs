@@ -22,6 +22,8 @@ impl Ability {
 /// Ways to attach, the preferred ones first.
 const WAYS: [Ability; 4] = [Ability::Native, Ability::Tcx, Ability::Clsact, Ability::Generic];
 
+const OWN_PAIR_WORKS: &str = "it can be attached to a pair of virtual devices";
+
 pub(super) fn judge(facts: &Facts, found: &mut Vec<FindingView>) {
     for ability in [Ability::Maps, Ability::XdpPrograms, Ability::TcPrograms] {
         match facts.outcome(ability, "") {
@@ -66,7 +68,7 @@ fn ways(facts: &Facts, device: &str, found: &mut Vec<FindingView>) {
             None => continue,
             Some(Outcome::Works) => {
                 works.push(way);
-                ok(way.check(), "it can be attached")
+                ok(way.check(), if device.is_empty() { OWN_PAIR_WORKS } else { "it can be attached" })
             }
             Some(Outcome::Fails(why)) => {
                 failed.push(way);
