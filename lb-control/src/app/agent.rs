@@ -319,6 +319,7 @@ impl Agent {
         if std::mem::take(&mut self.routes_changed) {
             self.config.route_generation = self.config.route_generation.wrapping_add(1).max(1);
         }
+        self.find_filters().await;
         let moved = self.attach();
         let backends: BTreeSet<_> = refreshed.backends.union(&moved).copied().collect();
         self.take_paths(&backends);

@@ -286,7 +286,7 @@ impl RunArgs {
 }
 
 /// As the kernel takes them (`dev_valid_name` in net/core/dev.c).
-fn device_name(text: &str) -> Result<String, String> {
+pub(super) fn device_name(text: &str) -> Result<String, String> {
     let bad = text.is_empty()
         || text.len() > 15
         || text == "."

@@ -5,6 +5,7 @@ use aya::maps::{MapData, ProgramArray};
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::maps::{self, SocketProgram};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::{info, warn};
 
 use super::{KernelMaps, PinDirectory, object, refusal};
@@ -78,19 +79,39 @@ impl Kernel {
             loader.map_pin_path(name, path.as_path());
             loader.map_max_entries(name, sizes.of(*map));
         }
-        let mut ebpf = loader
+        let ebpf = loader
             .load(object::bytes()?)
             .context("creating the BPF maps (needs CAP_BPF, CAP_NET_ADMIN and a kernel of 5.12 or later)")?;
         report_sizes(&ebpf, sizes)?;
-        let programs = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
-        let tc_programs = ebpf.take_map(maps::TC_PROGRAMS.name).context("the object lacks a map")?;
-        let (programs, tc_programs) = (programs.try_into()?, tc_programs.try_into()?);
-        let mut kernel = Self { ebpf, programs, tc_programs, has_tc: false, adopted };
+        let mut kernel = Self { adopted, ..Self::with_maps(ebpf)? };
         kernel.load_programs()?;
         Ok(kernel)
     }
 
-    fn load_programs(&mut self) -> Result<()> {
+    /// Makes the maps of a trial: pinned nowhere, they go with this. No program is loaded yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn unpinned(sizes: &Sizes) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for map in maps::ALL {
+            loader.map_max_entries(map.name, sizes.of(*map));
+        }
+        Self::with_maps(loader.load(object::bytes()?).context("creating BPF maps")?)
+    }
+
+    fn with_maps(mut ebpf: Ebpf) -> Result<Self> {
+        let programs = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
+        let tc_programs = ebpf.take_map(maps::TC_PROGRAMS.name).context("the object lacks a map")?;
+        let (programs, tc_programs) = (programs.try_into()?, tc_programs.try_into()?);
+        Ok(Self { ebpf, programs, tc_programs, has_tc: false, adopted: false })
+    }
+
+    /// Loads all programs but those of TC.
+    ///
+    /// # Errors
+    /// When the kernel refuses one; says what it lacks.
+    pub(super) fn load_programs(&mut self) -> Result<()> {
         for (index, name) in (0..).zip(maps::CALLED_PROGRAMS) {
             let program = program::<Xdp>(&mut self.ebpf, name)?;
             let fd = program.fd()?.try_clone()?;
@@ -124,19 +145,24 @@ impl Kernel {
     /// When the object lacks one, or the kernel refuses it.
     pub fn ingress_program(&mut self) -> Result<&mut SchedClassifier> {
         if !self.has_tc {
-            for (index, name) in (0..).zip(maps::TC_CALLED_PROGRAMS) {
-                let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
-                let fd = program.fd()?.try_clone()?;
-                self.tc_programs
-                    .set(index, &fd, 0)
-                    .with_context(|| format!("putting the program {name} in place"))?;
-            }
-            program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
+            aside(|| self.load_tc_programs())?;
             self.has_tc = true;
         }
         let program =
             self.ebpf.program_mut(maps::INGRESS_PROGRAM).context("the object lacks its TC program")?;
         Ok(program.try_into()?)
+    }
+
+    fn load_tc_programs(&mut self) -> Result<()> {
+        for (index, name) in (0..).zip(maps::TC_CALLED_PROGRAMS) {
+            let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
+            let fd = program.fd()?.try_clone()?;
+            self.tc_programs
+                .set(index, &fd, 0)
+                .with_context(|| format!("putting the program {name} in place"))?;
+        }
+        program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
+        Ok(())
     }
 
     /// The program that is attached where replies of backends on this node leave.
@@ -162,6 +188,15 @@ impl Kernel {
             (Err(_), Some(other)) => program(&mut self.ebpf, other),
             (Err(error), None) => Err(error),
         }
+    }
+}
+
+/// Does what takes the verifier some tenths of a second. The runtime's other tasks (Leases, answers)
+/// go on by another thread meanwhile.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

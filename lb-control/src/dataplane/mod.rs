@@ -16,6 +16,7 @@ pub mod object;
 mod pins;
 mod refusal;
 mod sockets;
+pub mod trial;
 
 pub use attach::{Attachment, Devices, Mode};
 pub use classifiers::{Classifiers, Direction};

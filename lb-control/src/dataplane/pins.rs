@@ -68,19 +68,26 @@ impl PinDirectory {
     }
 
     fn refuse_other_versions(&self) -> Result<()> {
-        let own = format!("v{ABI_VERSION}");
-        for entry in fs::read_dir(&self.root)? {
-            let name = entry?.file_name();
-            if name.to_string_lossy().starts_with('v') && *name != *own {
-                bail!(
-                    "{} holds pins of layout {}, this agent knows only {own}: stop the other agent with SIGTERM, \
-                     or remove the directory (which ends its connections)",
-                    self.root.display(),
-                    name.to_string_lossy()
-                );
-            }
+        if let Some(name) = self.other_versions().first() {
+            bail!(
+                "{} holds pins of layout {name}, this agent knows only v{ABI_VERSION}: stop the other agent with \
+                 SIGTERM, or remove the directory (which ends its connections)",
+                self.root.display()
+            );
         }
         Ok(())
+    }
+
+    /// Names of the directories beside this one that hold pins of other layout versions; none if they
+    /// cannot be read.
+    #[must_use]
+    pub fn other_versions(&self) -> Vec<String> {
+        let own = format!("v{ABI_VERSION}");
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut names: Vec<_> = names.filter(|name| name.starts_with('v') && *name != own).collect();
+        names.sort_unstable();
+        names
     }
 
     fn version(&self) -> PathBuf {
@@ -144,7 +151,8 @@ fn remove_files(directory: &Path) -> io::Result<()> {
     fs::remove_dir(directory)
 }
 
-fn is_bpf_fs(path: &Path) -> Result<bool> {
+/// Whether a path is on a BPF file system; not if there is none of this name.
+pub(super) fn is_bpf_fs(path: &Path) -> Result<bool> {
     match nix::sys::statfs::statfs(path) {
         Ok(stat) => Ok(stat.filesystem_type().0 == BPF_FS_MAGIC),
         Err(nix::errno::Errno::ENOENT) => Ok(false),

@@ -6,6 +6,7 @@
 mod compile;
 pub mod controller;
 pub mod departure;
+pub mod doctor;
 pub mod election;
 mod health;
 pub mod ipam;

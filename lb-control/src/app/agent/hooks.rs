@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
+use tracing::debug;
 
 use super::Agent;
 use crate::app::trouble::Area;
-use crate::dataplane::Mode;
+use crate::dataplane::{Direction, Mode};
 use crate::model::Problem;
 use crate::net::forwarding;
 use crate::net::way::Resolution;
@@ -191,6 +192,28 @@ impl Agent {
         if let Err(error) = done {
             let problem = format!("VIPs cannot be reached from this node itself: {error:#}");
             self.trouble.extend(Area::Sockets, [Problem::warning(problem)]);
+        }
+    }
+
+    /// Looks for our filters of TC, where there are no links (before Linux 6.6): what somebody has taken
+    /// away is attached anew with the others.
+    pub(super) async fn find_filters(&mut self) {
+        for classifiers in [self.devices.classifiers(), &mut self.exits] {
+            if !classifiers.uses_filters() {
+                continue;
+            }
+            let attached: Vec<_> = classifiers.attached().map(|(index, _)| index).collect();
+            let leaving = classifiers.direction() == Direction::Egress;
+            for index in attached {
+                match self.network.filters(index, leaving).await {
+                    Ok(found) => {
+                        let found = found.into_iter().map(|filter| (filter.priority, filter.handle));
+                        classifiers.forget_missing(index, found);
+                    }
+                    // A device that is gone is noticed elsewhere.
+                    Err(error) => debug!("{error:#}"),
+                }
+            }
         }
     }
 

@@ -37,6 +37,13 @@ pub const ANNOTATION_LINK_DEVICE: &str = "pointsman.dev/link-device";
 /// The annotation of an agent's Lease that says why it cannot serve; absent while it can.
 pub const ANNOTATION_UNFIT: &str = "pointsman.dev/unfit";
 
+/// The annotation of an agent's Lease that says how packets are forwarded, by device:
+/// `eth0=xdp-native,vxlan0=tc`.
+pub const ANNOTATION_DATAPATH: &str = "pointsman.dev/datapath";
+/// The annotation of an agent's Lease that says why so: `vxlan0: …`; absent while the fastest way
+/// works on every device.
+pub const ANNOTATION_DATAPATH_REASON: &str = "pointsman.dev/datapath-reason";
+
 /// What the API calls a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Names {
