@@ -11,6 +11,8 @@ mod config;
 mod drop_reason;
 mod flow;
 pub mod maps;
+#[cfg(feature = "agent")]
+pub mod previous;
 mod service;
 mod stats;
 
@@ -24,7 +26,7 @@ pub use service::{Service, ServiceFlags, ServiceName, VipKey};
 pub use stats::{BackendStats, DropStats, ServiceStats};
 
 /// Version of every layout below; part of the path under which maps are pinned.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// IANA protocol number of ICMP.
 pub const IPPROTO_ICMP: u8 = 1;

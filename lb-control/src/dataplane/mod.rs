@@ -14,6 +14,7 @@ mod maps;
 pub mod object;
 mod pins;
 mod refusal;
+mod takeover;
 
 pub use attach::{Attachment, Devices, Mode};
 pub use classifiers::{Classifiers, Direction};
