@@ -60,10 +60,15 @@ fn age(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// The agent of the version before, if this run has one of its own.
+fn old_binary() -> Option<PathBuf> {
+    std::env::var_os("POINTSMAN_OLD_BIN").map(PathBuf::from)
+}
+
 /// An agent of the previous version that has served a Service and does not run any more. Its next start
 /// is the agent under test.
 fn earlier<'lab>(world: &'lab World, backends: &[u8]) -> Result<(Agent<'lab>, Value)> {
-    let old = std::env::var_os("POINTSMAN_OLD_BIN").map(PathBuf::from);
+    let old = old_binary();
     let mut agent = match &old {
         Some(binary) => Agent::start_from(binary, &world.lab, &web(backends), &["--on-exit", "keep"])?,
         None => Agent::start_with(&world.lab, &web(backends), &["--on-exit", "keep"])?,
@@ -127,7 +132,9 @@ impl Traffic {
         let lost: u64 = ends.map(retransmissions).sum::<Result<u64>>()?;
         let exchanges: u64 = reports.iter().map(|report| report.exchanges).sum();
         let longest = reports.iter().map(|report| report.longest).max();
-        println!("{exchanges} exchanges, the longest {longest:?}; {requests} requests; {lost} segments sent again");
+        println!(
+            "{exchanges} exchanges, the longest {longest:?}; {requests} requests; {lost} segments sent again"
+        );
         ensure!(lost == 0, "{lost} segments had to be sent again");
         Ok(())
     }
@@ -147,8 +154,12 @@ fn a_new_agent_takes_over_and_no_packet_is_lost() -> Result<()> {
     agent.run()?;
     wait_for("the pins of the version before to go", || Ok(is_done(&world.lab).then_some(())))?;
     traffic.goes_on()?;
-    traffic.stop(&world.lab)?;
     let after = agent.wait_ready()?;
+    if let Some(old) = old_binary() {
+        the_old_one_refuses(&world.lab, &mut agent, &old)?;
+        traffic.goes_on()?;
+    }
+    traffic.stop(&world.lab)?;
     assert_eq!(both(&after, HTTP)?, both(&status, HTTP)?);
     assert_eq!(programs(&after).intersection(&programs(&status)).count(), 0, "programs are replaced");
     assert!(!programs(&after).is_empty(), "{after:#}");
@@ -157,6 +168,24 @@ fn a_new_agent_takes_over_and_no_packet_is_lost() -> Result<()> {
     // The links are ours: they go with us.
     assert!(names(&version(&world.lab, ABI_VERSION).join("links")).len() >= 2);
     Ok(())
+}
+
+/// Back to the version before, and when that refuses, forth again.
+fn the_old_one_refuses(lab: &Lab, agent: &mut Agent<'_>, old: &Path) -> Result<()> {
+    let new = agent.binary().to_owned();
+    let pins = version(lab, ABI_VERSION);
+    let before = (names(&pins), names(&pins.join("links")));
+    ensure!(agent.sigterm()?.success(), "the agent did not end well");
+    agent.use_binary(old);
+    agent.run()?;
+    let ended = agent.ended()?;
+    ensure!(!ended.success(), "the version before did not refuse: {ended}");
+    ensure!((names(&pins), names(&pins.join("links"))) == before, "it has touched the pins");
+    agent.use_binary(&new);
+    agent.run()?;
+    agent.wait_ready()?;
+    // It may have made its own directory before it saw ours.
+    wait_for("what it has left to go", || Ok(is_done(lab).then_some(())))
 }
 
 /// Ends the agent by `kill -9` as soon as something is so.
@@ -261,9 +290,7 @@ fn withdrawn_half_way_nothing_stays() -> Result<()> {
     agent.kill();
     age(&world.lab)?;
     agent.run()?;
-    wait_for("its first map", || {
-        Ok(version(&world.lab, ABI_VERSION).join("config").exists().then_some(()))
-    })?;
+    wait_for("its first map", || Ok(version(&world.lab, ABI_VERSION).join("config").exists().then_some(())))?;
     agent.wait_status("an agent", |status| !status["agent"].is_null())?;
     assert!(agent.sigterm()?.success());
     assert!(!world.lab.pin_directory().exists(), "pins are left: {:?}", names(&world.lab.pin_directory()));
