@@ -7,6 +7,7 @@ use lb_common::abi::maps::{
     self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, SOCKET_PROGRAMS,
     TC_CALLED_PROGRAMS,
 };
+use lb_common::abi::previous::{CARRIED, VERSION};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
     Service, ServiceName, ServiceStats, SocketKey, SocketPeer, SourceRangeKey, Tick, VipKey,
@@ -86,6 +87,22 @@ fn maps_are_those_of_the_abi() {
         );
         assert_eq!(built.max_entries(), map.default_entries, "entries of {}", map.name);
     }
+}
+
+/// Programs of both versions use them at the same time.
+#[test]
+fn maps_that_outlive_an_upgrade_are_as_they_were() {
+    let object = Object::parse(&object_or_skip!()).unwrap();
+    for map in CARRIED {
+        let built = &object.maps[map.name];
+        assert_eq!(
+            (built.map_type(), built.key_size(), built.value_size()),
+            (map.kind as u32, map.key_size, map.value_size),
+            "{} differs from that of version {VERSION}: convert its entries, or do without them",
+            map.name
+        );
+    }
+    assert_eq!(CARRIED.last().map(|map| map.name), Some(maps::CONFIG.name), "it tells that all are there");
 }
 
 #[test]

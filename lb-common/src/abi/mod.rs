@@ -11,6 +11,8 @@ mod config;
 mod drop_reason;
 mod flow;
 pub mod maps;
+#[cfg(feature = "agent")]
+pub mod previous;
 mod service;
 mod socket;
 mod stats;

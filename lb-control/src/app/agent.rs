@@ -87,8 +87,7 @@ impl Agent {
         let network = Network::connect()?;
         check_device(&network, &settings.link_device).await?;
         let pins = PinDirectory::new(&settings.pin_directory);
-        pins.prepare()?;
-        let lock = pins.lock()?;
+        let lock = pins.occupy()?;
         let programs = Programs::load(&pins, &settings.sizes)?;
         let maps = KernelMaps::from_pins(&pins)?;
         let compiler = Compiler::adopt(&maps, plan::Settings::default())?;
@@ -328,6 +327,7 @@ impl Agent {
         self.leave_exits();
         self.attach_sockets();
         self.place_addresses(None).await;
+        self.retire_previous();
         self.report_all_live();
         self.live.begins();
         self.publish();

@@ -191,7 +191,7 @@ impl Devices {
     }
 
     fn pin(&self, ifindex: u32, mode: Mode) -> PathBuf {
-        self.pins.links().join(pin_name(ifindex, mode))
+        self.pins.link(&pin_name(ifindex, mode))
     }
 
     /// Gives a link of XDP that is pinned already the new program.
@@ -212,6 +212,7 @@ impl Devices {
                     .and_then(|id| Ok(program.take_link(id)?))
                     .is_ok();
             if replaced {
+                self.pins.keep_link(&path)?;
                 return Ok(Some(mode));
             }
             if !wanted && self.forced.is_none_or(|forced| forced == Mode::Tc) {
@@ -273,7 +274,7 @@ impl Devices {
         let id = program.attach_to_if_index(ifindex, xdp)?;
         let link = FdLink::try_from(program.take_link(id)?)
             .map_err(|_| anyhow!("the kernel lacks BPF links for XDP (Linux 5.9 or later has them)"))?;
-        let path = self.pin(ifindex, mode);
+        let path = self.pins.links().join(pin_name(ifindex, mode));
         link.pin(&path).with_context(|| format!("pinning the link as {}", path.display()))?;
         Ok(())
     }
@@ -288,16 +289,14 @@ impl Devices {
         for (_, gone) in self.attached.extract_if(.., |index, _| !wanted.contains(index)) {
             info!(device = gone.name, "the datapath is detached");
         }
-        let links = self.pins.links();
-        for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
-            let path = entry?.path();
+        for path in self.pins.all_links()? {
             let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
             if is_classifier(&file) || is_socket_hook(&file) {
                 continue;
             }
             let pin = parse(&file);
             let stays = |(index, mode)| match self.mode(index) {
-                Some(attached) => attached == mode,
+                Some(attached) => attached == mode && !self.pins.is_earlier(&path),
                 None => wanted.contains(&index),
             };
             if !pin.is_some_and(stays) {

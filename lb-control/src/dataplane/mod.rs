@@ -16,6 +16,7 @@ pub mod object;
 mod pins;
 mod refusal;
 mod sockets;
+mod takeover;
 pub mod trial;
 
 pub use attach::{Attachment, Devices, Mode};

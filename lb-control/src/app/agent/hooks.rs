@@ -217,6 +217,14 @@ impl Agent {
         }
     }
 
+    /// Removes the pins of the previous layout version when its programs are replaced. Not right after:
+    /// a packet that is under way may still call one of them.
+    pub(super) fn retire_previous(&mut self) {
+        if let Err(error) = self.pins.retire_previous() {
+            self.fail(Area::Devices, "pins of the previous version", &error);
+        }
+    }
+
     fn attach_one(&mut self, index: u32, name: &str) -> Result<()> {
         let on_device = self.next_hops.links().get(&index).and_then(|link| link.xdp_program);
         self.devices.check(index, on_device);
