@@ -66,6 +66,18 @@ unsafe fn fetch_add(number: *mut u64, amount: u64) -> u64 {
     value
 }
 
+/// Adds to a word atomically, wrapping around.
+///
+/// # Safety
+/// `word` is valid and aligned.
+#[inline(always)]
+unsafe fn add(word: *mut u32, amount: u32) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!("lock *(u32 *)({word} + 0) += {amount}", word = in(reg) word, amount = in(wreg) amount);
+    }
+}
+
 /// Replaces a word atomically if it has the expected value; says whether it did.
 ///
 /// # Safety
@@ -220,6 +232,27 @@ impl<C: Hook> Datapath for Kernel<C> {
             // SAFETY: the pointer is to an aligned map value that lives as long as the program runs.
             Some(counter) => unsafe { fetch_add(counter, 1) },
             None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn open_flows(&self, backend: u32) -> u32 {
+        maps::OPEN_FLOWS.get(backend).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn flow_opened(&self, backend: u32) {
+        if let Some(flows) = maps::OPEN_FLOWS.get_ptr_mut(backend) {
+            // SAFETY: as in `next_turn`.
+            unsafe { add(flows, 1) };
+        }
+    }
+
+    #[inline(always)]
+    fn flow_ended(&self, backend: u32) {
+        if let Some(flows) = maps::OPEN_FLOWS.get_ptr_mut(backend) {
+            // SAFETY: as in `next_turn`.
+            unsafe { add(flows, u32::MAX) };
         }
     }
 

@@ -48,6 +48,7 @@ fn layouts() -> BTreeMap<&'static str, (usize, usize)> {
         ("config", array::<Config>()),
         ("service_stats", array::<ServiceStats>()),
         ("backend_stats", array::<BackendStats>()),
+        ("open_flows", array::<u32>()),
         ("drops", array::<DropStats>()),
         ("fragments_v4", hash::<FragmentKey<A4>, Fragment<A4>>()),
         ("fragments_v6", hash::<FragmentKey<A6>, Fragment<A6>>()),

@@ -30,6 +30,10 @@ pub const DEFAULT_SERVICES: u32 = 16_384;
 /// Backends of all Service entries, unless configured. Their counters take 40 bytes on each CPU.
 pub const DEFAULT_BACKENDS: u32 = 131_072;
 
+/// Slots of all Service entries for each backend that there may be. Lookup tables are what takes most:
+/// 1,021 slots for up to 10 backends, and two of it while it changes. A thousand of them fit by default.
+pub const SLOTS_PER_BACKEND: u32 = 16;
+
 /// Source ranges of each family over all Service entries, unless configured.
 pub const DEFAULT_SOURCE_RANGES: u32 = 65_536;
 
@@ -60,7 +64,7 @@ maps! {
     /// Array of `u64`: the round-robin counter of each Service entry.
     ROUND_ROBIN = "round_robin", DEFAULT_SERVICES;
     /// Array of `u32`: indices in `backends`, in the order in which a Service uses them.
-    SLOTS = "slots", 4 * DEFAULT_BACKENDS;
+    SLOTS = "slots", SLOTS_PER_BACKEND * DEFAULT_BACKENDS;
     /// Array of [`Backend`](super::Backend).
     BACKENDS = "backends", DEFAULT_BACKENDS;
     /// Array of 16-byte addresses; an IPv4 address is in the first four bytes.
@@ -71,6 +75,9 @@ maps! {
     SERVICE_STATS = "service_stats", DEFAULT_SERVICES;
     /// Per-CPU array of [`BackendStats`](super::BackendStats).
     BACKEND_STATS = "backend_stats", DEFAULT_BACKENDS;
+    /// Array of `u32`: the open flows of each backend of a Service with least connections; what looks
+    /// negative is 0. The kernel counts, the agent puts right what evictions have left.
+    OPEN_FLOWS = "open_flows", DEFAULT_BACKENDS;
     /// Per-CPU array of [`DropStats`](super::DropStats) by [`DropReason`](super::DropReason).
     DROPS = "drops", 64;
     /// IPv4 fragments under way: LRU hash, [`FragmentKey`](super::FragmentKey) to [`Fragment`](super::Fragment).

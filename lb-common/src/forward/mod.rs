@@ -20,6 +20,7 @@ mod pair;
 pub mod parse;
 pub mod platform;
 mod refuse;
+pub mod schedule;
 pub mod scratch;
 mod slow;
 pub mod snat;

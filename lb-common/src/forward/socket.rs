@@ -11,8 +11,8 @@ use core::num::NonZeroU32;
 use core::ops::DerefMut;
 
 use super::ip::IpFamily;
-use super::new_flow::next_in_turn;
 use super::platform::Tables;
+use super::schedule;
 use crate::abi::{
     Backend, BackendState, Service, ServiceFlags, SocketKey, SocketPeer, SocketRole, VipKey, idle_ticks,
 };
@@ -188,7 +188,8 @@ fn begin<D: Sockets<F>, F: IpFamily>(
 
 /// The index of the backend that is to have the connection; 0 if there is none.
 ///
-/// Where a client's address would decide, it is the turn that does: the address is not known yet.
+/// Whatever the scheduler, it is the turn that decides: the address of the client is not known yet, and
+/// nobody would tell when the connection ends, so it must not be counted as an open one.
 #[inline(always)]
 fn choose<D: Sockets<F>, F: IpFamily>(
     datapath: &D,
@@ -210,7 +211,8 @@ fn choose<D: Sockets<F>, F: IpFamily>(
             return known.backend;
         }
     }
-    next_in_turn(datapath, service, entry, count)
+    let slot = schedule::in_turn(datapath, service, count);
+    datapath.slot(entry.first_slot.wrapping_add(slot)).unwrap_or(0)
 }
 
 /// Whether a backend's entry is still that of the endpoint that was meant.

@@ -257,7 +257,7 @@ impl Agent {
             .compiler
             .freed_backends()
             .into_iter()
-            .filter(|index| !sweep.backends.contains(index))
+            .filter(|index| !sweep.backends.contains_key(index))
             .collect();
         self.compiler.flows_purged(&freed);
         self.shared.swept(sweep);

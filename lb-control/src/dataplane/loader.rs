@@ -47,8 +47,8 @@ impl Sizes {
             | maps::AFFINITY_TICKS
             | maps::SERVICE_STATS => self.services,
             maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => self.source_ranges,
-            maps::BACKENDS | maps::BACKEND_STATS => self.backends,
-            maps::SLOTS => self.backends.saturating_mul(4),
+            maps::BACKENDS | maps::BACKEND_STATS | maps::OPEN_FLOWS => self.backends,
+            maps::SLOTS => self.backends.saturating_mul(maps::SLOTS_PER_BACKEND),
             other => other.default_entries,
         }
     }

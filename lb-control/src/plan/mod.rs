@@ -9,6 +9,7 @@ pub mod departure;
 pub mod election;
 mod health;
 pub mod ipam;
+pub mod maglev;
 pub mod ownership;
 mod planner;
 mod resolve;
