@@ -17,7 +17,7 @@ use super::start::{check_device, first_config};
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{
-    Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock,
+    Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock, SocketHooks,
 };
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
@@ -49,6 +49,7 @@ pub struct Agent {
     maps: KernelMaps,
     devices: Devices,
     exits: Classifiers,
+    sockets: SocketHooks,
     compiler: Compiler,
     planner: Planner,
     config: Config,
@@ -86,8 +87,7 @@ impl Agent {
         let network = Network::connect()?;
         check_device(&network, &settings.link_device).await?;
         let pins = PinDirectory::new(&settings.pin_directory);
-        pins.prepare()?;
-        let lock = pins.lock()?;
+        let lock = pins.occupy()?;
         let programs = Programs::load(&pins, &settings.sizes)?;
         let maps = KernelMaps::from_pins(&pins)?;
         let compiler = Compiler::adopt(&maps, plan::Settings::default())?;
@@ -114,6 +114,7 @@ impl Agent {
             network,
             devices: Devices::new(pins.clone(), settings.mode),
             exits: Classifiers::new(pins.clone(), Direction::Egress),
+            sockets: SocketHooks::new(pins.clone(), settings.cgroup.clone()),
             pins,
             _lock: lock,
             programs,
@@ -225,6 +226,7 @@ impl Agent {
             error!("resync: {error:#}");
             return;
         }
+        self.sockets.recheck();
         self.resyncing = true;
         self.converge(Ask::Sample).await;
     }
@@ -254,7 +256,7 @@ impl Agent {
             .compiler
             .freed_backends()
             .into_iter()
-            .filter(|index| !sweep.backends.contains(index))
+            .filter(|index| !sweep.backends.contains_key(index))
             .collect();
         self.compiler.flows_purged(&freed);
         self.shared.swept(sweep);
@@ -278,6 +280,7 @@ impl Agent {
         if self.exits.attached().next().is_some() {
             self.leave_exits();
         }
+        self.attach_sockets();
         if !effects.vips.is_empty() {
             // Last: whoever sees the address finds it served.
             self.place_addresses(Some(&effects.vips)).await;
@@ -322,7 +325,9 @@ impl Agent {
         let services = self.planner.services_behind(&backends);
         self.write_maps(if self.maps_incomplete { None } else { Some(&services) });
         self.leave_exits();
+        self.attach_sockets();
         self.place_addresses(None).await;
+        self.retire_previous();
         self.report_all_live();
         self.live.begins();
         self.publish();
@@ -444,6 +449,9 @@ impl Agent {
             failed.push(error);
         }
         if let Err(error) = self.exits.keep_only(&[]) {
+            failed.push(error);
+        }
+        if let Err(error) = self.sockets.leave() {
             failed.push(error);
         }
         live.ends();

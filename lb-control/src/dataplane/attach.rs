@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::classifiers::{Classifiers, Direction, is_classifier};
 use super::links::{parse, pin_name};
+use super::sockets::is_socket_hook;
 use super::{Kernel, PinDirectory};
 use crate::view::AttachMode;
 
@@ -190,7 +191,7 @@ impl Devices {
     }
 
     fn pin(&self, ifindex: u32, mode: Mode) -> PathBuf {
-        self.pins.links().join(pin_name(ifindex, mode))
+        self.pins.link(&pin_name(ifindex, mode))
     }
 
     /// Gives a link of XDP that is pinned already the new program.
@@ -211,6 +212,7 @@ impl Devices {
                     .and_then(|id| Ok(program.take_link(id)?))
                     .is_ok();
             if replaced {
+                self.pins.keep_link(&path)?;
                 return Ok(Some(mode));
             }
             if !wanted && self.forced.is_none_or(|forced| forced == Mode::Tc) {
@@ -272,7 +274,7 @@ impl Devices {
         let id = program.attach_to_if_index(ifindex, xdp)?;
         let link = FdLink::try_from(program.take_link(id)?)
             .map_err(|_| anyhow!("the kernel lacks BPF links for XDP (Linux 5.9 or later has them)"))?;
-        let path = self.pin(ifindex, mode);
+        let path = self.pins.links().join(pin_name(ifindex, mode));
         link.pin(&path).with_context(|| format!("pinning the link as {}", path.display()))?;
         Ok(())
     }
@@ -287,15 +289,14 @@ impl Devices {
         for (_, gone) in self.attached.extract_if(.., |index, _| !wanted.contains(index)) {
             info!(device = gone.name, "the datapath is detached");
         }
-        let links = self.pins.links();
-        for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|name| is_classifier(&name.to_string_lossy())) {
+        for path in self.pins.all_links()? {
+            let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+            if is_classifier(&file) || is_socket_hook(&file) {
                 continue;
             }
-            let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
+            let pin = parse(&file);
             let stays = |(index, mode)| match self.mode(index) {
-                Some(attached) => attached == mode,
+                Some(attached) => attached == mode && !self.pins.is_earlier(&path),
                 None => wanted.contains(&index),
             };
             if !pin.is_some_and(stays) {

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, ProgramArray};
-use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::abi::maps;
+use lb_common::abi::maps::{self, SocketProgram};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::{info, warn};
 
@@ -48,8 +48,8 @@ impl Sizes {
             | maps::AFFINITY_TICKS
             | maps::SERVICE_STATS => self.services,
             maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => self.source_ranges,
-            maps::BACKENDS | maps::BACKEND_STATS => self.backends,
-            maps::SLOTS => self.backends.saturating_mul(4),
+            maps::BACKENDS | maps::BACKEND_STATS | maps::OPEN_FLOWS => self.backends,
+            maps::SLOTS => self.backends.saturating_mul(maps::SLOTS_PER_BACKEND),
             other => other.default_entries,
         }
     }
@@ -176,6 +176,21 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// A program for sockets. It is loaded when it is first asked for.
+    ///
+    /// # Errors
+    /// When the object lacks it, or the kernel refuses it.
+    pub fn socket_program(&mut self, wanted: SocketProgram) -> Result<&mut CgroupSockAddr> {
+        let preferred = program::<CgroupSockAddr>(&mut self.ebpf, wanted.name).map(drop);
+        match (preferred, wanted.without_reason) {
+            (Ok(()), _) => program(&mut self.ebpf, wanted.name),
+            (Err(_), Some(other)) => program(&mut self.ebpf, other),
+            (Err(error), None) => Err(error),
+        }
+    }
+}
+
 /// Does what takes the verifier some tenths of a second. The runtime's other tasks (Leases, answers)
 /// go on by another thread meanwhile.
 fn aside<T>(work: impl FnOnce() -> T) -> T {
@@ -197,6 +212,12 @@ impl Load for Xdp {
 }
 
 impl Load for SchedClassifier {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        Self::load(self)
+    }
+}
+
+impl Load for CgroupSockAddr {
     fn load(&mut self) -> Result<(), ProgramError> {
         Self::load(self)
     }

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod election;
 mod health;
 pub mod ipam;
+pub mod maglev;
 pub mod ownership;
 mod planner;
 mod resolve;

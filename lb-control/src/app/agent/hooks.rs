@@ -179,6 +179,22 @@ impl Agent {
         }
     }
 
+    /// Attaches the programs for sockets as long as there are VIPs, once the maps know them.
+    ///
+    /// What fails is tried again by the resync: nothing else waits for it.
+    pub(super) fn attach_sockets(&mut self) {
+        let wanted = !self.planner.plan().desired.vips.is_empty();
+        if !self.sockets.differ(wanted) {
+            return;
+        }
+        self.trouble.clear(Area::Sockets);
+        let done = if wanted { self.sockets.attach(&mut self.programs) } else { self.sockets.leave() };
+        if let Err(error) = done {
+            let problem = format!("VIPs cannot be reached from this node itself: {error:#}");
+            self.trouble.extend(Area::Sockets, [Problem::warning(problem)]);
+        }
+    }
+
     /// Looks for our filters of TC, where there are no links (before Linux 6.6): what somebody has taken
     /// away is attached anew with the others.
     pub(super) async fn find_filters(&mut self) {
@@ -198,6 +214,14 @@ impl Agent {
                     Err(error) => debug!("{error:#}"),
                 }
             }
+        }
+    }
+
+    /// Removes the pins of the previous layout version when its programs are replaced. Not right after:
+    /// a packet that is under way may still call one of them.
+    pub(super) fn retire_previous(&mut self) {
+        if let Err(error) = self.pins.retire_previous() {
+            self.fail(Area::Devices, "pins of the previous version", &error);
         }
     }
 
