@@ -8,6 +8,7 @@ pub mod clock;
 pub mod collect;
 mod counters;
 pub mod flows;
+mod growth;
 mod links;
 mod loader;
 mod maps;
