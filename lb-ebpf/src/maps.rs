@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use lb_common::abi::maps as sizes;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
-    Service, ServiceName, ServiceStats, SourceRange, Tick, VipKey,
+    Service, ServiceName, ServiceStats, SocketKey, SocketPeer, SourceRange, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 
@@ -53,6 +53,8 @@ pub static CONFIG: Array<Config, { entries!(CONFIG) }> = Array::new();
 pub static SERVICE_STATS: PerCpuArray<ServiceStats, { entries!(SERVICE_STATS) }> = PerCpuArray::new();
 #[btf_map(name = "backend_stats")]
 pub static BACKEND_STATS: PerCpuArray<BackendStats, { entries!(BACKEND_STATS) }> = PerCpuArray::new();
+#[btf_map(name = "open_flows")]
+pub static OPEN_FLOWS: Array<u32, { entries!(OPEN_FLOWS) }> = Array::new();
 #[btf_map(name = "drops")]
 pub static DROPS: PerCpuArray<DropStats, { entries!(DROPS) }> = PerCpuArray::new();
 #[btf_map(name = "fragments_v4")]
@@ -71,6 +73,8 @@ pub static AFFINITY_V4: LruHashMap<AffinityKey<A4>, Affinity, { entries!(AFFINIT
 pub static AFFINITY_V6: LruHashMap<AffinityKey<A6>, Affinity, { entries!(AFFINITY_V6) }> = LruHashMap::new();
 #[btf_map(name = "affinity_ticks")]
 pub static AFFINITY_TICKS: Array<Tick, { entries!(AFFINITY_TICKS) }> = Array::new();
+#[btf_map(name = "sockets")]
+pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, { entries!(SOCKETS) }> = LruHashMap::new();
 #[btf_map(name = "devices")]
 pub static DEVICES: DevMapHash<{ entries!(DEVICES) }> = DevMapHash::new();
 #[btf_map(name = "programs")]

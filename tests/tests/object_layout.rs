@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aya_obj::Object;
 use lb_common::abi::maps::{
-    self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
+    self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, SOCKET_PROGRAMS,
+    TC_CALLED_PROGRAMS,
 };
 use lb_common::abi::previous::{CARRIED, VERSION};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
-    Service, ServiceName, ServiceStats, SourceRangeKey, Tick, VipKey,
+    Service, ServiceName, ServiceStats, SocketKey, SocketPeer, SourceRangeKey, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 use pointsman_tests::object_or_skip;
@@ -48,6 +49,7 @@ fn layouts() -> BTreeMap<&'static str, (usize, usize)> {
         ("config", array::<Config>()),
         ("service_stats", array::<ServiceStats>()),
         ("backend_stats", array::<BackendStats>()),
+        ("open_flows", array::<u32>()),
         ("drops", array::<DropStats>()),
         ("fragments_v4", hash::<FragmentKey<A4>, Fragment<A4>>()),
         ("fragments_v6", hash::<FragmentKey<A6>, Fragment<A6>>()),
@@ -56,6 +58,7 @@ fn layouts() -> BTreeMap<&'static str, (usize, usize)> {
         ("affinity_v4", hash::<AffinityKey<A4>, Affinity>()),
         ("affinity_v6", hash::<AffinityKey<A6>, Affinity>()),
         ("affinity_ticks", array::<Tick>()),
+        ("sockets", hash::<SocketKey, SocketPeer>()),
         ("devices", (size_of::<u32>(), DEVMAP_VALUE)),
         ("programs", array::<u32>()),
         ("tc_programs", array::<u32>()),
@@ -107,6 +110,8 @@ fn programs_are_those_of_the_abi() {
     let object = Object::parse(&object_or_skip!()).unwrap();
     let built: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
     let called = CALLED_PROGRAMS.into_iter().chain(TC_CALLED_PROGRAMS);
+    let sockets = SOCKET_PROGRAMS.into_iter().flat_map(|program| program.variants());
+    let called = called.chain(sockets);
     let declared: BTreeSet<_> = called.chain([ENTRY_PROGRAM, INGRESS_PROGRAM, EGRESS_PROGRAM]).collect();
     assert_eq!(built, declared);
     assert!(declared.iter().all(|name| name.len() <= LONGEST_NAME));

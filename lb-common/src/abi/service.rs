@@ -50,6 +50,13 @@ impl ServiceFlags {
     pub const SOURCE_RANGES: u8 = 1;
     /// A client's connections go to the backend that had its last one (session affinity).
     pub const AFFINITY: u8 = 2;
+    /// The slots are a lookup table: a hash of the client says which one a connection gets.
+    pub const MAGLEV: u8 = 4;
+    /// A connection goes to the backend that has the fewest open ones for its weight. Each backend
+    /// has one slot.
+    pub const LEAST_CONNECTIONS: u8 = 8;
+    /// The flags that say how connections are spread. At most one of them is set; none is in turn.
+    pub const SCHEDULING: u8 = Self::MAGLEV | Self::LEAST_CONNECTIONS;
 }
 
 impl Service {

@@ -2,9 +2,10 @@
 
 use super::emit::Parsed;
 use super::parse::{Ip, Link, Part, Transport};
+use super::schedule::Best;
 use super::tcp_options::Timestamp;
 use crate::abi::{
-    Affinity, AffinityKey, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, SourceRange,
+    Affinity, AffinityKey, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, Service, SourceRange,
     SourceRangeKey, VipKey,
 };
 
@@ -36,6 +37,10 @@ pub struct Scratch<A> {
     pub affinity_key: AffinityKey<A>,
     /// What is to be remembered of it; nothing if the backend is 0.
     pub affinity: Affinity,
+    /// The best backend so far, where they are compared.
+    pub best: Best,
+    /// The Service entry of a new flow.
+    pub service: Service,
     /// The TCP timestamp of the packet.
     pub timestamp: Timestamp,
     /// A slot for [`Datapath::forget`](super::platform::Datapath::forget).
@@ -108,6 +113,8 @@ impl<A: Copy> Scratch<A> {
             source: SourceRangeKey { prefix_length: 0, range: SourceRange::new(0, address) },
             affinity_key: AffinityKey { client: address, service: 0 },
             affinity: Affinity::default(),
+            best: Best::default(),
+            service: Service::default(),
             timestamp: Timestamp::default(),
             cursor: 0,
             refusal: 0,

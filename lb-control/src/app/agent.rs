@@ -17,7 +17,7 @@ use super::start::{check_device, first_config};
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{
-    Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock,
+    Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock, SocketHooks,
 };
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
@@ -49,6 +49,7 @@ pub struct Agent {
     maps: KernelMaps,
     devices: Devices,
     exits: Classifiers,
+    sockets: SocketHooks,
     compiler: Compiler,
     planner: Planner,
     config: Config,
@@ -113,6 +114,7 @@ impl Agent {
             network,
             devices: Devices::new(pins.clone(), settings.mode),
             exits: Classifiers::new(pins.clone(), Direction::Egress),
+            sockets: SocketHooks::new(pins.clone(), settings.cgroup.clone()),
             pins,
             _lock: lock,
             programs,
@@ -224,6 +226,7 @@ impl Agent {
             error!("resync: {error:#}");
             return;
         }
+        self.sockets.recheck();
         self.resyncing = true;
         self.converge(Ask::Sample).await;
     }
@@ -253,7 +256,7 @@ impl Agent {
             .compiler
             .freed_backends()
             .into_iter()
-            .filter(|index| !sweep.backends.contains(index))
+            .filter(|index| !sweep.backends.contains_key(index))
             .collect();
         self.compiler.flows_purged(&freed);
         self.shared.swept(sweep);
@@ -277,6 +280,7 @@ impl Agent {
         if self.exits.attached().next().is_some() {
             self.leave_exits();
         }
+        self.attach_sockets();
         if !effects.vips.is_empty() {
             // Last: whoever sees the address finds it served.
             self.place_addresses(Some(&effects.vips)).await;
@@ -314,12 +318,14 @@ impl Agent {
         if std::mem::take(&mut self.routes_changed) {
             self.config.route_generation = self.config.route_generation.wrapping_add(1).max(1);
         }
+        self.find_filters().await;
         let moved = self.attach();
         let backends: BTreeSet<_> = refreshed.backends.union(&moved).copied().collect();
         self.take_paths(&backends);
         let services = self.planner.services_behind(&backends);
         self.write_maps(if self.maps_incomplete { None } else { Some(&services) });
         self.leave_exits();
+        self.attach_sockets();
         self.place_addresses(None).await;
         self.retire_previous();
         self.report_all_live();
@@ -443,6 +449,9 @@ impl Agent {
             failed.push(error);
         }
         if let Err(error) = self.exits.keep_only(&[]) {
+            failed.push(error);
+        }
+        if let Err(error) = self.sockets.leave() {
             failed.push(error);
         }
         live.ends();

@@ -32,7 +32,11 @@ pub fn collect(
         samples.level(&table::PROBLEMS, &labels([area]), *count as f64);
     }
     for device in devices {
-        samples.level(&table::DEVICE_INFO, &labels([&device.device, device.mode.name()]), 1.0);
+        samples.level(
+            &table::DEVICE_INFO,
+            &labels([&device.device, device.mode.name(), device.reason.as_deref().unwrap_or_default()]),
+            1.0,
+        );
     }
     if let Some(flows) = &published.flows {
         for (stage, count) in [("established", flows.established), ("transient", flows.transient)] {
@@ -125,7 +129,7 @@ mod tests {
         let devices = [DeviceView {
             device: "eth0".into(),
             mode: AttachMode::XdpNative,
-            reason: None,
+            reason: Some("chosen".into()),
             program_id: Some(1),
         }];
         let reports = [
@@ -172,7 +176,7 @@ mod tests {
             "pointsman_problems{area=\"services\"} 3.0",
             "pointsman_source_synced 1.0",
             "pointsman_ready 0.0",
-            "pointsman_device_info{device=\"eth0\",mode=\"xdp-native\"} 1.0",
+            "pointsman_device_info{device=\"eth0\",mode=\"xdp-native\",reason=\"chosen\"} 1.0",
             "pointsman_flows{stage=\"transient\"} 6.0",
             "pointsman_map_entries{map=\"flows_v4\"} 10.0",
         ] {

@@ -12,13 +12,13 @@ use tokio::time::Instant;
 
 use super::metrics;
 use crate::dataplane::collect::Sweep;
-use crate::dataplane::{Attachment, Counters, Mode, PinDirectory};
+use crate::dataplane::{Attachment, Counters, PinDirectory};
 use crate::http::Inspect;
 use crate::inspect::{MapReading, PinnedMaps, overlay};
 use crate::model::{ObjectRef, Problem, ServiceReport};
 use crate::telemetry::metrics::{CONTENT_TYPE, Recorder, Samples, table};
 use crate::view::{
-    AgentView, AttachMode, BackendView, DeviceView, DropView, FlowView, ProblemView, ServiceView, StatusView,
+    AgentView, BackendView, DeviceView, DropView, FlowView, ProblemView, ServiceView, StatusView,
 };
 
 /// What the agent has decided and done.
@@ -210,11 +210,7 @@ fn is_stuck(now: Duration, turned: Duration) -> bool {
 fn device(attachment: &Attachment) -> DeviceView {
     DeviceView {
         device: attachment.name.clone(),
-        mode: match attachment.mode {
-            Mode::Native => AttachMode::XdpNative,
-            Mode::Tc => AttachMode::Tc,
-            Mode::Generic => AttachMode::XdpGeneric,
-        },
+        mode: attachment.mode.view(),
         reason: Some(attachment.reason.clone()),
         program_id: attachment.program_id,
     }

@@ -17,6 +17,8 @@ pub enum Area {
     Network,
     /// Attaching programs.
     Devices,
+    /// Attaching programs for sockets of this node.
+    Sockets,
     /// Writing maps.
     Maps,
     /// Putting addresses on the device.
@@ -27,11 +29,12 @@ pub enum Area {
 
 impl Area {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Source,
         Self::Objects,
         Self::Network,
         Self::Devices,
+        Self::Sockets,
         Self::Maps,
         Self::Addresses,
         Self::HealthChecks,
@@ -44,6 +47,7 @@ impl Area {
             Self::Objects => "objects",
             Self::Network => "network",
             Self::Devices => "devices",
+            Self::Sockets => "sockets",
             Self::Maps => "maps",
             Self::Addresses => "addresses",
             Self::HealthChecks => "health-checks",

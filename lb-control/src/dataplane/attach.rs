@@ -15,7 +15,12 @@ use tracing::{info, warn};
 
 use super::classifiers::{Classifiers, Direction, is_classifier};
 use super::links::{parse, pin_name};
+use super::sockets::is_socket_hook;
 use super::{Kernel, PinDirectory};
+use crate::view::AttachMode;
+
+/// The reason for XDP in the driver.
+const FASTEST: &str = "the fastest way works";
 
 /// How the datapath is attached to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +44,16 @@ impl Mode {
             Self::Native => "native",
             Self::Tc => "tc",
             Self::Generic => "generic",
+        }
+    }
+
+    /// As `--datapath` takes it and `pointsman status` shows it.
+    #[must_use]
+    pub fn view(self) -> AttachMode {
+        match self {
+            Self::Native => AttachMode::XdpNative,
+            Self::Tc => AttachMode::Tc,
+            Self::Generic => AttachMode::XdpGeneric,
         }
     }
 
@@ -70,6 +85,8 @@ pub struct Attachment {
     pub mode: Mode,
     /// Why so: what was better and did not work, or who has chosen.
     pub reason: String,
+    /// Whether it is the fastest way there is, chosen by us: then the reason is not worth telling.
+    pub is_fastest: bool,
     /// The kernel's number of the program.
     pub program_id: Option<u32>,
 }
@@ -116,7 +133,7 @@ impl Devices {
             let (mode, reason) = match self.replace(programs, ifindex)? {
                 Some(mode) => {
                     info!(device = name, mode = mode.name(), "XDP program is replaced in place");
-                    (mode, "as the agent before has chosen".to_owned())
+                    (mode, self.reason(&[]))
                 }
                 None => self.choose(programs, ifindex, name)?,
             };
@@ -126,7 +143,8 @@ impl Devices {
             };
             let program_id = program_id.ok().map(|info| info.id());
             let name = name.to_owned();
-            self.attached.insert(ifindex, Attachment { ifindex, name, mode, reason, program_id });
+            let is_fastest = reason == FASTEST;
+            self.attached.insert(ifindex, Attachment { ifindex, name, mode, reason, is_fastest, program_id });
         }
         Ok(&self.attached[&ifindex])
     }
@@ -165,6 +183,11 @@ impl Devices {
             warn!(ifindex, "the XDP program is not on its device any more");
             self.attached.remove(&ifindex);
         }
+    }
+
+    /// The TC programs of devices, where they are attached.
+    pub fn classifiers(&mut self) -> &mut Classifiers {
+        &mut self.classifiers
     }
 
     fn pin(&self, ifindex: u32, mode: Mode) -> PathBuf {
@@ -222,12 +245,7 @@ impl Devices {
             let error = match done {
                 Ok(()) => {
                     info!(device = name, mode = mode.name(), "the datapath is attached");
-                    let reason = match (self.forced, &refused[..]) {
-                        (Some(_), _) => "by --datapath".to_owned(),
-                        (None, []) => "the fastest way works".to_owned(),
-                        (None, refused) => refused.join("; "),
-                    };
-                    return Ok((mode, reason));
+                    return Ok((mode, self.reason(&refused)));
                 }
                 Err(error) => error,
             };
@@ -240,6 +258,16 @@ impl Devices {
             refused.push(format!("{error:#}"));
         }
         Err(anyhow!("{}", refused.join("; ")))
+    }
+
+    /// Why a device has the way that works after these did not. One that is pinned already stands for the
+    /// first that was tried.
+    fn reason(&self, refused: &[String]) -> String {
+        match (self.forced, refused) {
+            (Some(_), _) => "by --datapath".to_owned(),
+            (None, []) => FASTEST.to_owned(),
+            (None, refused) => refused.join("; "),
+        }
     }
 
     fn attach_xdp(&self, program: &mut Xdp, ifindex: u32, (mode, xdp): (Mode, XdpMode)) -> Result<()> {
@@ -262,10 +290,11 @@ impl Devices {
             info!(device = gone.name, "the datapath is detached");
         }
         for path in self.pins.all_links()? {
-            if path.file_name().is_some_and(|name| is_classifier(&name.to_string_lossy())) {
+            let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+            if is_classifier(&file) || is_socket_hook(&file) {
                 continue;
             }
-            let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
+            let pin = parse(&file);
             let stays = |(index, mode)| match self.mode(index) {
                 Some(attached) => attached == mode && !self.pins.is_earlier(&path),
                 None => wanted.contains(&index),

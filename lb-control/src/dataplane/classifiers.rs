@@ -14,7 +14,7 @@ use aya::programs::tc::{
     qdisc_add_clsact,
 };
 use aya::util::KernelVersion;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::PinDirectory;
 use super::links::device_name;
@@ -107,6 +107,32 @@ impl Classifiers {
     #[must_use]
     pub fn by_filters(pins: PinDirectory, direction: Direction) -> Self {
         Self { way: Way::Filter, ..Self::new(pins, direction) }
+    }
+
+    /// Whether the program is attached by filters, which others can take away unseen: see
+    /// [`Self::forget_missing`].
+    #[must_use]
+    pub fn uses_filters(&self) -> bool {
+        self.way == Way::Filter
+    }
+
+    /// Which packets the program sees.
+    #[must_use]
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Compares with the filters that the kernel lists on a device, by priority and handle: if ours is
+    /// not among them, it is to be attached anew.
+    pub fn forget_missing(&mut self, ifindex: u32, filters: impl IntoIterator<Item = (u16, u32)>) {
+        let is_there = filters.into_iter().any(|found| found == (PRIORITY, HANDLE.into()));
+        if self.uses_filters() && !is_there && self.attached.remove(&ifindex).is_some() {
+            warn!(ifindex, "the filter of {} is not on its device any more", self.direction.purpose());
+            // Nothing is left that could be replaced.
+            if let Err(error) = remove(&self.pin(ifindex, Way::Filter)) {
+                warn!("{error:#}");
+            }
+        }
     }
 
     /// The devices that the program is attached to.

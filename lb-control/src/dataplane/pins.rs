@@ -88,6 +88,18 @@ impl PinDirectory {
         }
     }
 
+    /// Names of the directories beside this one that hold pins of other layout versions; none if they
+    /// cannot be read.
+    #[must_use]
+    pub fn other_versions(&self) -> Vec<String> {
+        let own = format!("v{ABI_VERSION}");
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut names: Vec<_> = names.filter(|name| name.starts_with('v') && *name != own).collect();
+        names.sort_unstable();
+        names
+    }
+
     fn version(&self) -> PathBuf {
         self.root.join(format!("v{ABI_VERSION}"))
     }
@@ -214,7 +226,8 @@ pub(super) fn remove_files(directory: &Path) -> io::Result<()> {
     fs::remove_dir(directory)
 }
 
-fn is_bpf_fs(path: &Path) -> Result<bool> {
+/// Whether a path is on a BPF file system; not if there is none of this name.
+pub(super) fn is_bpf_fs(path: &Path) -> Result<bool> {
     match nix::sys::statfs::statfs(path) {
         Ok(stat) => Ok(stat.filesystem_type().0 == BPF_FS_MAGIC),
         Err(nix::errno::Errno::ENOENT) => Ok(false),

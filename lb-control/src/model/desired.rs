@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Few, ObjectRef, Protocol};
+use super::{Few, ObjectRef, Protocol, Scheduler};
 
 /// Identity of a Service entry in the data plane: one port of one VIP of a Service.
 ///
@@ -70,6 +70,8 @@ pub struct DesiredEntry {
     /// For how many seconds after its last new connection a client gets the same backend; `None` for
     /// connections in turn.
     pub affinity: Option<u32>,
+    /// How connections are spread over the backends.
+    pub scheduler: Scheduler,
 }
 
 /// Everything that the data plane has to do.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use lb_common::abi::{IPPROTO_TCP, IPPROTO_UDP};
 use serde::{Deserialize, Serialize};
 
-use super::{ApiState, Labels, ObjectRef, Place, Weights};
+use super::{ApiState, Labels, ObjectRef, Place, Scheduler, Weights};
 
 /// The `loadBalancerClass` of Services that are ours.
 pub const LOAD_BALANCER_CLASS: &str = "pointsman.dev/pointsman";
@@ -20,6 +20,8 @@ pub const ANNOTATION_POOL: &str = "pointsman.dev/address-pool";
 pub const ANNOTATION_SHARING: &str = "pointsman.dev/allow-shared-ip";
 /// Shares of backends: see [`Weights`].
 pub const ANNOTATION_WEIGHTS: &str = "pointsman.dev/weights";
+/// How connections are spread: see [`Scheduler`].
+pub const ANNOTATION_SCHEDULER: &str = "pointsman.dev/scheduler";
 /// Share of each endpoint of an EndpointSlice.
 pub const ANNOTATION_SLICE_WEIGHT: &str = "pointsman.dev/weight";
 /// The entries of `spec.externalIPs` that we wrote.
@@ -180,6 +182,8 @@ pub struct Service {
     pub source_ranges: Arc<[IpNet]>,
     /// `healthCheckNodePort`, if any.
     pub health_check_node_port: Option<u16>,
+    /// How connections are spread, by annotation.
+    pub scheduler: Scheduler,
     /// Shares of backends, by annotation.
     pub weights: Weights,
     /// Labels.

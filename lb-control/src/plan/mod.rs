@@ -6,9 +6,11 @@
 mod compile;
 pub mod controller;
 pub mod departure;
+pub mod doctor;
 pub mod election;
 mod health;
 pub mod ipam;
+pub mod maglev;
 pub mod ownership;
 mod planner;
 mod resolve;

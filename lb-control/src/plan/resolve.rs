@@ -45,6 +45,7 @@ pub fn resolve(
                     backends,
                     source_ranges: Arc::clone(&service.source_ranges),
                     affinity: service.affinity_seconds,
+                    scheduler: service.scheduler,
                 };
                 entries.push((key(service, port, *vip), entry));
             }

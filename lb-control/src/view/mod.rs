@@ -2,11 +2,13 @@
 //!
 //! Plain data. Ages and times are seconds, sizes are bytes, names are camelCase in JSON and YAML.
 
+mod doctor;
 mod drops;
 mod flows;
 pub mod render;
 mod status;
 
+pub use doctor::{DoctorView, FindingView, Severity};
 pub use drops::{DropView, DropsView};
 #[cfg(test)]
 pub(crate) use flows::tests::flow as flow_for_tests;

@@ -131,6 +131,10 @@ pub struct PortView {
     /// session affinity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity_seconds: Option<u64>,
+    /// How connections are spread over the backends: `round-robin`, `maglev` or `least-connections`.
+    /// Empty while it is not in the datapath.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub scheduler: String,
     /// Its backends.
     pub backends: Vec<BackendView>,
     /// What was forwarded.

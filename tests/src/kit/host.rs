@@ -22,6 +22,7 @@ use lb_common::forward::scratch::Scratch;
 use lb_common::forward::{self, Fast, Slow, Verdict};
 
 use super::ranges::Ranges;
+use super::sockets::SocketTable;
 use super::tables::Snapshot;
 use super::view::{Buffer, View};
 
@@ -115,7 +116,7 @@ impl<A: Copy + Ord + Hash> Family<A> {
 pub struct Shared<T>(Rc<UnsafeCell<T>>);
 
 impl<T> Shared<T> {
-    fn new(value: T) -> Self {
+    pub(super) fn new(value: T) -> Self {
         Self(Rc::new(UnsafeCell::new(value)))
     }
 }
@@ -197,6 +198,7 @@ pub struct Host {
     /// How long affinities last, by Service entry.
     pub affinity_ticks: Vec<Tick>,
     round_robin: Vec<Cell<u64>>,
+    pub(super) sockets: SocketTable,
     /// IPv4.
     pub v4: Family<[u8; 4]>,
     /// IPv6.
@@ -210,6 +212,8 @@ pub struct Stats {
     pub services: BTreeMap<u32, ServiceStats>,
     /// By backend.
     pub backends: BTreeMap<u32, BackendStats>,
+    /// Open flows by backend, of Services that count them.
+    pub open: BTreeMap<u32, u32>,
     /// By number of the reason.
     pub drops: BTreeMap<u32, DropStats>,
 }
@@ -230,6 +234,7 @@ impl Default for Host {
             stats: RefCell::default(),
             affinity_ticks: vec![0; SERVICES as usize],
             round_robin: vec![Cell::new(0); SERVICES as usize],
+            sockets: SocketTable::default(),
             v4: Family::new([0; 4]),
             v6: Family::new([0; 16]),
         }
@@ -265,6 +270,18 @@ impl Host {
             _ => Verdict::Pass,
         };
         (verdict, self.buffer.content().to_vec())
+    }
+
+    fn add_open(&self, backend: u32, amount: u32) {
+        if backend < BACKENDS {
+            let open = &mut self.stats.borrow_mut().open;
+            let flows = open.get(&backend).copied().unwrap_or(0).wrapping_add(amount);
+            if flows == 0 {
+                open.remove(&backend)
+            } else {
+                open.insert(backend, flows)
+            };
+        }
     }
 
     fn can_send_by(&self, ifindex: u32) -> bool {
@@ -378,6 +395,18 @@ impl Datapath for Host {
 
     fn next_turn(&self, service: u32) -> u64 {
         self.round_robin.get(service as usize).map_or(0, |turn| turn.replace(turn.get() + 1))
+    }
+
+    fn open_flows(&self, backend: u32) -> u32 {
+        self.stats.borrow().open.get(&backend).copied().unwrap_or(0)
+    }
+
+    fn flow_opened(&self, backend: u32) {
+        self.add_open(backend, 1);
+    }
+
+    fn flow_ended(&self, backend: u32) {
+        self.add_open(backend, u32::MAX);
     }
 
     fn affinity_timeout(&self, service: u32) -> Tick {

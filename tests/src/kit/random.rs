@@ -230,6 +230,10 @@ impl Traffic {
                     ServiceFlags::AFFINITY,
                     ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY,
                     ServiceFlags::SOURCE_RANGES,
+                    ServiceFlags::MAGLEV,
+                    ServiceFlags::LEAST_CONNECTIONS,
+                    ServiceFlags::LEAST_CONNECTIONS | ServiceFlags::AFFINITY,
+                    ServiceFlags::MAGLEV | ServiceFlags::AFFINITY,
                 ]);
                 set_flags(device, ip, protocol, count, flags);
             }

@@ -191,6 +191,8 @@ impl<'lab> Agent<'lab> {
             .args(&self.flags)
             .env("KUBERNETES", if self.kubeconfig.is_some() { "true" } else { "false" })
             .env("DATAPATH", datapath())
+            // The control groups are the machine's: everybody's sockets would be served.
+            .env("CGROUP", "off")
             .env_remove("LEASE_NAMESPACE")
             .env_remove("DEFAULT_CLASS")
             .env_remove("HTTP_ADDRESS")

@@ -127,8 +127,8 @@ metrics! {
         "Entries of a map that are in use. A flow has two. Flow tables: at the last sweep.";
     MAP_MAX_ENTRIES = Gauge "pointsman_map_max_entries" ["map"]
         "Entries that a map has room for.";
-    DEVICE_INFO = Gauge "pointsman_device_info" ["device", "mode"]
-        "Always 1, for each device with the program; the mode tells how it is attached.";
+    DEVICE_INFO = Gauge "pointsman_device_info" ["device", "mode", "reason"]
+        "Always 1, for each device with the program; the mode tells how it is attached, the reason why so.";
 }
 
 /// The table as Markdown.

@@ -55,7 +55,7 @@ fn services(view: &StatusView, wide: bool) -> String {
     let mut header =
         vec!["NAMESPACE", "SERVICE", "STATE", "VIP", "PORT", "BACKENDS", "FLOWS", "IN", "OUT", "REFUSED"];
     if wide {
-        header.extend(["POOL", "INDEX", "PACKETS-IN", "PACKETS-OUT", "SOURCES", "AFFINITY"]);
+        header.extend(["POOL", "INDEX", "PACKETS-IN", "PACKETS-OUT", "SOURCES", "AFFINITY", "SCHEDULER"]);
     }
     let mut table = Table::new(&header);
     for service in &view.services {
@@ -97,6 +97,7 @@ fn port_row(service: &ServiceView, port: &PortView, wide: bool) -> Vec<String> {
             count(port.counters.packets_out),
             sources(port),
             port.affinity_seconds.map(seconds).unwrap_or_default(),
+            port.scheduler.clone(),
         ]);
     }
     row
@@ -210,6 +211,7 @@ mod tests {
             service_index: Some(3),
             source_ranges: Some(vec!["2001:db8:5::/48".into(), "2001:db8:6::/48".into()]),
             affinity_seconds: Some(10_800),
+            scheduler: "maglev".into(),
             backends: vec![
                 backend("2001:db8:1::2", true, "02:00:00:00:00:02 on eth1"),
                 backend("2001:db8:1::3", false, "no route to 2001:db8:1::3"),
@@ -269,10 +271,12 @@ Problems:
     fn wide_adds_columns_to_the_right() {
         let wide = render(&example(), Format::Wide).unwrap();
         assert!(
-            wide.contains("REFUSED   POOL   INDEX   PACKETS-IN   PACKETS-OUT   SOURCES    AFFINITY\n"),
+            wide.contains(
+                "REFUSED   POOL   INDEX   PACKETS-IN   PACKETS-OUT   SOURCES    AFFINITY   SCHEDULER\n"
+            ),
             "{wide}"
         );
-        assert!(wide.contains("2 ranges   3h\n"), "{wide}");
+        assert!(wide.contains("2 ranges   3h         maglev\n"), "{wide}");
         let told = |source_ranges: Option<Vec<String>>| {
             sources(&PortView { source_ranges, ..example().services[0].ports[0].clone() })
         };
