@@ -128,7 +128,7 @@ mod tests {
     fn addresses(weights: &BTreeMap<u16, u32>) -> Vec<(SocketAddr, u32)> {
         let address = |number: u16| {
             let [a, b] = number.to_be_bytes();
-            let v4 = number % 3 != 0;
+            let v4 = !number.is_multiple_of(3);
             if v4 { ([10, 0, a, b], 8080).into() } else { ([0xfd00, 0, 0, 0, 0, 0, 1, number], 8080).into() }
         };
         weights.iter().map(|(number, weight)| (address(*number), *weight)).collect()
