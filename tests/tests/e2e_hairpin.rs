@@ -17,8 +17,8 @@ use pointsman_tests::{
     traffic::{
         Server, bulk,
         client::{
-            TIMEOUT, check_round_robin, connect, half_close, open, tally, udp_exchange, uninterrupted,
-            who_answers, who_answers_udp,
+            TIMEOUT, check_round_robin, connect, half_close, open, tally, uninterrupted, who_answers,
+            who_answers_udp,
         },
     },
     world::{World, both, web},
