@@ -6,6 +6,7 @@
 
 mod addr;
 mod backend;
+mod cache;
 mod client;
 mod config;
 mod drop_reason;
@@ -16,6 +17,7 @@ mod stats;
 
 pub use addr::{AddressFamily, NextHop, V4, V6, VlanTags};
 pub use backend::{Backend, BackendFlags, BackendState};
+pub use cache::{CACHE_JIFFIES, CACHE_TICKS, CachedFlow, FLOW_VERSION_BITS};
 pub use client::{Affinity, AffinityKey, SourceRange, SourceRangeKey};
 pub use config::{Config, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
 pub use drop_reason::DropReason;
@@ -24,7 +26,7 @@ pub use service::{Service, ServiceFlags, ServiceName, VipKey};
 pub use stats::{BackendStats, DropStats, ServiceStats};
 
 /// Version of every layout below; part of the path under which maps are pinned.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// IANA protocol number of ICMP.
 pub const IPPROTO_ICMP: u8 = 1;

@@ -6,6 +6,7 @@
 //! for what it declines, [`unknown`] for packets of no known flow. Replies of
 //! backends on this node meet [`egress`] instead, where they leave the node.
 
+pub mod cache;
 pub mod checksum;
 mod client;
 mod egress;
