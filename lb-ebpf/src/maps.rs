@@ -45,10 +45,10 @@ pub static FLOW_CACHE_V6: Array<CachedFlow<A6, [u8; 16]>, { entries!(FLOW_CACHE_
 #[btf_map(name = "flow_versions")]
 pub static FLOW_VERSIONS: Array<u64, { entries!(FLOW_VERSIONS) }> = Array::new();
 
-/// How many copies of flows each CPU keeps. The verifier knows the value, and leaves out what it rules
+/// How many copies of flows each CPU keeps: none, unless the loader makes room. The verifier knows the value, and leaves out what it rules
 /// out: without a cache, nothing asks for one.
 #[unsafe(no_mangle)]
-pub static FLOW_CACHE_SLOTS: Global<u32> = Global::new(sizes::DEFAULT_FLOW_CACHE);
+pub static FLOW_CACHE_SLOTS: Global<u32> = Global::new(0);
 /// For how long they are good.
 #[unsafe(no_mangle)]
 pub static FLOW_CACHE_JIFFIES: Global<u32> = Global::new(CACHE_JIFFIES);

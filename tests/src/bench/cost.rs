@@ -125,6 +125,13 @@ fn expect(report: &mut Report) {
             );
         }
     }
+    report.expect_ratio(
+        "packet of a SYN flood / bare NAT, full tables",
+        "tcp v4 packet of a SYN flood",
+        "bare NAT, packet of a SYN flood",
+        None,
+        true,
+    );
     let memory = report.values("map memory of an established v4 flow").to_vec();
     report.expect("bytes per v4 flow, both directions", memory, Some(288.0), true);
 }
@@ -335,6 +342,16 @@ fn full_tables(report: &mut Report, effort: Effort) -> Result<(u64, u64)> {
                 cost.report.add(name, "ns", ns);
             }
         }
+    }
+    // From anybody, in no order: nothing of what went before is of use.
+    let flood: Vec<_> = (0..FLOWS).map(|index| client(index, VIP, PORT, FILLING + 1)).collect();
+    cost.aim(TCP4, Segment::Syn, &shuffled(&flood))?;
+    for (name, target) in [
+        ("bare NAT, packet of a SYN flood", cost.bench.handle("bare_nat")?),
+        ("tcp v4 packet of a SYN flood", cost.entry.try_clone()?),
+    ] {
+        let ns = cost.once(&target, TRANSMIT)?;
+        cost.report.add(name, "ns", ns);
     }
     cost.product.memory(maps::FLOWS_V4)
 }

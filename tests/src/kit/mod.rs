@@ -12,6 +12,7 @@ pub mod random;
 pub mod ranges;
 pub mod seen;
 pub mod tables;
+pub mod twins;
 pub mod verified;
 pub mod view;
 pub mod world;
