@@ -152,7 +152,7 @@ fn edit<D: Tables<F>, F: IpFamily>(
     Some(ifindex)
 }
 
-/// Keeps a copy of a flow whose packet was just treated by the table, and to which the table has
+/// Where flows are copied, keeps a copy of a flow whose packet was just treated by the table, and to which the table has
 /// nothing to add.
 #[inline(always)]
 pub fn keep<D: Tables<F>, F: IpFamily>(
@@ -161,6 +161,9 @@ pub fn keep<D: Tables<F>, F: IpFamily>(
     flow: &Flow<F::Address>,
     place: Place,
 ) {
+    if !datapath.caches_flows() {
+        return;
+    }
     let Some(copy) = datapath.cached_flow(place.hash) else { return };
     let reply = flow.is_reply();
     copy.source = key.source;

@@ -121,9 +121,7 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<usize> {
         return Some(Verdict::drop(datapath, DropReason::EditFailed).pack());
     }
     touch::<D, F>(datapath, &mut flow, protocol, reply);
-    if datapath.caches_flows() {
-        cache::keep::<D, F>(datapath, &key, &flow, place);
-    }
+    cache::keep::<D, F>(datapath, &key, &flow, place);
     datapath.count_forwarded(flow.service, flow.backend, reply, packet.length() as u64);
     Some(Verdict::send(datapath, ifindex).pack())
 }
