@@ -80,7 +80,7 @@ impl Kernel {
     /// When the kernel refuses; with the verifier's last words or the capability that lacks.
     pub fn load(pins: &PinDirectory, sizes: &Sizes) -> Result<Self> {
         let adopted = pins.is_populated();
-        let cpus = nr_cpus().map_err(|(path, error)| anyhow!("counting the CPUs by {path}: {error}"))? as u32;
+        let cpus = count_cpus()?;
         let growth = Growth::begin(pins, sizes.of(maps::SLOTS, cpus))?;
         let path = |map: maps::Map| match &growth {
             Some(growth) if map == maps::SLOTS => growth.unfinished().to_owned(),
@@ -110,9 +110,11 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn unpinned(sizes: &Sizes) -> Result<Self> {
+        let cpus = count_cpus()?;
         let mut loader = EbpfLoader::new();
+        loader.override_global(maps::FLOW_CACHE_SLOTS, &sizes.flow_cache, true);
         for map in maps::ALL {
-            loader.map_max_entries(map.name, sizes.of(*map));
+            loader.map_max_entries(map.name, sizes.of(*map, cpus));
         }
         Self::with_maps(loader.load(object::bytes()?).context("creating BPF maps")?)
     }
@@ -206,6 +208,12 @@ impl Kernel {
             (Err(error), None) => Err(error),
         }
     }
+}
+
+/// The CPUs that the machine may have.
+fn count_cpus() -> Result<u32> {
+    let cpus = nr_cpus().map_err(|(path, error)| anyhow!("counting the CPUs by {path}: {error}"))?;
+    Ok(u32::try_from(cpus)?)
 }
 
 /// Does what takes the verifier some tenths of a second. The runtime's other tasks (Leases, answers)
