@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aya_obj::Object;
 use lb_common::abi::maps::{
-    self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
+    self, CALLED_PROGRAMS, COOKIE_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM,
+    TC_CALLED_PROGRAMS, TC_COOKIE_PROGRAMS,
 };
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
@@ -89,7 +90,11 @@ fn maps_are_those_of_the_abi() {
 fn programs_are_those_of_the_abi() {
     let object = Object::parse(&object_or_skip!()).unwrap();
     let built: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
-    let called = CALLED_PROGRAMS.into_iter().chain(TC_CALLED_PROGRAMS);
+    let called = CALLED_PROGRAMS
+        .into_iter()
+        .chain(TC_CALLED_PROGRAMS)
+        .chain(COOKIE_PROGRAMS)
+        .chain(TC_COOKIE_PROGRAMS);
     let declared: BTreeSet<_> = called.chain([ENTRY_PROGRAM, INGRESS_PROGRAM, EGRESS_PROGRAM]).collect();
     assert_eq!(built, declared);
     assert!(declared.iter().all(|name| name.len() <= LONGEST_NAME));

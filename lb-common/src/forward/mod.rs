@@ -3,11 +3,13 @@
 //! runs.
 //!
 //! Three steps, each a kernel program of its own: [`fast`] for packets of established flows, [`slow`]
-//! for what it declines, [`unknown`] for packets of no known flow. Replies of
+//! for what it declines, [`unknown`] for packets of no known flow, or, while SYN cookies are in use,
+//! [`cookie`](cookie()) for those of TCP. Replies of
 //! backends on this node meet [`egress`] instead, where they leave the node.
 
 pub mod checksum;
 mod client;
+pub mod cookie;
 mod egress;
 pub mod emit;
 mod fast;
@@ -20,15 +22,18 @@ pub mod parse;
 pub mod platform;
 mod refuse;
 pub mod scratch;
+pub mod segment;
 mod slow;
 pub mod snat;
 pub mod tcp_options;
 pub mod tcp_state;
+mod unknown;
 pub mod wire;
 
 pub use egress::egress;
 pub use fast::{Fast, fast};
-pub use slow::{Slow, slow, unknown};
+pub use slow::{Slow, slow};
+pub use unknown::{cookie, unknown};
 
 use crate::abi::DropReason;
 use platform::Datapath;

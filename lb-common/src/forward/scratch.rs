@@ -1,8 +1,11 @@
 //! What is under construction while a packet takes the slow path.
 
+use super::cookie::Handshake;
 use super::emit::Parsed;
 use super::parse::{Ip, Link, Part, Transport};
+use super::segment::Segment;
 use super::tcp_options::Timestamp;
+use super::wire::Tcp;
 use crate::abi::{
     Affinity, AffinityKey, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, SourceRange,
     SourceRangeKey, VipKey,
@@ -38,6 +41,12 @@ pub struct Scratch<A> {
     pub affinity: Affinity,
     /// The TCP timestamp of the packet.
     pub timestamp: Timestamp,
+    /// What a SYN cookie that came back says of the connection; all zero without one.
+    pub handshake: Handshake,
+    /// A TCP header to make or check a cookie for.
+    pub tcp: Tcp,
+    /// A segment to be written over the packet.
+    pub segment: Segment,
     /// A slot for [`Datapath::forget`](super::platform::Datapath::forget).
     pub cursor: usize,
     /// How the packet is refused, if it is.
@@ -109,6 +118,19 @@ impl<A: Copy> Scratch<A> {
             affinity_key: AffinityKey { client: address, service: 0 },
             affinity: Affinity::default(),
             timestamp: Timestamp::default(),
+            handshake: Handshake::default(),
+            tcp: Tcp {
+                source_port: [0; 2],
+                destination_port: [0; 2],
+                sequence: [0; 4],
+                acknowledgment: [0; 4],
+                data_offset: [0],
+                flags: [0],
+                window: [0; 2],
+                checksum: [0; 2],
+                urgent: [0; 2],
+            },
+            segment: Segment::default(),
             cursor: 0,
             refusal: 0,
             verdict: 0,

@@ -81,6 +81,17 @@ pub struct RunArgs {
         help_heading = "Datapath"
     )]
     pub datapath: DatapathChoice,
+    /// SYN cookies: always answers each SYN with one, and makes a connection only when it comes back, so
+    /// that a flood of SYNs from made-up addresses leaves nothing behind. Needs Linux 6.0
+    #[arg(
+        long,
+        env = "SYN_COOKIES",
+        value_enum,
+        value_name = "WHEN",
+        default_value_t,
+        help_heading = "Datapath"
+    )]
+    pub syn_cookies: SynCookiesChoice,
     /// Source address towards backends; may be repeated. Without: the addresses that the node's
     /// routes give
     #[arg(long = "snat-address", value_name = "ADDRESS", help_heading = "Datapath")]
@@ -139,6 +150,16 @@ impl DatapathChoice {
             Self::XdpGeneric => Some(Mode::Generic),
         }
     }
+}
+
+/// When SYNs are answered with cookies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SynCookiesChoice {
+    /// Never.
+    #[default]
+    Off,
+    /// Every SYN.
+    Always,
 }
 
 /// What a clean end leaves behind.
@@ -272,6 +293,7 @@ impl RunArgs {
                 backends: self.max_backends,
                 source_ranges: self.max_source_ranges,
             },
+            syn_cookies: self.syn_cookies == SynCookiesChoice::Always,
             snat_addresses: self.snat_addresses,
             snat_ports: (self.snat_ports.first, self.snat_ports.last),
             keep_on_exit: self.on_exit == OnExit::Keep,
