@@ -19,6 +19,7 @@ use crate::abi::{
 /// Gives a packet that begins a connection to the Service with the index `service` a backend, and
 /// forwards it. If it is to be refused, `scratch.refusal` says so.
 #[inline(always)]
+#[expect(clippy::too_many_lines, reason = "one decision after the other, over the same scratch")]
 pub fn begin<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,

@@ -61,6 +61,7 @@ pub struct Scratch<A> {
 
 impl<A: Copy> Scratch<A> {
     /// An empty one; `address` is any address.
+    #[expect(clippy::too_many_lines, reason = "one field after the other")]
     pub fn new(address: A) -> Self {
         let key = FlowKey {
             source: address,

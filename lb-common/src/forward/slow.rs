@@ -95,6 +95,7 @@ pub fn remember_first<D: Tables<F>, F: IpFamily>(
 /// What is to happen to a packet of a known flow, packed, or `scratch.refusal`; 0 if the flow is over
 /// and the packet begins another.
 #[inline(always)]
+#[expect(clippy::too_many_lines, reason = "one decision after the other, over the same scratch")]
 fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> usize {
     let Scratch {
         parsed,
