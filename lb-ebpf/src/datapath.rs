@@ -6,6 +6,8 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
+    bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4,
+    bpf_tcp_raw_gen_syncookie_ipv6,
 };
 use core::ffi::c_void;
 use lb_common::abi::{
@@ -14,11 +16,13 @@ use lb_common::abi::{
     Tick, V4, V6, VipKey, VlanTags,
 };
 use lb_common::forward::cache;
+use lb_common::forward::ip::IpFamily;
 use lb_common::forward::parse::Link;
 use lb_common::forward::platform::{
     ChecksumChange, Datapath, EditFailed, InsertFailed, Packet, ResizeFailed, Tables,
 };
 use lb_common::forward::scratch::Scratch;
+use lb_common::forward::wire::Tcp;
 
 use crate::maps;
 
@@ -380,7 +384,7 @@ impl<C: Hook> Kernel<C> {
 }
 
 macro_rules! tables {
-    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $scratch:ident, $cache:ident, $route:expr) => {
+    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $scratch:ident, $cache:ident, $make:ident, $check:ident, $route:expr) => {
         impl<C: Hook> Tables<$family> for Kernel<C> {
             type FlowRef = &'static mut Flow<$address>;
             type AffinityRef = &'static mut Affinity;
@@ -462,6 +466,26 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn cookie(&self, l3: usize, tcp: &mut Tcp) -> Option<u32> {
+                let ip = self.packet().at::<<$family as IpFamily>::Header>(l3)?;
+                let tcp: *mut Tcp = tcp;
+                // SAFETY: both headers are whole; the helper only reads them.
+                let made =
+                    unsafe { $make(core::ptr::from_mut(ip).cast(), tcp.cast(), size_of::<Tcp>() as u32) };
+                // The segment size that the kernel took is in the upper half.
+                if made < 0 { None } else { Some(made as u32) }
+            }
+
+            #[inline(always)]
+            fn is_cookie(&self, l3: usize, tcp: &mut Tcp) -> bool {
+                let Some(ip) = self.packet().at::<<$family as IpFamily>::Header>(l3) else { return false };
+                let tcp: *mut Tcp = tcp;
+                // SAFETY: both headers are whole; the helper only reads them.
+                let result = unsafe { $check(core::ptr::from_mut(ip).cast(), tcp.cast()) };
+                result == 0
+            }
+
+            #[inline(always)]
             fn vip(&self, key: &VipKey<$address>) -> Option<u32> {
                 maps::$vips.get_ptr(key).map(|service| unsafe { *service })
             }
@@ -523,6 +547,8 @@ tables!(
     AFFINITY_V4,
     SCRATCH_V4,
     FLOW_CACHE_V4,
+    bpf_tcp_raw_gen_syncookie_ipv4,
+    bpf_tcp_raw_check_syncookie_ipv4,
     |lookup: &mut FibLookup, source: &[u8; 4], destination: &[u8; 4]| {
         lookup.family = AF_INET;
         lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(*source);
@@ -541,6 +567,8 @@ tables!(
     AFFINITY_V6,
     SCRATCH_V6,
     FLOW_CACHE_V6,
+    bpf_tcp_raw_gen_syncookie_ipv6,
+    bpf_tcp_raw_check_syncookie_ipv6,
     |lookup: &mut FibLookup, source: &[u8; 16], destination: &[u8; 16]| {
         lookup.family = AF_INET6;
         lookup.__bindgen_anon_3.ipv6_src = words(source);

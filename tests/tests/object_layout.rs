@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aya_obj::Object;
 use lb_common::abi::maps::{
-    self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, SOCKET_PROGRAMS,
-    TC_CALLED_PROGRAMS,
+    self, CALLED_PROGRAMS, COOKIE_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, SOCKET_PROGRAMS,
+    TC_CALLED_PROGRAMS, TC_COOKIE_PROGRAMS,
 };
 use lb_common::abi::previous::{CARRIED, VERSION};
 use lb_common::abi::{
@@ -114,7 +114,11 @@ fn maps_that_outlive_an_upgrade_are_as_they_were() {
 fn programs_are_those_of_the_abi() {
     let object = Object::parse(&object_or_skip!()).unwrap();
     let built: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
-    let called = CALLED_PROGRAMS.into_iter().chain(TC_CALLED_PROGRAMS);
+    let called = CALLED_PROGRAMS
+        .into_iter()
+        .chain(TC_CALLED_PROGRAMS)
+        .chain(COOKIE_PROGRAMS)
+        .chain(TC_COOKIE_PROGRAMS);
     let sockets = SOCKET_PROGRAMS.into_iter().flat_map(|program| program.variants());
     let called = called.chain(sockets);
     let declared: BTreeSet<_> = called.chain([ENTRY_PROGRAM, INGRESS_PROGRAM, EGRESS_PROGRAM]).collect();

@@ -111,9 +111,9 @@ maps! {
     /// Device map (hash) of the devices that packets may be redirected to, by index.
     DEVICES = "devices", 1_024;
     /// Program array: the slow paths.
-    PROGRAMS = "programs", 4;
+    PROGRAMS = "programs", 8;
     /// Program array: the slow paths of TC.
-    TC_PROGRAMS = "tc_programs", 4;
+    TC_PROGRAMS = "tc_programs", 8;
     /// Per-CPU array of one: what the slow path has under construction (IPv4).
     SCRATCH_V4 = "scratch_v4", 1;
     /// The same for IPv6.
@@ -147,10 +147,19 @@ pub const CALLED_PROGRAMS: [&str; 4] = ["slow_v4", "slow_v6", "unknown_v4", "unk
 /// The same for [`INGRESS_PROGRAM`] and its own program array.
 pub const TC_CALLED_PROGRAMS: [&str; 4] = ["tc_slow_v4", "tc_slow_v6", "tc_unknown_v4", "tc_unknown_v6"];
 
+/// Names of the programs that take the place of `unknown_v4` and `unknown_v6` for TCP while SYN cookies
+/// are in use. Loaded only then: their helpers came with Linux 6.0.
+pub const COOKIE_PROGRAMS: [&str; 2] = ["cookie_v4", "cookie_v6"];
+
+/// The same for TC.
+pub const TC_COOKIE_PROGRAMS: [&str; 2] = ["tc_cookie_v4", "tc_cookie_v6"];
+
 /// Index of the slow path for IPv4 in the program array; that for IPv6 is the next.
 pub const PROGRAM_SLOW_V4: u32 = 0;
 /// Index of the path for unknown IPv4 flows in the program array; that for IPv6 is the next.
 pub const PROGRAM_UNKNOWN_V4: u32 = 2;
+/// Index of the path for unknown IPv4 flows with SYN cookies in the program array; that for IPv6 is the next.
+pub const PROGRAM_COOKIE_V4: u32 = 4;
 
 /// A program for sockets, attached to a control group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

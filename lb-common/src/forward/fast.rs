@@ -87,7 +87,8 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<usize> {
     }
     let mut flow = datapath.established(&key)?;
     let for_tc = if datapath.sends_by_any_device() { 0 } else { FlowFlags::TC };
-    if flow.status.flags & (FlowFlags::EDIT_TIMESTAMPS | FlowFlags::LOCAL | for_tc) != 0 {
+    const EDITS: u8 = FlowFlags::EDIT_TIMESTAMPS | FlowFlags::EDIT_SEQUENCE;
+    if flow.status.flags & (EDITS | FlowFlags::LOCAL | for_tc) != 0 {
         // One test for all: what is rare costs the others nothing.
         return if flow.is_local() { local::<D, F>(datapath, &key, frame, &mut flow) } else { None };
     }

@@ -145,7 +145,10 @@ impl IpFamily for V6 {
 
     #[inline(always)]
     fn replaced(old: &[u8; 16], new: &[u8; 16]) -> u32 {
-        checksum::replaced(old, new)
+        // In words of 32 bits, whose sum is the same one (RFC 1071, section 2 C): LLVM keeps all words of
+        // both addresses on the stack, and there is not enough of it for sixteen.
+        let total = words(new) + (4 * u64::from(u32::MAX) - words(old));
+        ((total & 0xffff) + (total >> 16 & 0xffff) + (total >> 32)) as u32
     }
 
     #[inline(always)]
@@ -172,6 +175,15 @@ impl IpFamily for V6 {
             destination: *destination,
         };
     }
+}
+
+/// The sum of an address' words of 32 bits.
+#[inline(always)]
+fn words(address: &[u8; 16]) -> u64 {
+    let (words, _) = address.as_chunks::<4>();
+    let [a, b, c, d] = words else { return 0 };
+    let word = |bytes: &[u8; 4]| u64::from(u32::from_ne_bytes(*bytes));
+    word(a) + word(b) + word(c) + word(d)
 }
 
 /// More fragments, or a fragment offset, in native order of the loaded field.

@@ -120,6 +120,15 @@ pub fn rebuild_peer<D: Tables<F>, F: IpFamily>(
     peer.status = flow.status;
     peer.status.flags = (peer.status.flags ^ FlowFlags::REPLY) & !FlowFlags::TC;
     peer.timestamp_delta = flow.timestamp_delta;
+    // With a SYN cookie: what each of them knows of it, until the handshake is over.
+    let begins = matches!(flow.state(), FlowState::SynSent | FlowState::SynReceived);
+    if begins && flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 {
+        peer.mark = if flow.is_reply() {
+            flow.mark.wrapping_sub(flow.timestamp_delta)
+        } else {
+            flow.mark.wrapping_add(flow.timestamp_delta)
+        };
+    }
     if flow.is_reply() {
         // Of the endpoint that sent the packet, not of a later one with its index.
         peer.generation = match datapath.backend(flow.backend) {

@@ -6,7 +6,7 @@ use super::checksum::replaced;
 use super::ip::IpFamily;
 use super::parse::Link;
 use super::scratch::Scratch;
-use super::wire::Wire;
+use super::wire::{Tcp, Wire};
 use crate::abi::{
     Affinity, AffinityKey, Backend, CachedFlow, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus,
     Fragment, FragmentKey, IPPROTO_UDP, NextHop, Service, SourceRangeKey, Tick, VipKey, VlanTags,
@@ -233,6 +233,14 @@ pub trait Tables<F: IpFamily>: Datapath {
     fn remove_established(&self, key: &FlowKey<F::Address>);
     /// Removes a flow that begins or ends, if it is there.
     fn remove_transient(&self, key: &FlowKey<F::Address>);
+
+    /// The SYN cookie for a SYN (RFC 4987, section 3.6): `l3` is the offset of its IP header in the packet,
+    /// `tcp` its TCP header, said to be without options. `None` if the kernel makes none.
+    fn cookie(&self, l3: usize, tcp: &mut Tcp) -> Option<u32>;
+    /// Whether a segment acknowledges a cookie for the SYN before it, or that cookie plus 1, 2 or 3: what
+    /// the kernel keeps an index of segment sizes in is ours to use (`check_tcp_syn_cookie` in
+    /// net/ipv4/syncookies.c).
+    fn is_cookie(&self, l3: usize, tcp: &mut Tcp) -> bool;
 
     /// The index of the Service entry of a VIP.
     fn vip(&self, key: &VipKey<F::Address>) -> Option<u32>;

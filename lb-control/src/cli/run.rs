@@ -85,6 +85,17 @@ pub struct RunArgs {
     /// (auto), or none (off). Without: all, or none if Services come from files
     #[arg(long, env = "CGROUP", value_name = "PATH|auto|off", help_heading = "Datapath")]
     pub cgroup: Option<Cgroup>,
+    /// SYN cookies: always answers each SYN with one, and makes a connection only when it comes back, so
+    /// that a flood of SYNs from made-up addresses leaves nothing behind. Needs Linux 6.0
+    #[arg(
+        long,
+        env = "SYN_COOKIES",
+        value_enum,
+        value_name = "WHEN",
+        default_value_t,
+        help_heading = "Datapath"
+    )]
+    pub syn_cookies: SynCookiesChoice,
     /// Source address towards backends; may be repeated. Without: the addresses that the node's
     /// routes give
     #[arg(long = "snat-address", value_name = "ADDRESS", help_heading = "Datapath")]
@@ -150,6 +161,16 @@ impl DatapathChoice {
             Self::XdpGeneric => Some(Mode::Generic),
         }
     }
+}
+
+/// When SYNs are answered with cookies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SynCookiesChoice {
+    /// Never.
+    #[default]
+    Off,
+    /// Every SYN.
+    Always,
 }
 
 /// What a clean end leaves behind.
@@ -286,6 +307,7 @@ impl RunArgs {
                 source_ranges: self.max_source_ranges,
                 flow_cache: self.flow_cache_slots,
             },
+            syn_cookies: self.syn_cookies == SynCookiesChoice::Always,
             snat_addresses: self.snat_addresses,
             snat_ports: (self.snat_ports.first, self.snat_ports.last),
             keep_on_exit: self.on_exit == OnExit::Keep,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{MapData, ProgramArray};
-use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::maps::{self, SocketProgram};
@@ -69,6 +69,8 @@ pub struct Kernel {
     tc_programs: ProgramArray<MapData>,
     /// Whether the programs of TC are loaded: not before they are needed.
     has_tc: bool,
+    /// Whether the programs for SYN cookies are wanted, and loaded as far as others are.
+    has_cookies: bool,
     adopted: bool,
 }
 
@@ -123,7 +125,7 @@ impl Kernel {
         let programs = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
         let tc_programs = ebpf.take_map(maps::TC_PROGRAMS.name).context("the object lacks a map")?;
         let (programs, tc_programs) = (programs.try_into()?, tc_programs.try_into()?);
-        Ok(Self { ebpf, programs, tc_programs, has_tc: false, adopted: false })
+        Ok(Self { ebpf, programs, tc_programs, has_tc: false, has_cookies: false, adopted: false })
     }
 
     /// Loads all programs but those of TC.
@@ -136,14 +138,39 @@ impl Kernel {
             let fd = program.fd()?.try_clone()?;
             // An older version of the entry program goes on with these from now on: layouts are the
             // same, or the pins would be others.
-            self.programs
-                .set(index, &fd, 0)
-                .with_context(|| format!("putting the program {name} in place"))?;
+            put(&mut self.programs, index, &fd, name)?;
         }
         program::<Xdp>(&mut self.ebpf, maps::ENTRY_PROGRAM)?;
         program::<SchedClassifier>(&mut self.ebpf, maps::EGRESS_PROGRAM)?;
         let origin = if self.adopted { "adopted" } else { "created" };
         info!(maps = origin, "kernel programs are loaded");
+        Ok(())
+    }
+
+    /// Loads the programs for SYN cookies, now for XDP, and for TC when that is needed.
+    ///
+    /// # Errors
+    /// When the kernel refuses them: their helpers came with Linux 6.0.
+    pub fn load_cookies(&mut self) -> Result<()> {
+        if self.has_cookies {
+            return Ok(());
+        }
+        for (index, name) in (maps::PROGRAM_COOKIE_V4..).zip(maps::COOKIE_PROGRAMS) {
+            let fd = program::<Xdp>(&mut self.ebpf, name)?.fd()?.try_clone()?;
+            put(&mut self.programs, index, &fd, name)?;
+        }
+        if self.has_tc {
+            self.load_tc_cookies()?;
+        }
+        self.has_cookies = true;
+        Ok(())
+    }
+
+    fn load_tc_cookies(&mut self) -> Result<()> {
+        for (index, name) in (maps::PROGRAM_COOKIE_V4..).zip(maps::TC_COOKIE_PROGRAMS) {
+            let fd = program::<SchedClassifier>(&mut self.ebpf, name)?.fd()?.try_clone()?;
+            put(&mut self.tc_programs, index, &fd, name)?;
+        }
         Ok(())
     }
 
@@ -176,9 +203,10 @@ impl Kernel {
         for (index, name) in (0..).zip(maps::TC_CALLED_PROGRAMS) {
             let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
             let fd = program.fd()?.try_clone()?;
-            self.tc_programs
-                .set(index, &fd, 0)
-                .with_context(|| format!("putting the program {name} in place"))?;
+            put(&mut self.tc_programs, index, &fd, name)?;
+        }
+        if self.has_cookies {
+            self.load_tc_cookies()?;
         }
         program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
         Ok(())
@@ -223,6 +251,11 @@ fn aside<T>(work: impl FnOnce() -> T) -> T {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
         _ => work(),
     }
+}
+
+/// Puts a program where others call it.
+fn put(programs: &mut ProgramArray<MapData>, index: u32, fd: &ProgramFd, name: &str) -> Result<()> {
+    programs.set(index, fd, 0).with_context(|| format!("putting the program {name} in place"))
 }
 
 /// A kind of program.

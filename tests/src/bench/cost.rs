@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use aya::programs::ProgramFd;
-use lb_common::abi::{NextHop, maps};
+use lb_common::abi::{NextHop, SynCookies, maps};
 
 use super::baselines::Bench;
 use super::packets::{FLOWS, Kind, Segment, Tuple, client};
@@ -130,6 +130,13 @@ fn expect(report: &mut Report) {
         "tcp v4 packet of a SYN flood",
         "bare NAT, packet of a SYN flood",
         None,
+        true,
+    );
+    report.expect_ratio(
+        "SYN answered with a cookie / new flow",
+        "SYN answered with a cookie",
+        "tcp v4 new flow, fresh tables",
+        Some(0.3),
         true,
     );
     let memory = report.values("map memory of an established v4 flow").to_vec();
@@ -301,6 +308,18 @@ impl<'r> Cost<'r> {
             let ns = self.cycle(&entry, 1_024, action)? - harness;
             self.add(name, "ns", ns);
         }
+        self.flood()
+    }
+
+    /// SYNs of clients that were never heard of, and are never heard of again.
+    fn flood(&mut self) -> Result<()> {
+        let entry = self.entry.try_clone()?;
+        let clients: Vec<_> = (0..FLOWS).map(|index| client(index, VIP, PORT, 8)).collect();
+        self.aim(TCP4, Segment::Syn, &clients)?;
+        self.product.set_syn_cookies(SynCookies::ANSWER)?;
+        let ns = self.once(&entry, TRANSMIT)?;
+        self.product.set_syn_cookies(SynCookies::OFF)?;
+        self.report.add("SYN answered with a cookie", "ns", ns);
         Ok(())
     }
 }

@@ -82,7 +82,7 @@ impl Product {
         let mut ebpf = load_by(&mut loader, &path)?;
         let map = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
         let mut programs: ProgramArray<_> = map.try_into()?;
-        for (index, name) in (0..).zip(maps::CALLED_PROGRAMS) {
+        for (index, name) in (0..).zip(maps::CALLED_PROGRAMS.into_iter().chain(maps::COOKIE_PROGRAMS)) {
             programs.set(index, &handle(&mut ebpf, name)?, 0)?;
         }
         let mut product = Self { ebpf, _programs: programs };
@@ -149,6 +149,15 @@ impl Product {
             vips.insert(VipKey::new(VIP, port, kind.protocol()), service, 0)?;
         }
         Ok(())
+    }
+
+    /// Says whether SYNs are answered with cookies: one of [`SynCookies`](lb_common::abi::SynCookies).
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_syn_cookies(&mut self, syn_cookies: u8) -> Result<()> {
+        let mut config: Array<_, Config> = self.map(maps::CONFIG)?.try_into()?;
+        Ok(config.set(0, Config { syn_cookies, ..Config::default() }, 0)?)
     }
 
     /// Allows a device to be redirected to.

@@ -10,15 +10,16 @@ use std::rc::Rc;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, CACHE_JIFFIES, CachedFlow, Config, DropReason, DropStats,
     FLOW_VERSION_BITS, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop, Service,
-    ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey, VlanTags,
+    ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey, VlanTags, idle_ticks,
 };
-use lb_common::forward::ip::IpFamily;
+use lb_common::forward::ip::{IpFamily, IpHeader};
 use lb_common::forward::parse::Link;
 use lb_common::forward::parse::Parse;
 use lb_common::forward::platform::{
     ChecksumChange, Datapath, EditFailed, InsertFailed, ResizeFailed, Tables,
 };
 use lb_common::forward::scratch::Scratch;
+use lb_common::forward::wire::Tcp;
 use lb_common::forward::{self, Fast, Slow, Verdict};
 
 use super::ranges::Ranges;
@@ -209,10 +210,36 @@ pub struct Host {
     versions: Vec<Cell<u64>>,
     /// For how many jiffies copies of flows are good.
     pub cache_lifetime: u32,
+    /// The cookie that is made next, if it is not for the host to choose, as it is in the packet: beside a
+    /// kernel, which has secrets.
+    pub next_cookie: Cell<Option<u32>>,
+    cookies: RefCell<BTreeMap<Vec<u8>, Cookie>>,
     /// IPv4.
     pub v4: Family<[u8; 4], [u8; 0]>,
     /// IPv6.
     pub v6: Family<[u8; 16], [u8; 16]>,
+}
+
+/// A SYN cookie that was made: the client's initial sequence number, the cookie, the time.
+#[derive(Clone, Copy, Debug)]
+struct Cookie {
+    first: u32,
+    cookie: u32,
+    made: Tick,
+}
+
+impl Cookie {
+    /// What the kernel takes for too old (MAX_SYNCOOKIE_AGE in net/ipv4/syncookies.c).
+    const LIFETIME: Tick = lb_common::abi::ticks_from_seconds(120);
+}
+
+/// The tuple that a cookie is for.
+fn tuple_of<F: IpFamily>(ip: &F::Header, tcp: &Tcp) -> Vec<u8>
+where
+    F::Address: Hash + Ord,
+{
+    let (source, destination) = (F::to_wide(&ip.source()), F::to_wide(&ip.destination()));
+    [&source[..], &destination, &tcp.source_port, &tcp.destination_port].concat()
 }
 
 /// Counters that are not zero.
@@ -247,6 +274,8 @@ impl Default for Host {
             sockets: SocketTable::default(),
             versions: vec![Cell::new(0); 1 << FLOW_VERSION_BITS],
             cache_lifetime: CACHE_JIFFIES,
+            next_cookie: Cell::new(None),
+            cookies: RefCell::default(),
             v4: Family::new([0; 4]),
             v6: Family::new([0; 16]),
         }
@@ -324,6 +353,7 @@ impl Host {
         match forward::slow::<_, F>(self) {
             Slow::Done(verdict) => verdict,
             Slow::Unknown => forward::unknown::<_, F>(self),
+            Slow::Cookie => forward::cookie::<_, F>(self),
         }
     }
 }
@@ -578,6 +608,29 @@ where
 
     fn remove_transient(&self, key: &FlowKey<F::Address>) {
         F::of(self).transient.borrow_mut().remove(key);
+    }
+
+    fn cookie(&self, l3: usize, tcp: &mut Tcp) -> Option<u32> {
+        use lb_common::forward::platform::Packet;
+        let tuple = tuple_of::<F>(self.buffer.view().at::<F::Header>(l3)?, tcp);
+        let first = u32::from_be_bytes(tcp.sequence);
+        let cookie = self.next_cookie.take().unwrap_or_else(|| {
+            // Nobody guesses here: any numbers that differ will do.
+            tuple.iter().fold(first, |sum, byte| sum.wrapping_mul(0x0100_0193) ^ u32::from(*byte))
+        });
+        self.cookies.borrow_mut().insert(tuple, Cookie { first, cookie, made: self.now });
+        Some(cookie)
+    }
+
+    fn is_cookie(&self, l3: usize, tcp: &mut Tcp) -> bool {
+        use lb_common::forward::platform::Packet;
+        let Some(ip) = self.buffer.view().at::<F::Header>(l3) else { return false };
+        let cookies = self.cookies.borrow();
+        let Some(made) = cookies.get(&tuple_of::<F>(ip, tcp)) else { return false };
+        // A sum, as the kernel's is: what is added to the cookie, and what the client's number lacks.
+        let added = u32::from_be_bytes(tcp.acknowledgment).wrapping_sub(1).wrapping_sub(made.cookie);
+        let lacks = made.first.wrapping_add(1).wrapping_sub(u32::from_be_bytes(tcp.sequence));
+        added.wrapping_add(lacks) < 4 && idle_ticks(self.now, made.made) < Cookie::LIFETIME
     }
 
     fn vip(&self, key: &VipKey<F::Address>) -> Option<u32> {

@@ -11,7 +11,8 @@ use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{Program, ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::abi::maps::{
-    self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
+    self, CALLED_PROGRAMS, COOKIE_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM,
+    TC_CALLED_PROGRAMS, TC_COOKIE_PROGRAMS,
 };
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, CachedFlow, Config, DropStats, Flow, FlowKey, Fragment,
@@ -141,13 +142,13 @@ impl Kernel {
         let mut programs = ProgramArray::try_from(ebpf.take_map(array.name).context("no map")?)?;
         match hook {
             Hook::Xdp => {
-                for (index, name) in CALLED_PROGRAMS.iter().enumerate() {
+                for (index, name) in CALLED_PROGRAMS.iter().chain(&COOKIE_PROGRAMS).enumerate() {
                     programs.set(index as u32, load_program::<Xdp>(&mut ebpf, name)?.fd()?, 0)?;
                 }
                 load_program::<Xdp>(&mut ebpf, ENTRY_PROGRAM)?;
             }
             Hook::Tc => {
-                for (index, name) in TC_CALLED_PROGRAMS.iter().enumerate() {
+                for (index, name) in TC_CALLED_PROGRAMS.iter().chain(&TC_COOKIE_PROGRAMS).enumerate() {
                     programs.set(index as u32, load_program::<SchedClassifier>(&mut ebpf, name)?.fd()?, 0)?;
                 }
                 load_program::<SchedClassifier>(&mut ebpf, INGRESS_PROGRAM)?;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::net::IpAddr;
 
+use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
 use lb_common::abi::{Backend, Config, Flow, Service, Tick};
 use lb_common::forward::Verdict;
 
@@ -119,6 +120,22 @@ fn comparable<A: Copy + Ord>(
         .collect()
 }
 
+/// The cookie that the kernel has answered a SYN with, without what the core has added to it: 2 if the SYN
+/// names a segment size of 1,360 or more.
+fn cookie_in(syn: &[u8], answer: &[u8]) -> Option<u32> {
+    fn tcp(frame: &[u8]) -> Option<TcpHeader> {
+        match SlicedPacket::from_ethernet(frame).ok()?.transport? {
+            TransportSlice::Tcp(tcp) => Some(tcp.to_header()),
+            _ => None,
+        }
+    }
+    let answer = tcp(answer).filter(|answer| answer.syn && answer.ack)?;
+    let is_large = tcp(syn)?
+        .options_iterator()
+        .any(|option| matches!(option, Ok(TcpOptionElement::MaximumSegmentSize(1_360..))));
+    Some(answer.sequence_number.wrapping_sub(if is_large { 2 } else { 0 }))
+}
+
 /// When each flow was last seen.
 fn moments<A: Ord>(tables: &Snapshot<A>) -> impl Iterator<Item = Tick> {
     tables.established.values().chain(tables.transient.values()).map(|flow| flow.last_seen)
@@ -182,6 +199,7 @@ impl Device for Pair {
         self.note(packet);
         let theirs = self.kernel.send(packet);
         self.host.now = self.moment();
+        self.host.next_cookie.set(cookie_in(packet, &theirs.1));
         let (verdict, bytes) = self.host.run(packet);
         self.judge((verdict, bytes), theirs)
     }

@@ -3,6 +3,7 @@
 
 pub mod affinity;
 pub mod connection;
+pub mod cookie;
 pub mod fragment;
 pub mod history;
 pub mod hostile;
@@ -37,6 +38,7 @@ macro_rules! each_journey {
             local { whole_life, mixed_with_remote, last_hop, gone_backend, lost_half_is_rebuilt, same_tuple_by_another_vip, same_tuple_directly, direct_connection_afterwards, port_reuse, datagrams, stream, fragments, icmp_errors, others_leave_untouched, needs_no_neighbour }
             mtu { towards_backends, towards_clients, quoted }
             tc { handed_over, nobody_to_hand_over_to, sticks, way_changes }
+            cookie { whole_life, segment_sizes, losses, forgeries, replay, backend_says_no, syn_again, port_reuse, lost_halves, quoted, off_again, the_usual_way }
             hostile { not_ours, malformed, misconfigured }
         }
     };
