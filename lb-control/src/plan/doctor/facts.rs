@@ -19,8 +19,8 @@ pub struct Facts {
     pub btf: Outcome,
     /// The directory of the pins of this version.
     pub pins: String,
-    /// Names of directories beside it that hold the pins of other versions: `v2`.
-    pub other_layouts: Vec<String>,
+    /// Other versions of the map layout that have pins beside it.
+    pub other_layouts: Vec<u32>,
     /// What was tried.
     pub trials: Vec<Trial>,
     /// Settings of the kernel by their path below `/proc/sys`; those that there are.

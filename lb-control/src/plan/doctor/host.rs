@@ -1,5 +1,7 @@
 //! The process, the kernel, the file system of the pins, kube-proxy, the agent.
 
+use lb_common::abi::{ABI_VERSION, previous};
+
 use super::facts::{BpfFs, Capability, Facts, Outcome};
 use super::{error, note, ok, warning};
 use crate::view::FindingView;
@@ -103,16 +105,29 @@ fn file_system(facts: &Facts, found: &mut Vec<FindingView>) {
 }
 
 fn layouts(facts: &Facts, found: &mut Vec<FindingView>) {
+    const CHECK: &str = "pins";
     if facts.other_layouts.is_empty() {
-        return found.push(ok("pins", "there are no pins of other versions"));
+        return found.push(ok(CHECK, "there are no pins of other versions"));
     }
-    let names = facts.other_layouts.join(", ");
-    found.push(
-        warning("pins", format!("beside {} there are pins of other versions: {names}", facts.pins)).remedy(
-            "end the agent of that version with SIGTERM, so that it takes them along; or remove their \
-             directory, which ends its connections",
-        ),
-    );
+    for version in &facts.other_layouts {
+        let there = format!("beside {} there are pins of map layout v{version}", facts.pins);
+        found.push(match version {
+            newer if *newer > ABI_VERSION => error(
+                CHECK,
+                format!("{there}, of a newer agent: one of this version refuses to start"),
+            )
+            .remedy(
+                "use the newer version; or run it with --on-exit=withdraw and end it with SIGTERM, which \
+                         ends its connections",
+            ),
+            &previous::VERSION => note(CHECK, format!("{there}: the next agent takes over from there")),
+            _ => warning(
+                CHECK,
+                format!("{there}, which no agent of this version takes over: it removes them"),
+            )
+            .remedy("nothing, if connections of this node may end; otherwise upgrade one layout at a time"),
+        });
+    }
 }
 
 fn kube_proxy(facts: &Facts, found: &mut Vec<FindingView>) {

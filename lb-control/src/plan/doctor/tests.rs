@@ -1,5 +1,7 @@
 //! Facts in, findings out.
 
+use lb_common::abi::ABI_VERSION;
+
 use super::facts::*;
 use super::*;
 
@@ -164,7 +166,10 @@ fn the_file_system_of_pins() {
     finds(&absent, &["error bpf-file-system"]);
     let may_mount = absent.changed(|facts| facts.process.capabilities |= 1 << 21);
     finds(&may_mount, &["note bpf-file-system"]);
-    finds(&healthy().changed(|facts| facts.other_layouts.push("v2".into())), &["warning pins"]);
+    let beside = |version| healthy().changed(|facts| facts.other_layouts.push(version));
+    finds(&beside(ABI_VERSION + 1), &["error pins"]);
+    finds(&beside(ABI_VERSION - 1), &["note pins"]);
+    finds(&beside(1), &["warning pins"]);
     finds(&healthy().changed(|facts| facts.btf = fails("no such file")), &["note btf"]);
 }
 
