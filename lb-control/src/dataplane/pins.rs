@@ -88,10 +88,12 @@ impl PinDirectory {
         }
     }
 
-    /// Other layout versions that have maps or programs beside this one; none if they cannot be read.
+    /// Names of the directories beside this one where other layout versions have maps or programs; none
+    /// if they cannot be read.
     #[must_use]
-    pub fn other_versions(&self) -> Vec<u32> {
-        takeover::in_use(&self.root).unwrap_or_default()
+    pub fn other_versions(&self) -> Vec<String> {
+        let numbers = takeover::in_use(&self.root).unwrap_or_default();
+        numbers.into_iter().map(|number| format!("v{number}")).collect()
     }
 
     fn version(&self) -> PathBuf {

@@ -19,8 +19,8 @@ pub struct Facts {
     pub btf: Outcome,
     /// The directory of the pins of this version.
     pub pins: String,
-    /// Other versions of the map layout that have pins beside it.
-    pub other_layouts: Vec<u32>,
+    /// Names of directories beside it that hold the pins of other versions: `v2`.
+    pub other_layouts: Vec<String>,
     /// What was tried.
     pub trials: Vec<Trial>,
     /// Settings of the kernel by their path below `/proc/sys`; those that there are.
@@ -146,6 +146,8 @@ pub struct Device {
     pub above: Option<String>,
     /// Its driver, if it is hardware.
     pub driver: Option<String>,
+    /// Whether its driver says that it has XDP; `None` if it does not say (before Linux 6.3).
+    pub driver_has_xdp: Option<bool>,
     /// Its addresses, VIPs of ours not among them.
     pub addresses: Vec<IpNet>,
     /// The XDP program on it.

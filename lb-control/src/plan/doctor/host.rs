@@ -104,29 +104,30 @@ fn file_system(facts: &Facts, found: &mut Vec<FindingView>) {
     }
 }
 
+/// Pins of other versions, by their directories: `v3`. What an agent does with them is in
+/// `dataplane::takeover`.
 fn layouts(facts: &Facts, found: &mut Vec<FindingView>) {
     const CHECK: &str = "pins";
     if facts.other_layouts.is_empty() {
         return found.push(ok(CHECK, "there are no pins of other versions"));
     }
-    for version in &facts.other_layouts {
-        let there = format!("beside {} there are pins of map layout v{version}", facts.pins);
-        found.push(match version {
-            newer if *newer > ABI_VERSION => error(
-                CHECK,
-                format!("{there}, of a newer agent: one of this version refuses to start"),
-            )
-            .remedy(
-                "use the newer version; or run it with --on-exit=withdraw and end it with SIGTERM, which \
-                         ends its connections",
-            ),
-            &previous::VERSION => note(CHECK, format!("{there}: the next agent takes over from there")),
-            _ => warning(
-                CHECK,
-                format!("{there}, which no agent of this version takes over: it removes them"),
-            )
-            .remedy("nothing, if connections of this node may end; otherwise upgrade one layout at a time"),
-        });
+    for name in &facts.other_layouts {
+        let number = name.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
+        let beside = format!("beside {} there are pins of another version", facts.pins);
+        let finding = match number {
+            Some(number) if number > ABI_VERSION => {
+                error(CHECK, format!("{beside}, which is newer: this one does not begin over them")).remedy(
+                    "run the newer version; or end its agent with SIGTERM, so that it takes them along, which ends \
+                     its connections",
+                )
+            }
+            Some(previous::VERSION) => {
+                note(CHECK, format!("{beside}: an agent of this one takes them over, and connections go on"))
+            }
+            _ => warning(CHECK, format!("{beside}, too old to be taken over: its connections end with an upgrade"))
+                .remedy("upgrade by way of the version between, or when the node has been drained"),
+        };
+        found.push(finding.about(name));
     }
 }
 

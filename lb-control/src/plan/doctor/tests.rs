@@ -1,6 +1,6 @@
 //! Facts in, findings out.
 
-use lb_common::abi::ABI_VERSION;
+use lb_common::abi::{ABI_VERSION, previous};
 
 use super::facts::*;
 use super::*;
@@ -166,10 +166,11 @@ fn the_file_system_of_pins() {
     finds(&absent, &["error bpf-file-system"]);
     let may_mount = absent.changed(|facts| facts.process.capabilities |= 1 << 21);
     finds(&may_mount, &["note bpf-file-system"]);
-    let beside = |version| healthy().changed(|facts| facts.other_layouts.push(version));
-    finds(&beside(ABI_VERSION + 1), &["error pins"]);
-    finds(&beside(ABI_VERSION - 1), &["note pins"]);
-    finds(&beside(1), &["warning pins"]);
+    let beside = |version: u32| healthy().changed(|facts| facts.other_layouts.push(format!("v{version}")));
+    let (newer, previous) = (ABI_VERSION + 1, previous::VERSION);
+    finds(&beside(newer), &[&format!("error pins v{newer}")]);
+    finds(&beside(previous), &[&format!("note pins v{previous}")]);
+    finds(&beside(1), &["warning pins v1"]);
     finds(&healthy().changed(|facts| facts.btf = fails("no such file")), &["note btf"]);
 }
 
@@ -214,6 +215,15 @@ fn devices() {
     finds(&link(|eth0| eth0.is_ethernet = false), &["error device eth0"]);
     finds(&link(|eth0| eth0.above = Some("br0".into())), &["note device eth0"]);
     finds(&link(|eth0| eth0.attached = None), &["error datapath eth0"]);
+    finds(&link(|eth0| eth0.driver_has_xdp = Some(false)), &[]);
+    let unattached = |has_xdp| {
+        healthy().changed(|facts| {
+            facts.agent = None;
+            (facts.devices[0].attached, facts.devices[0].driver_has_xdp) = (None, Some(has_xdp));
+        })
+    };
+    finds(&unattached(false), &["note agent", "note driver eth0"]);
+    finds(&unattached(true), &["note agent"]);
     let vlan = link(|eth0| (eth0.below, eth0.attached) = (Some("eth".into()), None));
     finds(&vlan, &["note device eth0"]);
     finds(&healthy().attached(AttachMode::XdpGeneric), &["note datapath eth0", "note datapath lan"]);
