@@ -4,12 +4,16 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
+};
 use core::ffi::c_void;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey,
-    NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey, VlanTags,
+    AddressFamily, Affinity, AffinityKey, Backend, CachedFlow, Config, FLOW_VERSION_BITS, Flow, FlowKey,
+    FlowState, FlowStatus, Fragment, FragmentKey, NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT,
+    Tick, V4, V6, VipKey, VlanTags,
 };
+use lb_common::forward::cache;
 use lb_common::forward::parse::Link;
 use lb_common::forward::platform::{
     ChecksumChange, Datapath, EditFailed, InsertFailed, Packet, ResizeFailed, Tables,
@@ -301,6 +305,44 @@ impl<C: Hook> Datapath for Kernel<C> {
     }
 
     #[inline(always)]
+    fn caches_flows(&self) -> bool {
+        C::ON_WIRE && self.has_flow_cache()
+    }
+
+    #[inline(always)]
+    fn has_flow_cache(&self) -> bool {
+        maps::FLOW_CACHE_SLOTS.load() != 0
+    }
+
+    #[inline(always)]
+    fn jiffies(&self) -> u32 {
+        // SAFETY: no arguments.
+        (unsafe { bpf_jiffies64() }) as u32
+    }
+
+    #[inline(always)]
+    fn cache_lifetime(&self) -> u32 {
+        maps::FLOW_CACHE_JIFFIES.load()
+    }
+
+    #[inline(always)]
+    fn flow_version(&self, hash: u32) -> u16 {
+        // Volatile: a version must be from before the flow is looked up.
+        // SAFETY: the pointer is to an aligned map value that lives as long as the program runs.
+        maps::FLOW_VERSIONS
+            .get_ptr(hash >> (32 - FLOW_VERSION_BITS))
+            .map_or(0, |version| unsafe { version.read_volatile() } as u16)
+    }
+
+    #[inline(always)]
+    fn renew_version(&self, hash: u32) {
+        if let Some(version) = maps::FLOW_VERSIONS.get_ptr_mut(hash >> (32 - FLOW_VERSION_BITS)) {
+            // SAFETY: as above.
+            unsafe { fetch_add(version, 1) };
+        }
+    }
+
+    #[inline(always)]
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool {
         let word = |status: FlowStatus| {
             let [low, high] = status.epoch.to_ne_bytes();
@@ -338,7 +380,7 @@ impl<C: Hook> Kernel<C> {
 }
 
 macro_rules! tables {
-    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $scratch:ident, $route:expr) => {
+    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $scratch:ident, $cache:ident, $route:expr) => {
         impl<C: Hook> Tables<$family> for Kernel<C> {
             type FlowRef = &'static mut Flow<$address>;
             type AffinityRef = &'static mut Affinity;
@@ -351,6 +393,19 @@ macro_rules! tables {
             fn scratch<'s>(&self) -> Option<&'s mut Scratch<$address>> {
                 // SAFETY: per-CPU, and taken once by each run of a program.
                 maps::$scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+            }
+
+            #[inline(always)]
+            fn cached_flow<'s>(
+                &self,
+                hash: u32,
+            ) -> Option<&'s mut CachedFlow<$address, <$family as AddressFamily>::Pad>> {
+                let slots = maps::FLOW_CACHE_SLOTS.load();
+                // SAFETY: no arguments.
+                let cpu = unsafe { bpf_get_smp_processor_id() };
+                let index = cpu * slots + cache::place(hash, slots);
+                // SAFETY: only programs on this CPU use it, which do not interrupt each other.
+                maps::$cache.get_ptr_mut(index).map(|copy| unsafe { &mut *copy })
             }
 
             #[inline(always)]
@@ -467,6 +522,7 @@ tables!(
     SOURCE_RANGES_V4,
     AFFINITY_V4,
     SCRATCH_V4,
+    FLOW_CACHE_V4,
     |lookup: &mut FibLookup, source: &[u8; 4], destination: &[u8; 4]| {
         lookup.family = AF_INET;
         lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(*source);
@@ -484,6 +540,7 @@ tables!(
     SOURCE_RANGES_V6,
     AFFINITY_V6,
     SCRATCH_V6,
+    FLOW_CACHE_V6,
     |lookup: &mut FibLookup, source: &[u8; 16], destination: &[u8; 16]| {
         lookup.family = AF_INET6;
         lookup.__bindgen_anon_3.ipv6_src = words(source);

@@ -18,6 +18,22 @@ macro_rules! tests {
             })+
         })+}
 
+        mod cached {$(pub mod $module {
+            use pointsman_tests::kit::host::Hook;
+            use pointsman_tests::kit::journeys;
+            use pointsman_tests::kit::kernel::{CACHE_SLOTS, Kernel};
+            use pointsman_tests::kit::pair::Pair;
+            use pointsman_tests::object_or_skip;
+
+            $(#[test]
+            fn $name() {
+                let kernel = Kernel::load_with_cache(&object_or_skip!(), Hook::Xdp, CACHE_SLOTS).unwrap();
+                let mut pair = Pair::new(kernel).with_cache();
+                journeys::$module::$name(&mut pair);
+                pair.compare();
+            })+
+        })+}
+
         mod classifier {$(pub mod $module {
             use pointsman_tests::kit::host::Hook;
             use pointsman_tests::kit::journeys;
@@ -65,19 +81,29 @@ fn super_packets_leave() {
 }
 
 mod random {
-    use pointsman_tests::kit::kernel::Kernel;
+    use pointsman_tests::kit::host::Hook;
+    use pointsman_tests::kit::kernel::{CACHE_SLOTS, Kernel};
     use pointsman_tests::kit::pair::Pair;
     use pointsman_tests::kit::random::{Source, Traffic};
     use pointsman_tests::object_or_skip;
 
     fn run(seed: u64) {
-        let mut pair = Pair::new(Kernel::load(&object_or_skip!()).unwrap());
+        go_on(seed, Pair::new(Kernel::load(&object_or_skip!()).unwrap()));
+    }
+
+    fn go_on(seed: u64, mut pair: Pair) {
         pair.compare_every = 50;
         let mut traffic = Traffic::new(&mut pair, Source::Seed(seed));
         for _ in 0..10_000 {
             traffic.step(&mut pair);
         }
         pair.compare();
+    }
+
+    #[test]
+    fn with_flow_cache() {
+        let kernel = Kernel::load_with_cache(&object_or_skip!(), Hook::Xdp, CACHE_SLOTS).unwrap();
+        go_on(5, Pair::new(kernel).with_cache());
     }
 
     #[test]

@@ -17,8 +17,8 @@ use pointsman_tests::{
     traffic::{
         Server, bulk,
         client::{
-            TIMEOUT, check_round_robin, connect, half_close, open, tally, udp_exchange, uninterrupted,
-            who_answers, who_answers_udp,
+            TIMEOUT, check_round_robin, connect, half_close, open, tally, uninterrupted, who_answers,
+            who_answers_udp,
         },
     },
     world::{World, both, web},
@@ -249,7 +249,7 @@ fn without_a_backend_the_call_fails_at_once() -> Result<()> {
     for from in [&near.lab().edge, &near.lab().pods[0]] {
         for to in both(&status, HTTP)? {
             let before = Instant::now();
-            let result = near.group.enter(|| Ok(from.enter(|| TcpStream::connect(to))?))?;
+            let result = near.group.enter(|| from.enter(|| TcpStream::connect(to)))?;
             assert_eq!(result.unwrap_err().kind(), ErrorKind::ConnectionRefused);
             assert!(before.elapsed() < TIMEOUT);
         }

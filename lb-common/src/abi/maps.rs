@@ -44,6 +44,10 @@ pub const DEFAULT_AFFINITIES: u32 = 65_536;
 /// and each VIP that it talks to.
 pub const DEFAULT_SOCKETS: u32 = 65_536;
 
+/// Copies that the flow cache has room for on each CPU and for each family, unless configured; 0 is
+/// no cache.
+pub const DEFAULT_FLOW_CACHE: u32 = 4_096;
+
 maps! {
     /// Established IPv4 flows: hash, [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow), two entries a flow.
     FLOWS_V4 = "flows_v4", 2 * DEFAULT_FLOWS;
@@ -53,6 +57,13 @@ maps! {
     TRANSIENT_V4 = "transient_v4", 2 * DEFAULT_FLOWS;
     /// IPv6 flows that begin or end.
     TRANSIENT_V6 = "transient_v6", DEFAULT_FLOWS;
+    /// Copies of established IPv4 flows: array of [`CachedFlow`](super::CachedFlow), a part for each CPU. At
+    /// least one element, used or not.
+    FLOW_CACHE_V4 = "flow_cache_v4", 1;
+    /// The same for IPv6.
+    FLOW_CACHE_V6 = "flow_cache_v6", 1;
+    /// Array of `u64`: counts flows that have left the tables of established flows, by hash.
+    FLOW_VERSIONS = "flow_versions", 1 << super::FLOW_VERSION_BITS;
     /// [`VipKey`](super::VipKey) to the index in `services`.
     VIPS_V4 = "vips_v4", DEFAULT_SERVICES;
     /// The same for IPv6.
@@ -110,6 +121,16 @@ maps! {
     /// Per-CPU array of one: the parameters of `bpf_fib_lookup`.
     SCRATCH_FIB = "scratch_fib", 1;
 }
+
+/// Maps that are not pinned: each loader makes its own, empty and of the size that it wants.
+pub const NOT_PINNED: [Map; 2] = [FLOW_CACHE_V4, FLOW_CACHE_V6];
+
+/// Name of the variable of the kernel object that holds how many copies of flows there is room for on
+/// each CPU: `u32`, set when the object is loaded.
+pub const FLOW_CACHE_SLOTS: &str = "FLOW_CACHE_SLOTS";
+
+/// The same for how many jiffies a copy is good, see [`CACHE_JIFFIES`](super::CACHE_JIFFIES): only tests set it.
+pub const FLOW_CACHE_JIFFIES: &str = "FLOW_CACHE_JIFFIES";
 
 /// Name of the program that is attached to devices.
 pub const ENTRY_PROGRAM: &str = "pointsman_xdp";

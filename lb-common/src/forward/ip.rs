@@ -18,6 +18,8 @@ pub trait IpFamily: AddressFamily {
     fn sum(address: &Self::Address) -> u32;
     /// A hash of an address: the same on every machine.
     fn hash(address: &Self::Address) -> u32;
+    /// All bits of an address in one word, for hashing.
+    fn word(address: &Self::Address) -> u64;
     /// What replacing one address with another adds to a sum.
     fn replaced(old: &Self::Address, new: &Self::Address) -> u32;
     /// Whether an address is one that an error may be sent to (RFC 1122, section 3.2.2).
@@ -76,6 +78,11 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
+    fn word(address: &[u8; 4]) -> u64 {
+        u32::from_ne_bytes(*address).into()
+    }
+
+    #[inline(always)]
     fn replaced(old: &[u8; 4], new: &[u8; 4]) -> u32 {
         checksum::replaced(old, new)
     }
@@ -125,6 +132,15 @@ impl IpFamily for V6 {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
         let upper = mix(mix(0, u32::from_be_bytes([a, b, c, d])), u32::from_be_bytes([e, f, g, h]));
         mix(mix(upper, u32::from_be_bytes([i, j, k, l])), u32::from_be_bytes([m, n, o, p]))
+    }
+
+    #[inline(always)]
+    fn word(address: &[u8; 16]) -> u64 {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
+        let high = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        let low = u64::from_ne_bytes([i, j, k, l, m, n, o, p]);
+        // Both halves in all bits: networks differ in the one, hosts in the other.
+        (high ^ low.rotate_right(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@
 //! backends on this node meet [`egress`] instead, where they leave the node. Connections that begin on
 //! this node need no step: [`socket`] gives them their backend before there is a packet.
 
+pub mod cache;
 pub mod checksum;
 mod client;
 mod egress;

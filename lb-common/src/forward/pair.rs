@@ -1,6 +1,7 @@
 //! The two entries of a flow: how one follows from the other, and how both move together between
 //! the table of established flows and that of flows that begin or end.
 
+use super::cache;
 use super::checksum::{TTL_DECREMENT, fold, replaced};
 use super::ip::IpFamily;
 use super::new_flow::for_tc;
@@ -174,6 +175,8 @@ pub fn demote<D: Tables<F>, F: IpFamily>(
     if datapath.insert_transient(key, flow).is_ok() && datapath.insert_transient(peer_key, peer).is_ok() {
         datapath.remove_established(key);
         datapath.remove_established(peer_key);
+        cache::forget::<D, F>(datapath, key);
+        cache::forget::<D, F>(datapath, peer_key);
     }
 }
 

@@ -8,8 +8,8 @@ use super::parse::Link;
 use super::scratch::Scratch;
 use super::wire::Wire;
 use crate::abi::{
-    Affinity, AffinityKey, Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment,
-    FragmentKey, IPPROTO_UDP, NextHop, Service, SourceRangeKey, Tick, VipKey, VlanTags,
+    Affinity, AffinityKey, Backend, CachedFlow, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus,
+    Fragment, FragmentKey, IPPROTO_UDP, NextHop, Service, SourceRangeKey, Tick, VipKey, VlanTags,
 };
 
 /// A handle to the bytes of the packet at hand.
@@ -117,6 +117,19 @@ pub trait Datapath {
         self.count_drop_number(reason as u32, bytes);
     }
 
+    /// Whether flows are copied to the flow cache, and packets looked up there first.
+    fn caches_flows(&self) -> bool;
+    /// Whether there is a flow cache at all: whoever ends a flow has to tell, see [`Self::renew_version`].
+    fn has_flow_cache(&self) -> bool;
+    /// The time in jiffies, for the flow cache.
+    fn jiffies(&self) -> u32;
+    /// For how many jiffies a copy is good.
+    fn cache_lifetime(&self) -> u32;
+    /// The version that flows of a hash have; copies of another version are not used.
+    fn flow_version(&self, hash: u32) -> u16;
+    /// Gives the flows of a hash another version, for all CPUs.
+    fn renew_version(&self, hash: u32);
+
     /// Replaces the status word of an entry if it is still as expected, atomically.
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool;
 }
@@ -184,6 +197,9 @@ pub trait Tables<F: IpFamily>: Datapath {
     /// Room for what is under construction: a kernel program's stack is 512 bytes. There is one for
     /// each CPU; its content does not outlive the packet.
     fn scratch<'s>(&self) -> Option<&'s mut Scratch<F::Address>>;
+
+    /// The place of this CPU's flow cache where the copy of a flow of some hash is kept.
+    fn cached_flow<'s>(&self, hash: u32) -> Option<&'s mut CachedFlow<F::Address, F::Pad>>;
 
     /// Looks up an established flow.
     fn established(&self, key: &FlowKey<F::Address>) -> Option<Self::FlowRef>;

@@ -10,7 +10,7 @@ use super::scratch::Scratch;
 use super::tcp_options;
 use super::tcp_state::{self, Step};
 use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Ethernet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
-use super::{Verdict, client, fragment, icmp, new_flow, refuse, schedule};
+use super::{Verdict, cache, client, fragment, icmp, new_flow, refuse, schedule};
 use crate::abi::{
     DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop, ServiceFlags,
     idle_ticks,
@@ -289,6 +289,8 @@ fn renew<D: Tables<F>, F: IpFamily>(
         set_peer_key(&mut scratch.peer_key, flow, scratch.key.protocol);
         datapath.remove_established(&scratch.peer_key);
         datapath.remove_established(&scratch.key);
+        cache::forget::<D, F>(datapath, &scratch.peer_key);
+        cache::forget::<D, F>(datapath, &scratch.key);
     }
     0
 }

@@ -109,6 +109,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_SOURCE_RANGES, help_heading = "Datapath",
           value_parser = clap::value_parser!(u32).range(1..=MAXIMUM_SIZE))]
     pub max_source_ranges: u32,
+    /// Copies of established flows of each family that each CPU keeps in front of the table of flows, 64
+    /// bytes each for IPv4 and 128 for IPv6; 0 for none
+    #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_FLOW_CACHE, help_heading = "Datapath",
+          value_parser = clap::value_parser!(u32).range(0..=MAXIMUM_FLOW_CACHE))]
+    pub flow_cache_slots: u32,
     /// What SIGTERM leaves behind: withdraw takes VIPs and programs away, keep lets the kernel go on
     /// forwarding until the next agent takes over
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
@@ -117,6 +122,8 @@ pub struct RunArgs {
 
 /// Four times as many slots still fit an index.
 const MAXIMUM_SIZE: i64 = 1 << 26;
+/// For each CPU: 128 MiB of IPv6, and with 512 CPUs still a number of elements that a map can have.
+const MAXIMUM_FLOW_CACHE: i64 = 1 << 20;
 
 /// How packets are forwarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -277,6 +284,7 @@ impl RunArgs {
                 services: self.max_services,
                 backends: self.max_backends,
                 source_ranges: self.max_source_ranges,
+                flow_cache: self.flow_cache_slots,
             },
             snat_addresses: self.snat_addresses,
             snat_ports: (self.snat_ports.first, self.snat_ports.last),

@@ -187,13 +187,9 @@ impl SocketHooks {
 
     /// Removes the pins of some groups.
     fn remove(&self, unwanted: impl Fn(u64) -> bool) -> Result<usize> {
-        let mut paths = Vec::new();
-        for path in self.pins.all_links()? {
-            let number = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
-            if number.is_some_and(&unwanted) {
-                paths.push(path);
-            }
-        }
+        let group = |path: &PathBuf| path.file_name().and_then(|name| parse(&name.to_string_lossy()));
+        let mut paths = self.pins.all_links()?;
+        paths.retain(|path| group(path).is_some_and(&unwanted));
         // Backwards: what gives sockets a backend goes first.
         let rank = |path: &PathBuf| {
             SOCKET_PROGRAMS.iter().position(|program| path.to_string_lossy().ends_with(program.name))

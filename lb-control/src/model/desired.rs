@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Few, ObjectRef, Protocol, Scheduler};
+use super::{Few, ObjectRef, Protocol, Scheduler, SlowStart};
 
 /// Identity of a Service entry in the data plane: one port of one VIP of a Service.
 ///
@@ -72,6 +72,8 @@ pub struct DesiredEntry {
     pub affinity: Option<u32>,
     /// How connections are spread over the backends.
     pub scheduler: Scheduler,
+    /// How long a backend that comes to others takes to get its full share.
+    pub slow_start: Option<SlowStart>,
 }
 
 /// Everything that the data plane has to do.

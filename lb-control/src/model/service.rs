@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use lb_common::abi::{IPPROTO_TCP, IPPROTO_UDP};
 use serde::{Deserialize, Serialize};
 
-use super::{ApiState, Labels, ObjectRef, Place, Scheduler, Weights};
+use super::{ApiState, Labels, ObjectRef, Place, Scheduler, SlowStart, Weights};
 
 /// The `loadBalancerClass` of Services that are ours.
 pub const LOAD_BALANCER_CLASS: &str = "pointsman.dev/pointsman";
@@ -22,6 +22,8 @@ pub const ANNOTATION_SHARING: &str = "pointsman.dev/allow-shared-ip";
 pub const ANNOTATION_WEIGHTS: &str = "pointsman.dev/weights";
 /// How connections are spread: see [`Scheduler`].
 pub const ANNOTATION_SCHEDULER: &str = "pointsman.dev/scheduler";
+/// How long a new backend takes to get its full share: see [`SlowStart`].
+pub const ANNOTATION_SLOW_START: &str = "pointsman.dev/slow-start";
 /// Share of each endpoint of an EndpointSlice.
 pub const ANNOTATION_SLICE_WEIGHT: &str = "pointsman.dev/weight";
 /// The entries of `spec.externalIPs` that we wrote.
@@ -184,6 +186,8 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
     /// How connections are spread, by annotation.
     pub scheduler: Scheduler,
+    /// How long a new backend takes to get its full share, by annotation.
+    pub slow_start: Option<SlowStart>,
     /// Shares of backends, by annotation.
     pub weights: Weights,
     /// Labels.

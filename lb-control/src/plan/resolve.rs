@@ -46,6 +46,7 @@ pub fn resolve(
                     source_ranges: Arc::clone(&service.source_ranges),
                     affinity: service.affinity_seconds,
                     scheduler: service.scheduler,
+                    slow_start: service.slow_start,
                 };
                 entries.push((key(service, port, *vip), entry));
             }

@@ -152,6 +152,7 @@ pub fn age_affinity(affinity: &mut Affinity, ticks: Tick) {
 impl Host {
     /// Makes everything older, which is what time does as seen from a clock that stands still.
     pub fn age(&mut self, ticks: Tick) {
+        self.clear_cache();
         self.v4.edit(
             |key, flow| age_flow(key, flow, ticks),
             |fragment| age_fragment(fragment, ticks),

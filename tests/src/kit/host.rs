@@ -8,9 +8,9 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Config, DropReason, DropStats, Flow, FlowKey, FlowState,
-    FlowStatus, Fragment, FragmentKey, NextHop, Service, ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey,
-    VlanTags,
+    Affinity, AffinityKey, Backend, BackendStats, CACHE_JIFFIES, CachedFlow, Config, DropReason, DropStats,
+    FLOW_VERSION_BITS, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop, Service,
+    ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey, VlanTags,
 };
 use lb_common::forward::ip::IpFamily;
 use lb_common::forward::parse::Link;
@@ -38,7 +38,7 @@ pub const SNAT_ADDRESSES: u32 = 64;
 type FlowTable<A> = RefCell<HashMap<FlowKey<A>, Shared<Flow<A>>>>;
 
 /// The maps of one family.
-pub struct Family<A> {
+pub struct Family<A, P> {
     established: FlowTable<A>,
     transient: FlowTable<A>,
     /// How many established flow entries there is room for.
@@ -52,9 +52,10 @@ pub struct Family<A> {
     /// Next hops by destination: what `bpf_fib_lookup` would say.
     pub routes: BTreeMap<A, NextHop>,
     scratch: Box<UnsafeCell<Scratch<A>>>,
+    cache: Vec<UnsafeCell<CachedFlow<A, P>>>,
 }
 
-impl<A: Copy + Ord + Hash> Family<A> {
+impl<A: Copy + Ord + Hash, P: Copy> Family<A, P> {
     fn new(address: A) -> Self {
         Self {
             established: RefCell::default(),
@@ -66,7 +67,13 @@ impl<A: Copy + Ord + Hash> Family<A> {
             affinity: RefCell::default(),
             routes: BTreeMap::new(),
             scratch: Box::new(UnsafeCell::new(Scratch::new(address))),
+            cache: Vec::new(),
         }
+    }
+
+    /// Makes room for as many copies of flows, all of them nobody's: `nothing` is one of those.
+    fn set_cache(&mut self, slots: u32, nothing: CachedFlow<A, P>) {
+        self.cache = (0..slots).map(|_| UnsafeCell::new(nothing)).collect();
     }
 
     /// All that is remembered.
@@ -147,17 +154,17 @@ impl<T> DerefMut for Shared<T> {
 /// Which half of the maps a family uses.
 pub trait Side: IpFamily {
     /// Its maps.
-    fn of(host: &Host) -> &Family<Self::Address>;
+    fn of(host: &Host) -> &Family<Self::Address, Self::Pad>;
 }
 
 impl Side for V4 {
-    fn of(host: &Host) -> &Family<[u8; 4]> {
+    fn of(host: &Host) -> &Family<[u8; 4], [u8; 0]> {
         &host.v4
     }
 }
 
 impl Side for V6 {
-    fn of(host: &Host) -> &Family<[u8; 16]> {
+    fn of(host: &Host) -> &Family<[u8; 16], [u8; 16]> {
         &host.v6
     }
 }
@@ -199,10 +206,13 @@ pub struct Host {
     pub affinity_ticks: Vec<Tick>,
     round_robin: Vec<Cell<u64>>,
     pub(super) sockets: SocketTable,
+    versions: Vec<Cell<u64>>,
+    /// For how many jiffies copies of flows are good.
+    pub cache_lifetime: u32,
     /// IPv4.
-    pub v4: Family<[u8; 4]>,
+    pub v4: Family<[u8; 4], [u8; 0]>,
     /// IPv6.
-    pub v6: Family<[u8; 16]>,
+    pub v6: Family<[u8; 16], [u8; 16]>,
 }
 
 /// Counters that are not zero.
@@ -235,6 +245,8 @@ impl Default for Host {
             affinity_ticks: vec![0; SERVICES as usize],
             round_robin: vec![Cell::new(0); SERVICES as usize],
             sockets: SocketTable::default(),
+            versions: vec![Cell::new(0); 1 << FLOW_VERSION_BITS],
+            cache_lifetime: CACHE_JIFFIES,
             v4: Family::new([0; 4]),
             v6: Family::new([0; 16]),
         }
@@ -259,6 +271,18 @@ impl Host {
             other => other,
         };
         (verdict, self.buffer.content().to_vec())
+    }
+
+    /// Makes room for as many copies of flows of each family, and forgets those that there are; 0 is no
+    /// flow cache.
+    pub fn set_cache(&mut self, slots: u32) {
+        self.v4.set_cache(slots, CachedFlow::nobodys([0; 4], []));
+        self.v6.set_cache(slots, CachedFlow::nobodys([0; 16], [0; 16]));
+    }
+
+    /// Forgets all copies of flows.
+    pub fn clear_cache(&mut self) {
+        self.set_cache(self.v4.cache.len() as u32);
     }
 
     /// Runs a packet that leaves the node through what the kernel program does.
@@ -446,6 +470,32 @@ impl Datapath for Host {
         drops.bytes += bytes;
     }
 
+    fn caches_flows(&self) -> bool {
+        self.hook == Hook::Xdp && self.has_flow_cache()
+    }
+
+    fn has_flow_cache(&self) -> bool {
+        !self.v4.cache.is_empty()
+    }
+
+    fn jiffies(&self) -> u32 {
+        // As with CONFIG_HZ=250: a tick is 16.8 ms.
+        self.now.wrapping_mul(4)
+    }
+
+    fn cache_lifetime(&self) -> u32 {
+        self.cache_lifetime
+    }
+
+    fn flow_version(&self, hash: u32) -> u16 {
+        self.versions[(hash >> (32 - FLOW_VERSION_BITS)) as usize].get() as u16
+    }
+
+    fn renew_version(&self, hash: u32) {
+        let version = &self.versions[(hash >> (32 - FLOW_VERSION_BITS)) as usize];
+        version.set(version.get() + 1);
+    }
+
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool {
         let as_expected = *status == expected;
         if as_expected {
@@ -467,6 +517,15 @@ where
     fn scratch<'s>(&self) -> Option<&'s mut Scratch<F::Address>> {
         // SAFETY: `slow` and `unknown` take it once each, and do not overlap.
         Some(unsafe { &mut *F::of(self).scratch.get() })
+    }
+
+    #[expect(unsafe_code, reason = "the trait hands out the cache's memory, as in the kernel")]
+    fn cached_flow<'s>(&self, hash: u32) -> Option<&'s mut CachedFlow<F::Address, F::Pad>> {
+        let cache = &F::of(self).cache;
+        let place = forward::cache::place(hash, cache.len() as u32) as usize;
+        // SAFETY: one thread; the core has done with one copy before it asks for another, and packets
+        // do not run while the cache is made anew.
+        cache.get(place).map(|copy| unsafe { &mut *copy.get() })
     }
 
     fn established(&self, key: &FlowKey<F::Address>) -> Option<Self::FlowRef> {

@@ -14,8 +14,8 @@ use lb_common::abi::maps::{
     self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
 };
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
-    Plain, Service, ServiceStats, SourceRange, TICK_SHIFT, Tick, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, CachedFlow, Config, DropStats, Flow, FlowKey, Fragment,
+    FragmentKey, Plain, Service, ServiceStats, SourceRange, TICK_SHIFT, Tick, VipKey,
 };
 
 use super::device::{Action, AnyKey, Device, age_affinity, age_flow, age_fragment, wide};
@@ -62,6 +62,8 @@ pub struct Kernel {
     drops: PerCpuArray<MapData, Raw<DropStats>>,
     open_flows: Array<MapData, u32>,
     devices: DevMapHash<MapData>,
+    cache_v4: Array<MapData, Raw<CachedFlow<[u8; 4], [u8; 0]>>>,
+    cache_v6: Array<MapData, Raw<CachedFlow<[u8; 16], [u8; 16]>>>,
     _programs: ProgramArray<MapData>,
     output: Vec<u8>,
 }
@@ -118,8 +120,23 @@ impl Kernel {
     /// # Errors
     /// What the kernel refuses, with the verifier's log.
     pub fn load_as(object: &[u8], hook: Hook) -> Result<Self> {
+        Self::load_with_cache(object, hook, 0)
+    }
+
+    /// The same with [`CACHE_SLOTS`] copies of flows, or with as few as are asked for: they are good
+    /// until they are pushed out, or time passes ([`Device::wait`]).
+    ///
+    /// # Errors
+    /// What the kernel refuses, with the verifier's log.
+    pub fn load_with_cache(object: &[u8], hook: Hook, slots: u32) -> Result<Self> {
         isolate()?;
-        let mut ebpf = loader().load(object).context("cannot load the object")?;
+        let mut loader = loader();
+        loader.override_global(maps::FLOW_CACHE_SLOTS, &slots, true).override_global(
+            maps::FLOW_CACHE_JIFFIES,
+            &FOREVER,
+            true,
+        );
+        let mut ebpf = loader.load(object).context("cannot load the object")?;
         let array = if hook == Hook::Xdp { maps::PROGRAMS } else { maps::TC_PROGRAMS };
         let mut programs = ProgramArray::try_from(ebpf.take_map(array.name).context("no map")?)?;
         match hook {
@@ -166,6 +183,8 @@ impl Kernel {
             drops: map("drops")?.try_into()?,
             open_flows: map("open_flows")?.try_into()?,
             devices: map("devices")?.try_into()?,
+            cache_v4: map("flow_cache_v4")?.try_into()?,
+            cache_v6: map("flow_cache_v6")?.try_into()?,
             _programs: programs,
             ebpf,
             hook,
@@ -224,10 +243,17 @@ impl Kernel {
     }
 }
 
+/// Jiffies that no test takes.
+pub const FOREVER: u32 = u32::MAX / 2;
+
+/// Copies of flows that there is room for on each CPU: few, so that flows push each other out.
+pub const CACHE_SLOTS: u32 = 64;
+
 /// A loader that gives every map a size fit for tests.
 #[must_use]
 pub fn loader() -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
+    let cpus = aya::util::nr_cpus().expect("the number of CPUs") as u32;
     for map in maps::ALL {
         loader.map_max_entries(map.name, map.default_entries.min(16_384));
     }
@@ -240,7 +266,11 @@ pub fn loader() -> EbpfLoader<'static> {
         .map_max_entries("backends", BACKENDS)
         .map_max_entries("backend_stats", BACKENDS)
         .map_max_entries("open_flows", BACKENDS)
-        .map_max_entries("snat_addresses", SNAT_ADDRESSES);
+        .map_max_entries("snat_addresses", SNAT_ADDRESSES)
+        .map_max_entries("flow_cache_v4", CACHE_SLOTS * cpus)
+        .map_max_entries("flow_cache_v6", CACHE_SLOTS * cpus)
+        // With the cache, the programs are as large as they get.
+        .override_global(maps::FLOW_CACHE_SLOTS, &CACHE_SLOTS, true);
     loader
 }
 
@@ -394,6 +424,12 @@ impl Device for Kernel {
     fn wait(&mut self, ticks: Tick) {
         self.v4.age(ticks);
         self.v6.age(ticks);
+        for index in 0..self.cache_v4.len() {
+            let nothing = CachedFlow::nobodys([0; 4], []);
+            self.cache_v4.set(index, Raw(nothing), 0).expect("the cache can be cleared");
+            let nothing = CachedFlow::nobodys([0; 16], [0; 16]);
+            self.cache_v6.set(index, Raw(nothing), 0).expect("the cache can be cleared");
+        }
     }
 
     fn set_vip(&mut self, address: IpAddr, port: u16, protocol: u8, service: u32) {

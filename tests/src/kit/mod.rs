@@ -13,6 +13,7 @@ pub mod ranges;
 pub mod seen;
 pub mod sockets;
 pub mod tables;
+pub mod twins;
 pub mod verified;
 pub mod view;
 pub mod world;

@@ -9,7 +9,7 @@ use lb_common::forward::Verdict;
 
 use super::device::{Action, AnyKey, Device};
 use super::host::{Hook, Host, Stats};
-use super::kernel::Kernel;
+use super::kernel::{CACHE_SLOTS, FOREVER, Kernel};
 use super::tables::{Snapshot, Snapshots};
 
 /// Both datapaths.
@@ -33,6 +33,14 @@ impl Pair {
         let mut host = Host::default();
         host.hook = kernel.hook();
         Self { host, kernel, compare_every: 1, sent: 0, history: VecDeque::new() }
+    }
+
+    /// With the flow cache on the host as [`Kernel::load_with_cache`] has made it in the kernel.
+    #[must_use]
+    pub fn with_cache(mut self) -> Self {
+        self.host.set_cache(CACHE_SLOTS);
+        self.host.cache_lifetime = FOREVER;
+        self
     }
 
     /// Compares all that is remembered and counted.

@@ -32,7 +32,7 @@ pub fn key(text: &str) -> ServiceKey {
     }
 }
 
-/// Lines of `KEY: [!SCHEDULER] [@SECONDS] [<RANGE]… .BACKEND[*WEIGHT][~]…`: affinity, source ranges, backends. A
+/// Lines of `KEY: [!SCHEDULER] [%SLOW-START] [@SECONDS] [<RANGE]… .BACKEND[*WEIGHT][~]…`: affinity, source ranges, backends. A
 /// backend is 10.0.0.BACKEND:8080, `~` terminates.
 pub fn desired(text: &str) -> Desired {
     let mut desired = Desired::default();
@@ -51,6 +51,7 @@ pub fn desired(text: &str) -> Desired {
             backends: backends.collect(),
             source_ranges: words('<').map(|range| range.parse().unwrap()).collect(),
             affinity: words('@').next().map(|seconds| seconds.parse().unwrap()),
+            slow_start: words('%').next().map(|time| time.parse().unwrap()),
             scheduler: words('!').next().map(|name| name.parse().unwrap()).unwrap_or_default(),
         };
         desired.entries.insert(key(name), entry);
