@@ -7,8 +7,8 @@ use lb_common::abi::maps::{
     self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
 };
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
-    Service, ServiceName, ServiceStats, SourceRangeKey, Tick, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, Config, ConnectionLimit, ConnectionRate, DropStats, Flow,
+    FlowKey, Fragment, FragmentKey, Service, ServiceName, ServiceStats, SourceRangeKey, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 use pointsman_tests::object_or_skip;
@@ -55,6 +55,9 @@ fn layouts() -> BTreeMap<&'static str, (usize, usize)> {
         ("affinity_v4", hash::<AffinityKey<A4>, Affinity>()),
         ("affinity_v6", hash::<AffinityKey<A6>, Affinity>()),
         ("affinity_ticks", array::<Tick>()),
+        ("conn_limits", array::<ConnectionLimit>()),
+        ("conn_rates_v4", hash::<AffinityKey<A4>, ConnectionRate>()),
+        ("conn_rates_v6", hash::<AffinityKey<A6>, ConnectionRate>()),
         ("devices", (size_of::<u32>(), DEVMAP_VALUE)),
         ("programs", array::<u32>()),
         ("tc_programs", array::<u32>()),

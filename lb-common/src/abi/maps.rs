@@ -36,6 +36,9 @@ pub const DEFAULT_SOURCE_RANGES: u32 = 65_536;
 /// Clients of each family whose backend is remembered, over all Service entries with affinity.
 pub const DEFAULT_AFFINITIES: u32 = 65_536;
 
+/// Clients of each family whose connections are counted, over all Service entries with a limit.
+pub const DEFAULT_CONNECTION_RATES: u32 = 65_536;
+
 maps! {
     /// Established IPv4 flows: hash, [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow), two entries a flow.
     FLOWS_V4 = "flows_v4", 2 * DEFAULT_FLOWS;
@@ -83,6 +86,13 @@ maps! {
     AFFINITY_V6 = "affinity_v6", DEFAULT_AFFINITIES;
     /// Array of [`Tick`](super::Tick): how long a client's backend is remembered, by Service entry.
     AFFINITY_TICKS = "affinity_ticks", DEFAULT_SERVICES;
+    /// Array of [`ConnectionLimit`](super::ConnectionLimit), by Service entry.
+    CONNECTION_LIMITS = "conn_limits", DEFAULT_SERVICES;
+    /// What clients have used of it: LRU hash, [`AffinityKey`](super::AffinityKey) to
+    /// [`ConnectionRate`](super::ConnectionRate).
+    CONNECTION_RATES_V4 = "conn_rates_v4", DEFAULT_CONNECTION_RATES;
+    /// The same for IPv6, by network.
+    CONNECTION_RATES_V6 = "conn_rates_v6", DEFAULT_CONNECTION_RATES;
     /// Device map (hash) of the devices that packets may be redirected to, by index.
     DEVICES = "devices", 1_024;
     /// Program array: the slow paths.

@@ -16,7 +16,7 @@ mod stats;
 
 pub use addr::{AddressFamily, NextHop, V4, V6, VlanTags};
 pub use backend::{Backend, BackendFlags, BackendState};
-pub use client::{Affinity, AffinityKey, SourceRange, SourceRangeKey};
+pub use client::{Affinity, AffinityKey, ConnectionLimit, ConnectionRate, SourceRange, SourceRangeKey};
 pub use config::{Config, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
 pub use drop_reason::DropReason;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey};
@@ -24,7 +24,7 @@ pub use service::{Service, ServiceFlags, ServiceName, VipKey};
 pub use stats::{BackendStats, DropStats, ServiceStats};
 
 /// Version of every layout below; part of the path under which maps are pinned.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// IANA protocol number of ICMP.
 pub const IPPROTO_ICMP: u8 = 1;

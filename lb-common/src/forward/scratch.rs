@@ -4,8 +4,8 @@ use super::emit::Parsed;
 use super::parse::{Ip, Link, Part, Transport};
 use super::tcp_options::Timestamp;
 use crate::abi::{
-    Affinity, AffinityKey, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, SourceRange,
-    SourceRangeKey, VipKey,
+    Affinity, AffinityKey, ConnectionRate, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop,
+    SourceRange, SourceRangeKey, VipKey,
 };
 
 /// Everything that is too large for the stack of a kernel program. All bytes zero is a valid value.
@@ -32,10 +32,12 @@ pub struct Scratch<A> {
     pub vip: VipKey<A>,
     /// The client, as the source ranges name it.
     pub source: SourceRangeKey<A>,
-    /// The client, as the affinity maps name it.
+    /// The client, as the affinity maps and the connection rate maps name it.
     pub affinity_key: AffinityKey<A>,
     /// What is to be remembered of it; nothing if the backend is 0.
     pub affinity: Affinity,
+    /// What a new client has used of its limit.
+    pub connection_rate: ConnectionRate,
     /// The TCP timestamp of the packet.
     pub timestamp: Timestamp,
     /// A slot for [`Datapath::forget`](super::platform::Datapath::forget).
@@ -108,6 +110,7 @@ impl<A: Copy> Scratch<A> {
             source: SourceRangeKey { prefix_length: 0, range: SourceRange::new(0, address) },
             affinity_key: AffinityKey { client: address, service: 0 },
             affinity: Affinity::default(),
+            connection_rate: ConnectionRate::default(),
             timestamp: Timestamp::default(),
             cursor: 0,
             refusal: 0,

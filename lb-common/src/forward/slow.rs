@@ -121,6 +121,11 @@ pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
     {
         scratch.refusal = refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoFlow);
         Verdict::Pass
+    } else if entry.has(ServiceFlags::CONNECTION_RATE)
+        && !client::is_below_limit::<D, F>(datapath, scratch, service)
+    {
+        datapath.count_refused(service);
+        Verdict::drop(datapath, DropReason::ConnectionRate)
     } else {
         new_flow::begin::<D, F>(datapath, scratch, service, entry)
     };

@@ -131,10 +131,23 @@ pub struct PortView {
     /// session affinity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity_seconds: Option<u64>,
+    /// How many connections a client may open; absent for as many as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection_limit: Option<ConnectionLimitView>,
     /// Its backends.
     pub backends: Vec<BackendView>,
     /// What was forwarded.
     pub counters: TrafficView,
+}
+
+/// How many connections a client may open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionLimitView {
+    /// New connections in a second.
+    pub per_second: u32,
+    /// New connections at once, after a pause.
+    pub burst: u32,
 }
 
 /// One endpoint of one port of one VIP: one entry in the map `backends`.

@@ -8,9 +8,9 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Config, DropReason, DropStats, Flow, FlowKey, FlowState,
-    FlowStatus, Fragment, FragmentKey, NextHop, Service, ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey,
-    VlanTags,
+    Affinity, AffinityKey, Backend, BackendStats, Config, ConnectionLimit, ConnectionRate, DropReason,
+    DropStats, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop, Service, ServiceStats,
+    SourceRangeKey, Tick, V4, V6, VipKey, VlanTags,
 };
 use lb_common::forward::ip::IpFamily;
 use lb_common::forward::parse::Link;
@@ -48,6 +48,7 @@ pub struct Family<A> {
     /// Who may connect.
     pub sources: Ranges<A>,
     affinity: RefCell<HashMap<AffinityKey<A>, Shared<Affinity>>>,
+    rates: RefCell<HashMap<AffinityKey<A>, Shared<ConnectionRate>>>,
     /// Next hops by destination: what `bpf_fib_lookup` would say.
     pub routes: BTreeMap<A, NextHop>,
     scratch: Box<UnsafeCell<Scratch<A>>>,
@@ -63,6 +64,7 @@ impl<A: Copy + Ord + Hash> Family<A> {
             fragments: RefCell::default(),
             sources: Ranges::default(),
             affinity: RefCell::default(),
+            rates: RefCell::default(),
             routes: BTreeMap::new(),
             scratch: Box::new(UnsafeCell::new(Scratch::new(address))),
         }
@@ -81,15 +83,17 @@ impl<A: Copy + Ord + Hash> Family<A> {
                 .map(|(key, note)| ((key.source, key.destination, key.identification, key.protocol), **note))
                 .collect(),
             affinities: self.affinity.borrow().iter().map(|(key, entry)| (*key, **entry)).collect(),
+            rates: self.rates.borrow().iter().map(|(key, rate)| (*key, **rate)).collect(),
         }
     }
 
-    /// Changes all flows, fragments and affinities in place.
+    /// Changes all flows, fragments, affinities and rates in place.
     pub fn edit(
         &mut self,
         mut flow: impl FnMut(&FlowKey<A>, &mut Flow<A>),
         mut note: impl FnMut(&mut Fragment<A>),
         mut affinity: impl FnMut(&mut Affinity),
+        mut rate: impl FnMut(&mut ConnectionRate),
     ) {
         for table in [&mut self.established, &mut self.transient] {
             for (key, entry) in table.get_mut() {
@@ -102,6 +106,7 @@ impl<A: Copy + Ord + Hash> Family<A> {
             *fragment = Rc::new(changed);
         }
         self.affinity.get_mut().values_mut().for_each(|entry| affinity(entry));
+        self.rates.get_mut().values_mut().for_each(|entry| rate(entry));
     }
 
     /// What the kernel's LRU does when it needs room; says whether there was such an entry.
@@ -196,6 +201,8 @@ pub struct Host {
     pub stats: RefCell<Stats>,
     /// How long affinities last, by Service entry.
     pub affinity_ticks: Vec<Tick>,
+    /// How many connections clients may open, by Service entry.
+    pub connection_limits: Vec<ConnectionLimit>,
     round_robin: Vec<Cell<u64>>,
     /// IPv4.
     pub v4: Family<[u8; 4]>,
@@ -229,6 +236,7 @@ impl Default for Host {
             snat_addresses: vec![[0; 16]; SNAT_ADDRESSES as usize],
             stats: RefCell::default(),
             affinity_ticks: vec![0; SERVICES as usize],
+            connection_limits: vec![ConnectionLimit::default(); SERVICES as usize],
             round_robin: vec![Cell::new(0); SERVICES as usize],
             v4: Family::new([0; 4]),
             v6: Family::new([0; 16]),
@@ -384,6 +392,10 @@ impl Datapath for Host {
         self.affinity_ticks.get(service as usize).copied().unwrap_or(0)
     }
 
+    fn connection_limit(&self, service: u32) -> ConnectionLimit {
+        self.connection_limits.get(service as usize).copied().unwrap_or_default()
+    }
+
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64) {
         let Stats { services, backends, .. } = &mut *self.stats.borrow_mut();
         if service < SERVICES {
@@ -424,6 +436,14 @@ impl Datapath for Host {
         }
         as_expected
     }
+
+    fn replace_rate(&self, rate: &mut ConnectionRate, expected: u64, new: u64) -> bool {
+        let as_expected = rate.full_at == expected;
+        if as_expected {
+            rate.full_at = new;
+        }
+        as_expected
+    }
 }
 
 impl<F: Side> Tables<F> for Host
@@ -432,6 +452,7 @@ where
 {
     type FlowRef = Shared<Flow<F::Address>>;
     type AffinityRef = Shared<Affinity>;
+    type RateRef = Shared<ConnectionRate>;
     type FragmentRef<'m> = Rc<Fragment<F::Address>>;
 
     #[expect(unsafe_code, reason = "the trait hands the scratch out once for each run of a step")]
@@ -506,6 +527,23 @@ where
 
     fn insert_affinity(&self, key: &AffinityKey<F::Address>, affinity: &Affinity) {
         F::of(self).affinity.borrow_mut().insert(*key, Shared::new(*affinity));
+    }
+
+    fn connection_rate(&self, key: &AffinityKey<F::Address>) -> Option<Shared<ConnectionRate>> {
+        F::of(self).rates.borrow().get(key).cloned()
+    }
+
+    fn insert_new_connection_rate(
+        &self,
+        key: &AffinityKey<F::Address>,
+        rate: &ConnectionRate,
+    ) -> Result<(), InsertFailed> {
+        let mut rates = F::of(self).rates.borrow_mut();
+        if rates.contains_key(key) {
+            return Err(InsertFailed::Exists);
+        }
+        rates.insert(*key, Shared::new(*rate));
+        Ok(())
     }
 
     fn fragment(&self, key: &FragmentKey<F::Address>) -> Option<Rc<Fragment<F::Address>>> {

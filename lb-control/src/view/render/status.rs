@@ -55,7 +55,7 @@ fn services(view: &StatusView, wide: bool) -> String {
     let mut header =
         vec!["NAMESPACE", "SERVICE", "STATE", "VIP", "PORT", "BACKENDS", "FLOWS", "IN", "OUT", "REFUSED"];
     if wide {
-        header.extend(["POOL", "INDEX", "PACKETS-IN", "PACKETS-OUT", "SOURCES", "AFFINITY"]);
+        header.extend(["POOL", "INDEX", "PACKETS-IN", "PACKETS-OUT", "SOURCES", "AFFINITY", "LIMIT"]);
     }
     let mut table = Table::new(&header);
     for service in &view.services {
@@ -97,6 +97,9 @@ fn port_row(service: &ServiceView, port: &PortView, wide: bool) -> Vec<String> {
             count(port.counters.packets_out),
             sources(port),
             port.affinity_seconds.map(seconds).unwrap_or_default(),
+            port.connection_limit
+                .map(|limit| format!("{}/s, {} at once", limit.per_second, limit.burst))
+                .unwrap_or_default(),
         ]);
     }
     row
@@ -184,7 +187,7 @@ fn problems(view: &StatusView) -> Option<String> {
 mod tests {
     use super::*;
     use crate::view::render::{Format, render};
-    use crate::view::{AttachMode, BackendView, DeviceView, ProblemView, ServiceState};
+    use crate::view::{AttachMode, BackendView, ConnectionLimitView, DeviceView, ProblemView, ServiceState};
 
     fn example() -> StatusView {
         let backend = |address: &str, resolved: bool, next_hop: &str| BackendView {
@@ -210,6 +213,7 @@ mod tests {
             service_index: Some(3),
             source_ranges: Some(vec!["2001:db8:5::/48".into(), "2001:db8:6::/48".into()]),
             affinity_seconds: Some(10_800),
+            connection_limit: Some(ConnectionLimitView { per_second: 100, burst: 200 }),
             backends: vec![
                 backend("2001:db8:1::2", true, "02:00:00:00:00:02 on eth1"),
                 backend("2001:db8:1::3", false, "no route to 2001:db8:1::3"),
@@ -269,10 +273,12 @@ Problems:
     fn wide_adds_columns_to_the_right() {
         let wide = render(&example(), Format::Wide).unwrap();
         assert!(
-            wide.contains("REFUSED   POOL   INDEX   PACKETS-IN   PACKETS-OUT   SOURCES    AFFINITY\n"),
+            wide.contains(
+                "REFUSED   POOL   INDEX   PACKETS-IN   PACKETS-OUT   SOURCES    AFFINITY   LIMIT\n"
+            ),
             "{wide}"
         );
-        assert!(wide.contains("2 ranges   3h\n"), "{wide}");
+        assert!(wide.contains("2 ranges   3h         100/s, 200 at once\n"), "{wide}");
         let told = |source_ranges: Option<Vec<String>>| {
             sources(&PortView { source_ranges, ..example().services[0].ports[0].clone() })
         };

@@ -7,6 +7,7 @@ pub mod fragment;
 pub mod history;
 pub mod hostile;
 pub mod icmp;
+pub mod limits;
 pub mod local;
 pub mod mtu;
 pub mod ports;
@@ -32,6 +33,7 @@ macro_rules! each_journey {
             history { timestamps_are_shifted, own_port_again, quiet_time, without_timestamps }
             sources { only_those_allowed, whole_family, nested, thousands, no_answer_to_others, connections_outlive_permission }
             affinity { sticks, expires, is_of_one_client_and_service, leaves_backends_that_are_gone, keeps_others_in_turn, off_and_on }
+            limits { burst_then_rate, known_flows_are_not_counted, is_of_one_client_and_service, what_counts, years_pass, off_and_on }
             local { whole_life, mixed_with_remote, last_hop, gone_backend, lost_half_is_rebuilt, same_tuple_by_another_vip, same_tuple_directly, direct_connection_afterwards, port_reuse, datagrams, stream, fragments, icmp_errors, others_leave_untouched, needs_no_neighbour }
             mtu { towards_backends, towards_clients, quoted }
             tc { handed_over, nobody_to_hand_over_to, sticks, way_changes }
