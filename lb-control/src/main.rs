@@ -8,7 +8,7 @@ use lb_control::cli::Cli;
 #[tokio::main]
 async fn main() -> ExitCode {
     match Cli::parse().execute().await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("pointsman: {error:#}");
             ExitCode::FAILURE

@@ -31,6 +31,8 @@ pub trait Hook {
     const ON_WIRE: bool;
     /// See [`Datapath::sends_by_any_device`].
     const ANY_DEVICE: bool;
+    /// Whether other programs may run on the same CPU before this one has ended.
+    const IS_INTERRUPTED: bool;
     fn packet(&self) -> Self::Packet;
     fn pull(&self, bytes: u32);
     fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed>;
@@ -65,6 +67,18 @@ unsafe fn fetch_add(number: *mut u64, amount: u64) -> u64 {
     value
 }
 
+/// Adds to a word atomically, wrapping around.
+///
+/// # Safety
+/// `word` is valid and aligned.
+#[inline(always)]
+unsafe fn add(word: *mut u32, amount: u32) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!("lock *(u32 *)({word} + 0) += {amount}", word = in(reg) word, amount = in(wreg) amount);
+    }
+}
+
 /// Replaces a word atomically if it has the expected value; says whether it did.
 ///
 /// # Safety
@@ -93,6 +107,18 @@ unsafe fn compare_exchange_wide(word: *mut u64, expected: u64, new: u64) -> bool
             word = in(reg) word, new = in(reg) new, inout("r0") found);
     }
     found == expected
+}
+
+/// Counts one more. Only programs that may be interrupted need more than an addition: nobody else
+/// writes the counters of this CPU.
+#[inline(always)]
+fn count<C: Hook>(counter: &mut u64) {
+    if C::IS_INTERRUPTED {
+        // SAFETY: a valid and aligned number.
+        unsafe { fetch_add(counter, 1) };
+    } else {
+        *counter += 1;
+    }
 }
 
 const _: () = assert!(Config::TIMEOUTS == 16, "the mask in `timeout` must fit");
@@ -226,6 +252,27 @@ impl<C: Hook> Datapath for Kernel<C> {
     }
 
     #[inline(always)]
+    fn open_flows(&self, backend: u32) -> u32 {
+        maps::OPEN_FLOWS.get(backend).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn flow_opened(&self, backend: u32) {
+        if let Some(flows) = maps::OPEN_FLOWS.get_ptr_mut(backend) {
+            // SAFETY: as in `next_turn`.
+            unsafe { add(flows, 1) };
+        }
+    }
+
+    #[inline(always)]
+    fn flow_ended(&self, backend: u32) {
+        if let Some(flows) = maps::OPEN_FLOWS.get_ptr_mut(backend) {
+            // SAFETY: as in `next_turn`.
+            unsafe { add(flows, u32::MAX) };
+        }
+    }
+
+    #[inline(always)]
     fn affinity_timeout(&self, service: u32) -> Tick {
         maps::AFFINITY_TICKS.get(service).copied().unwrap_or(0)
     }
@@ -250,10 +297,10 @@ impl<C: Hook> Datapath for Kernel<C> {
     fn count_new_flow(&self, service: u32, backend: u32) {
         // SAFETY (both): as above.
         if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service).map(|stats| unsafe { &mut *stats }) {
-            stats.new_flows += 1;
+            count::<C>(&mut stats.new_flows);
         }
         if let Some(stats) = maps::BACKEND_STATS.get_ptr_mut(backend).map(|stats| unsafe { &mut *stats }) {
-            stats.new_flows += 1;
+            count::<C>(&mut stats.new_flows);
         }
     }
 
@@ -261,7 +308,7 @@ impl<C: Hook> Datapath for Kernel<C> {
     fn count_refused(&self, service: u32) {
         // SAFETY: as above.
         if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service).map(|stats| unsafe { &mut *stats }) {
-            stats.refused += 1;
+            count::<C>(&mut stats.refused);
         }
     }
 
@@ -492,8 +539,9 @@ tables!(
     }
 );
 
+/// An address as the kernel's structures hold it.
 #[inline(always)]
-fn words(address: &[u8; 16]) -> [u32; 4] {
+pub fn words(address: &[u8; 16]) -> [u32; 4] {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
     [
         u32::from_ne_bytes([a, b, c, d]),

@@ -27,6 +27,7 @@ impl Hook for XdpContext {
     type Packet = XdpPacket;
     const ON_WIRE: bool = true;
     const ANY_DEVICE: bool = false;
+    const IS_INTERRUPTED: bool = false;
 
     #[inline(always)]
     fn packet(&self) -> XdpPacket {
@@ -102,6 +103,7 @@ impl Hook for TcContext {
     type Packet = SkbPacket;
     const ON_WIRE: bool = false;
     const ANY_DEVICE: bool = true;
+    const IS_INTERRUPTED: bool = false;
 
     #[inline(always)]
     fn packet(&self) -> SkbPacket {

@@ -8,6 +8,8 @@
 //! beside it for what XDP cannot send, or does not see.
 //!
 //! `pointsman_tc` is attached where replies of backends on this node leave it.
+//!
+//! `connect_v4` and so on are attached to a control group, and give sockets of this node their backend.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
@@ -18,13 +20,15 @@ mod datapath;
 mod hooks;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod sockets;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
     use aya_ebpf::helpers::generated::bpf_redirect;
-    use aya_ebpf::macros::{classifier, xdp};
-    use aya_ebpf::programs::{TcContext, XdpContext};
+    use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+    use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
     use lb_common::abi::maps::{PROGRAM_SLOW_V4, PROGRAM_UNKNOWN_V4};
     use lb_common::abi::{DropReason, V4, V6};
     use lb_common::forward::parse::Link;
@@ -34,6 +38,7 @@ mod programs {
 
     use crate::hooks::{Tc, Xdp, has_tag_beside};
     use crate::maps;
+    use crate::sockets::{self, Call};
 
     #[xdp]
     pub fn pointsman_xdp(context: XdpContext) -> u32 {
@@ -146,6 +151,30 @@ mod programs {
             _ => return TC_NEXT,
         };
         if let Verdict::Drop = verdict { TC_DROP } else { TC_NEXT }
+    }
+
+    macro_rules! socket_programs {
+        ($($name:ident, $section:ident, $family:ident, $has_reason:literal, $call:ident;)+) => {$(
+            #[cgroup_sock_addr($section)]
+            pub fn $name(context: SockAddrContext) -> i32 {
+                sockets::$family::<$has_reason>(context, Call::$call)
+            }
+        )+};
+    }
+
+    socket_programs! {
+        connect_v4, connect4, v4, true, Connect;
+        connect_v6, connect6, v6, true, Connect;
+        sendmsg_v4, sendmsg4, v4, true, Send;
+        sendmsg_v6, sendmsg6, v6, true, Send;
+        connect_v4_old, connect4, v4, false, Connect;
+        connect_v6_old, connect6, v6, false, Connect;
+        sendmsg_v4_old, sendmsg4, v4, false, Send;
+        sendmsg_v6_old, sendmsg6, v6, false, Send;
+        recvmsg_v4, recvmsg4, v4, false, Look;
+        recvmsg_v6, recvmsg6, v6, false, Look;
+        peername_v4, getpeername4, v4, false, Look;
+        peername_v6, getpeername6, v6, false, Look;
     }
 
     /// Like [`call`], in TC.

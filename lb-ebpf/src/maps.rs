@@ -7,7 +7,8 @@ use aya_ebpf::macros::btf_map;
 use lb_common::abi::maps as sizes;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, ConnectionLimit, ConnectionRate, DropStats, Flow,
-    FlowKey, Fragment, FragmentKey, Service, ServiceName, ServiceStats, SourceRange, Tick, VipKey,
+    FlowKey, Fragment, FragmentKey, Service, ServiceName, ServiceStats, SocketKey, SocketPeer, SourceRange,
+    Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 
@@ -53,6 +54,8 @@ pub static CONFIG: Array<Config, { entries!(CONFIG) }> = Array::new();
 pub static SERVICE_STATS: PerCpuArray<ServiceStats, { entries!(SERVICE_STATS) }> = PerCpuArray::new();
 #[btf_map(name = "backend_stats")]
 pub static BACKEND_STATS: PerCpuArray<BackendStats, { entries!(BACKEND_STATS) }> = PerCpuArray::new();
+#[btf_map(name = "open_flows")]
+pub static OPEN_FLOWS: Array<u32, { entries!(OPEN_FLOWS) }> = Array::new();
 #[btf_map(name = "drops")]
 pub static DROPS: PerCpuArray<DropStats, { entries!(DROPS) }> = PerCpuArray::new();
 #[btf_map(name = "fragments_v4")]
@@ -87,6 +90,8 @@ pub static CONNECTION_RATES_V6: LruHashMap<
     { entries!(CONNECTION_RATES_V6) },
     OWN_LRU,
 > = LruHashMap::new();
+#[btf_map(name = "sockets")]
+pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, { entries!(SOCKETS) }> = LruHashMap::new();
 #[btf_map(name = "devices")]
 pub static DEVICES: DevMapHash<{ entries!(DEVICES) }> = DevMapHash::new();
 #[btf_map(name = "programs")]

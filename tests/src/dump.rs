@@ -41,12 +41,20 @@ pub fn dump(maps: &dyn MapStore) -> anyhow::Result<String> {
             let limit = limits.remove(&index).unwrap_or_default();
             write!(out, " limit {}/s, {} at once", limit.rate, limit.burst)?;
         }
+        if service.has(ServiceFlags::MAGLEV) {
+            write!(out, " maglev")?;
+        }
+        if service.has(ServiceFlags::LEAST_CONNECTIONS) {
+            write!(out, " least-connections")?;
+        }
         if service.has(ServiceFlags::SOURCE_RANGES) {
             let ranges = ranges.remove(&index).unwrap_or_default();
             write!(out, " from {}", if ranges.is_empty() { "nobody".into() } else { ranges.join(",") })?;
         }
         let slots = maps.slots(service.first_slot, service.slot_count())?;
-        writeln!(out, " slots {}+{} {slots:?}", service.first_slot, service.slot_count())?;
+        let is_table = service.has(ServiceFlags::MAGLEV) && slots.len() > 1;
+        let slots = if is_table { table(&slots) } else { format!("{slots:?}") };
+        writeln!(out, " slots {}+{} {slots}", service.first_slot, service.slot_count())?;
     }
     for (index, backend) in maps.backends()? {
         writeln!(out, "backend {index} {}", self::backend(&backend, &snat))?;
@@ -62,6 +70,13 @@ pub fn dump(maps: &dyn MapStore) -> anyhow::Result<String> {
         writeln!(out, "remains of service {index}: limit {}/s, {} at once", limit.rate, limit.burst)?;
     }
     Ok(out)
+}
+
+/// How many slots of a lookup table each backend has, and whose the first ones are.
+fn table(slots: &[u32]) -> String {
+    let mut shares: BTreeMap<u32, usize> = BTreeMap::new();
+    slots.iter().for_each(|backend| *shares.entry(*backend).or_default() += 1);
+    format!("{shares:?} {:?}...", &slots[..slots.len().min(12)])
 }
 
 fn protocol(number: u8) -> String {

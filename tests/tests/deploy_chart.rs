@@ -116,6 +116,7 @@ fn every_setting_gives_objects_that_the_api_knows() {
         &["securityContext.seLinuxOptions={\"type\":\"spc_t\"}", "imagePullSecrets=[{\"name\":\"key\"}]"],
         &[
             "datapath=\"tc\"",
+            "cgroup=\"off\"",
             "extraArgs=[\"--max-flows=1000\"]",
             "extraEnv=[{\"name\":\"A\",\"value\":\"b\"}]",
             "podAnnotations={\"a\":\"b\"}",
@@ -203,6 +204,7 @@ fn wrong_values_are_refused() {
         ("image.pullPolicy=\"Sometimes\"", "pullPolicy"),
         ("securityContext.capabilities=[\"CAP_BPF\"]", "capabilities"),
         ("hostPaths.bpf=\"sys/fs/bpf\"", "bpf"),
+        ("cgroup=\"sys/fs/cgroup\"", "cgroup"),
         ("nodeSelector={\"a\":1}", "nodeSelector"),
         ("updateStrategy.type=\"Recreate\"", "type"),
         ("cleanup.timeout=0", "timeout"),

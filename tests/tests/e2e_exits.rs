@@ -5,7 +5,10 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result};
 use aya::{EbpfLoader, programs::SchedClassifier};
 use lb_common::abi::maps::EGRESS_PROGRAM;
-use lb_control::dataplane::{Classifiers, Direction, PinDirectory};
+use lb_control::{
+    dataplane::{Classifiers, Direction, PinDirectory},
+    net::Kernel,
+};
 use pointsman_tests::{
     kit::kernel::{loader, object},
     lab::{Lab, Options, is_root},
@@ -34,6 +37,34 @@ fn uplink(lab: &Lab) -> Result<u32> {
 fn program_id(line: &str) -> Option<&str> {
     let mut words = line.split_whitespace().skip_while(|word| *word != "id");
     words.nth(1)
+}
+
+/// The filter is missed, and attached anew, also if its queueing discipline is gone with it.
+fn somebody_takes_it_away(lab: &Lab, pins: &PinDirectory, object: &[u8], index: u32) -> Result<()> {
+    let mut ebpf = lab.edge.enter(|| loaded(object))??;
+    let program: &mut SchedClassifier = ebpf.program_mut(EGRESS_PROGRAM).context("no program")?.try_into()?;
+    let mut exits = Classifiers::by_filters(pins.clone(), Direction::Egress);
+    lab.edge.enter(|| exits.attach(program, index, "uplink"))??;
+    let compare = |exits: &mut Classifiers| -> Result<()> {
+        let listed = lab.edge.enter(|| -> Result<_> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async { Kernel::connect()?.filters(index, true).await })
+        })??;
+        exits.forget_missing(index, listed.into_iter().map(|filter| (filter.priority, filter.handle)));
+        Ok(())
+    };
+    compare(&mut exits)?;
+    assert_eq!(exits.attached().count(), 1, "it is there");
+    for line in ["filter del dev uplink egress", "qdisc del dev uplink clsact"] {
+        lab.edge.run(["tc"].into_iter().chain(line.split(' ')))?;
+        compare(&mut exits)?;
+        assert_eq!(exits.attached().count(), 0, "{line}");
+        lab.edge.enter(|| exits.attach(program, index, "uplink"))??;
+        assert_eq!(filters(lab)?.len(), 1, "{line}");
+        compare(&mut exits)?;
+        assert_eq!(exits.attached().count(), 1, "{line}");
+    }
+    Ok(())
 }
 
 /// Attached, adopted and replaced in place by the next agent, and taken off, the pins with it.
@@ -68,6 +99,7 @@ fn filters_are_adopted_and_replaced() -> Result<()> {
     let second = filters(&lab)?;
     assert_eq!((first.len(), second.len()), (1, 1), "{first:?} {second:?}");
     assert_ne!(program_id(&first[0]), program_id(&second[0]), "the program is the next agent's");
+    somebody_takes_it_away(&lab, &pins, &object, index)?;
     let mut next = Classifiers::by_filters(pins.clone(), Direction::Egress);
     lab.edge.enter(|| next.keep_only(&[]))??;
     assert_eq!(filters(&lab)?, Vec::<String>::new());

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aya_obj::Object;
 use lb_common::abi::maps::{
-    self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
+    self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, SOCKET_PROGRAMS,
+    TC_CALLED_PROGRAMS,
 };
+use lb_common::abi::previous::{CARRIED, VERSION};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Config, ConnectionLimit, ConnectionRate, DropStats, Flow,
-    FlowKey, Fragment, FragmentKey, Service, ServiceName, ServiceStats, SourceRangeKey, Tick, VipKey,
+    FlowKey, Fragment, FragmentKey, Service, ServiceName, ServiceStats, SocketKey, SocketPeer,
+    SourceRangeKey, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 use pointsman_tests::object_or_skip;
@@ -47,6 +50,7 @@ fn layouts() -> BTreeMap<&'static str, (usize, usize)> {
         ("config", array::<Config>()),
         ("service_stats", array::<ServiceStats>()),
         ("backend_stats", array::<BackendStats>()),
+        ("open_flows", array::<u32>()),
         ("drops", array::<DropStats>()),
         ("fragments_v4", hash::<FragmentKey<A4>, Fragment<A4>>()),
         ("fragments_v6", hash::<FragmentKey<A6>, Fragment<A6>>()),
@@ -58,6 +62,7 @@ fn layouts() -> BTreeMap<&'static str, (usize, usize)> {
         ("conn_limits", array::<ConnectionLimit>()),
         ("conn_rates_v4", hash::<AffinityKey<A4>, ConnectionRate>()),
         ("conn_rates_v6", hash::<AffinityKey<A6>, ConnectionRate>()),
+        ("sockets", hash::<SocketKey, SocketPeer>()),
         ("devices", (size_of::<u32>(), DEVMAP_VALUE)),
         ("programs", array::<u32>()),
         ("tc_programs", array::<u32>()),
@@ -88,11 +93,29 @@ fn maps_are_those_of_the_abi() {
     }
 }
 
+/// Programs of both versions use them at the same time.
+#[test]
+fn maps_that_outlive_an_upgrade_are_as_they_were() {
+    let object = Object::parse(&object_or_skip!()).unwrap();
+    for map in CARRIED {
+        let built = &object.maps[map.name];
+        assert_eq!(
+            (built.map_type(), built.key_size(), built.value_size()),
+            (map.kind as u32, map.key_size, map.value_size),
+            "{} differs from that of version {VERSION}: convert its entries, or do without them",
+            map.name
+        );
+    }
+    assert_eq!(CARRIED.last().map(|map| map.name), Some(maps::CONFIG.name), "it tells that all are there");
+}
+
 #[test]
 fn programs_are_those_of_the_abi() {
     let object = Object::parse(&object_or_skip!()).unwrap();
     let built: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
     let called = CALLED_PROGRAMS.into_iter().chain(TC_CALLED_PROGRAMS);
+    let sockets = SOCKET_PROGRAMS.into_iter().flat_map(|program| program.variants());
+    let called = called.chain(sockets);
     let declared: BTreeSet<_> = called.chain([ENTRY_PROGRAM, INGRESS_PROGRAM, EGRESS_PROGRAM]).collect();
     assert_eq!(built, declared);
     assert!(declared.iter().all(|name| name.len() <= LONGEST_NAME));

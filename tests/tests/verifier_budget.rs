@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use aya::programs::{SchedClassifier, Xdp};
+use aya::programs::{CgroupSockAddr, SchedClassifier, Xdp};
 use lb_common::abi::maps::{
-    CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
+    CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, SOCKET_PROGRAMS, TC_CALLED_PROGRAMS,
 };
 use pointsman_tests::kit::kernel::loader;
 use pointsman_tests::object_or_skip;
@@ -43,6 +43,11 @@ fn programs_stay_within_their_budget() {
     }
     for name in TC_CALLED_PROGRAMS.into_iter().chain([INGRESS_PROGRAM, EGRESS_PROGRAM]) {
         let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap_or_else(|error| panic!("the kernel rejects {name}: {error}"));
+        check(name, program.info().unwrap().verified_instruction_count());
+    }
+    for name in SOCKET_PROGRAMS.into_iter().flat_map(|program| program.variants()) {
+        let program: &mut CgroupSockAddr = ebpf.program_mut(name).unwrap().try_into().unwrap();
         program.load().unwrap_or_else(|error| panic!("the kernel rejects {name}: {error}"));
         check(name, program.info().unwrap().verified_instruction_count());
     }

@@ -61,8 +61,8 @@ pub struct Backend {
     pub snat_count: u16,
     /// Kept current by the agent; `ifindex` 0 until the neighbour is resolved.
     pub next_hop: NextHop,
-    /// Share of new connections relative to the Service's other backends, for people only: the
-    /// slots carry it out.
+    /// Share of new connections relative to the Service's other backends. Slots carry it out, but for
+    /// least connections, which compares by it.
     pub weight: u32,
     /// [`BackendFlags`].
     pub flags: u8,

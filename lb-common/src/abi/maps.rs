@@ -30,6 +30,10 @@ pub const DEFAULT_SERVICES: u32 = 16_384;
 /// Backends of all Service entries, unless configured. Their counters take 40 bytes on each CPU.
 pub const DEFAULT_BACKENDS: u32 = 131_072;
 
+/// Slots of all Service entries for each backend that there may be. Lookup tables are what takes most:
+/// 1,021 slots for up to 10 backends, and two of it while it changes. A thousand of them fit by default.
+pub const SLOTS_PER_BACKEND: u32 = 16;
+
 /// Source ranges of each family over all Service entries, unless configured.
 pub const DEFAULT_SOURCE_RANGES: u32 = 65_536;
 
@@ -38,6 +42,10 @@ pub const DEFAULT_AFFINITIES: u32 = 65_536;
 
 /// Clients of each family whose connections are counted, over all Service entries with a limit.
 pub const DEFAULT_CONNECTION_RATES: u32 = 65_536;
+
+/// Sockets of this node whose peer is remembered: an entry for a connection, two for a datagram socket
+/// and each VIP that it talks to.
+pub const DEFAULT_SOCKETS: u32 = 65_536;
 
 maps! {
     /// Established IPv4 flows: hash, [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow), two entries a flow.
@@ -59,7 +67,7 @@ maps! {
     /// Array of `u64`: the round-robin counter of each Service entry.
     ROUND_ROBIN = "round_robin", DEFAULT_SERVICES;
     /// Array of `u32`: indices in `backends`, in the order in which a Service uses them.
-    SLOTS = "slots", 4 * DEFAULT_BACKENDS;
+    SLOTS = "slots", SLOTS_PER_BACKEND * DEFAULT_BACKENDS;
     /// Array of [`Backend`](super::Backend).
     BACKENDS = "backends", DEFAULT_BACKENDS;
     /// Array of 16-byte addresses; an IPv4 address is in the first four bytes.
@@ -70,6 +78,9 @@ maps! {
     SERVICE_STATS = "service_stats", DEFAULT_SERVICES;
     /// Per-CPU array of [`BackendStats`](super::BackendStats).
     BACKEND_STATS = "backend_stats", DEFAULT_BACKENDS;
+    /// Array of `u32`: the open flows of each backend of a Service with least connections; what looks
+    /// negative is 0. The kernel counts, the agent puts right what evictions have left.
+    OPEN_FLOWS = "open_flows", DEFAULT_BACKENDS;
     /// Per-CPU array of [`DropStats`](super::DropStats) by [`DropReason`](super::DropReason).
     DROPS = "drops", 64;
     /// IPv4 fragments under way: LRU hash, [`FragmentKey`](super::FragmentKey) to [`Fragment`](super::Fragment).
@@ -93,6 +104,9 @@ maps! {
     CONNECTION_RATES_V4 = "conn_rates_v4", DEFAULT_CONNECTION_RATES;
     /// The same for IPv6, by network.
     CONNECTION_RATES_V6 = "conn_rates_v6", DEFAULT_CONNECTION_RATES;
+    /// Sockets of this node that talk to backends: LRU hash, [`SocketKey`](super::SocketKey) to
+    /// [`SocketPeer`](super::SocketPeer).
+    SOCKETS = "sockets", DEFAULT_SOCKETS;
     /// Device map (hash) of the devices that packets may be redirected to, by index.
     DEVICES = "devices", 1_024;
     /// Program array: the slow paths.
@@ -126,3 +140,33 @@ pub const TC_CALLED_PROGRAMS: [&str; 4] = ["tc_slow_v4", "tc_slow_v6", "tc_unkno
 pub const PROGRAM_SLOW_V4: u32 = 0;
 /// Index of the path for unknown IPv4 flows in the program array; that for IPv6 is the next.
 pub const PROGRAM_UNKNOWN_V4: u32 = 2;
+
+/// A program for sockets, attached to a control group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketProgram {
+    /// Name of the program, and a part of its pin's.
+    pub name: &'static str,
+    /// Name of the same for kernels where it cannot say why it refuses (before Linux 6.1): it does so
+    /// as "not permitted".
+    pub without_reason: Option<&'static str>,
+}
+
+impl SocketProgram {
+    /// The names, the preferred one first.
+    pub fn variants(self) -> impl Iterator<Item = &'static str> {
+        [self.name].into_iter().chain(self.without_reason)
+    }
+}
+
+/// The programs for sockets, in the order in which they are attached: what gives a socket a backend
+/// comes last, since from then on the others are needed.
+pub const SOCKET_PROGRAMS: [SocketProgram; 8] = [
+    SocketProgram { name: "peername_v4", without_reason: None },
+    SocketProgram { name: "peername_v6", without_reason: None },
+    SocketProgram { name: "recvmsg_v4", without_reason: None },
+    SocketProgram { name: "recvmsg_v6", without_reason: None },
+    SocketProgram { name: "sendmsg_v4", without_reason: Some("sendmsg_v4_old") },
+    SocketProgram { name: "sendmsg_v6", without_reason: Some("sendmsg_v6_old") },
+    SocketProgram { name: "connect_v4", without_reason: Some("connect_v4_old") },
+    SocketProgram { name: "connect_v6", without_reason: Some("connect_v6_old") },
+];

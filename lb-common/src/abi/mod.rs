@@ -11,7 +11,10 @@ mod config;
 mod drop_reason;
 mod flow;
 pub mod maps;
+#[cfg(feature = "agent")]
+pub mod previous;
 mod service;
+mod socket;
 mod stats;
 
 pub use addr::{AddressFamily, NextHop, V4, V6, VlanTags};
@@ -21,6 +24,7 @@ pub use config::{Config, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
 pub use drop_reason::DropReason;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey};
 pub use service::{Service, ServiceFlags, ServiceName, VipKey};
+pub use socket::{SocketKey, SocketPeer, SocketRole};
 pub use stats::{BackendStats, DropStats, ServiceStats};
 
 /// Version of every layout below; part of the path under which maps are pinned.

@@ -52,6 +52,13 @@ impl ServiceFlags {
     pub const AFFINITY: u8 = 2;
     /// A client may open so many connections as the element of `conn_limits` says.
     pub const CONNECTION_RATE: u8 = 16;
+    /// The slots are a lookup table: a hash of the client says which one a connection gets.
+    pub const MAGLEV: u8 = 4;
+    /// A connection goes to the backend that has the fewest open ones for its weight. Each backend
+    /// has one slot.
+    pub const LEAST_CONNECTIONS: u8 = 8;
+    /// The flags that say how connections are spread. At most one of them is set; none is in turn.
+    pub const SCHEDULING: u8 = Self::MAGLEV | Self::LEAST_CONNECTIONS;
 }
 
 impl Service {

@@ -1,6 +1,7 @@
 //! What differs between IPv4 and IPv6 in the forwarding core.
 
 use super::checksum::{self, Delta, TTL_DECREMENT};
+use super::schedule::mix;
 use super::wire::{Ipv4, Ipv6, Wire};
 use crate::abi::{AddressFamily, IPPROTO_ICMP, IPPROTO_ICMPV6, V4, V6};
 
@@ -15,6 +16,8 @@ pub trait IpFamily: AddressFamily {
 
     /// The sum of the words of an address.
     fn sum(address: &Self::Address) -> u32;
+    /// A hash of an address: the same on every machine.
+    fn hash(address: &Self::Address) -> u32;
     /// What replacing one address with another adds to a sum.
     fn replaced(old: &Self::Address, new: &Self::Address) -> u32;
     /// Whether an address is one that an error may be sent to (RFC 1122, section 3.2.2).
@@ -71,6 +74,11 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
+    fn hash(address: &[u8; 4]) -> u32 {
+        mix(0, u32::from_be_bytes(*address))
+    }
+
+    #[inline(always)]
     fn replaced(old: &[u8; 4], new: &[u8; 4]) -> u32 {
         checksum::replaced(old, new)
     }
@@ -116,6 +124,13 @@ impl IpFamily for V6 {
     #[inline(always)]
     fn sum(address: &[u8; 16]) -> u32 {
         checksum::sum(address)
+    }
+
+    #[inline(always)]
+    fn hash(address: &[u8; 16]) -> u32 {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
+        let upper = mix(mix(0, u32::from_be_bytes([a, b, c, d])), u32::from_be_bytes([e, f, g, h]));
+        mix(mix(upper, u32::from_be_bytes([i, j, k, l])), u32::from_be_bytes([m, n, o, p]))
     }
 
     #[inline(always)]

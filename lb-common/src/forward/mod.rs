@@ -4,7 +4,8 @@
 //!
 //! Three steps, each a kernel program of its own: [`fast`] for packets of established flows, [`slow`]
 //! for what it declines, [`unknown`] for packets of no known flow. Replies of
-//! backends on this node meet [`egress`] instead, where they leave the node.
+//! backends on this node meet [`egress`] instead, where they leave the node. Connections that begin on
+//! this node need no step: [`socket`] gives them their backend before there is a packet.
 
 pub mod checksum;
 mod client;
@@ -19,9 +20,11 @@ mod pair;
 pub mod parse;
 pub mod platform;
 mod refuse;
+pub mod schedule;
 pub mod scratch;
 mod slow;
 pub mod snat;
+pub mod socket;
 pub mod tcp_options;
 pub mod tcp_state;
 pub mod wire;

@@ -1,6 +1,6 @@
 //! A new connection: which backend, which source port, and the two entries.
 
-use core::num::{NonZeroU32, NonZeroU64};
+use core::num::NonZeroU32;
 
 use super::Verdict;
 use super::ip::IpFamily;
@@ -10,7 +10,7 @@ use super::scratch::Scratch;
 use super::slow::leave_to_tc;
 use super::snat::{self, Fit, History};
 use super::tcp_options::{self, Timestamp};
-use super::{client, emit, refuse};
+use super::{client, emit, refuse, schedule};
 use crate::abi::{
     Backend, DropReason, FlowFlags, FlowState, FlowStatus, IPPROTO_TCP, NextHop, Service, ServiceFlags,
     idle_ticks,
@@ -25,12 +25,13 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     service: u32,
     entry: Service,
 ) -> Verdict {
-    let Some(count) = NonZeroU32::new(entry.slot_count()) else {
+    if entry.slot_count() == 0 {
         scratch.refusal =
             refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoBackend);
         return Verdict::Pass;
-    };
-    let index = choose::<D, F>(datapath, scratch, service, entry, count);
+    }
+    scratch.service = entry;
+    let index = choose::<D, F>(datapath, scratch, service);
     let Some(backend) = datapath.backend(index) else {
         return Verdict::drop(datapath, DropReason::BadSlot);
     };
@@ -78,6 +79,9 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::TableFull);
     }
     datapath.count_new_flow(service, index);
+    if scratch.service.has(ServiceFlags::LEAST_CONNECTIONS) {
+        datapath.flow_opened(index);
+    }
     if scratch.affinity.backend != 0 {
         scratch.affinity.generation = scratch.flow.generation;
         scratch.affinity.last_used = scratch.flow.last_seen;
@@ -97,16 +101,19 @@ pub fn for_tc<D: Datapath>(datapath: &D) -> u8 {
 }
 
 /// The index of the backend that is to have the flow. `affinity.backend` says what to remember once
-/// it does; 0 for nothing. It lies in memory, so that the verifier need not follow both cases.
-#[inline(always)]
-fn choose<D: Tables<F>, F: IpFamily>(
-    datapath: &D,
-    scratch: &mut Scratch<F::Address>,
-    service: u32,
-    entry: Service,
-    count: NonZeroU32,
-) -> u32 {
+/// it does; 0 for nothing.
+///
+/// The Service entry comes by `scratch.service`, and this is a function of its own: of the ways through
+/// it, the verifier need not follow each to the end of the program.
+#[inline(never)]
+fn choose<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>, service: u32) -> u32 {
+    let entry = scratch.service;
+    let Some(count) = NonZeroU32::new(entry.slot_count()) else { return 0 };
     scratch.affinity.backend = 0;
+    if entry.has(ServiceFlags::MAGLEV) {
+        let slot = schedule::by_client::<F>(&scratch.key, entry);
+        return datapath.slot(entry.first_slot.wrapping_add(slot)).unwrap_or(0);
+    }
     let sticks = entry.has(ServiceFlags::AFFINITY);
     if sticks {
         let index = client::remembered::<D, F>(datapath, scratch, service);
@@ -114,8 +121,11 @@ fn choose<D: Tables<F>, F: IpFamily>(
             return index;
         }
     }
-    let turn = datapath.next_turn(service) % NonZeroU64::from(count);
-    let index = datapath.slot(entry.first_slot.wrapping_add(turn as u32)).unwrap_or(0);
+    let index = if entry.has(ServiceFlags::LEAST_CONNECTIONS) {
+        schedule::least_connections(datapath, &mut scratch.best, service, entry.first_slot, count)
+    } else {
+        schedule::in_turn(datapath, service, entry.first_slot, count)
+    };
     if sticks {
         scratch.affinity.backend = index;
     }

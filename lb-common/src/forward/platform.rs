@@ -93,6 +93,14 @@ pub trait Datapath {
     /// Takes the next number of a Service's round-robin counter; exact over all CPUs.
     fn next_turn(&self, service: u32) -> u64;
 
+    /// The number of flows that a backend has open, if its Service counts them; what is off by lost
+    /// flows may look negative.
+    fn open_flows(&self, backend: u32) -> u32;
+    /// Counts a flow that a backend has open from now on.
+    fn flow_opened(&self, backend: u32);
+    /// Counts a flow that a backend has open no longer.
+    fn flow_ended(&self, backend: u32);
+
     /// How long after its last connection began a client keeps its backend, by Service entry.
     fn affinity_timeout(&self, service: u32) -> Tick;
 

@@ -2,10 +2,11 @@
 
 use super::emit::Parsed;
 use super::parse::{Ip, Link, Part, Transport};
+use super::schedule::Best;
 use super::tcp_options::Timestamp;
 use crate::abi::{
     Affinity, AffinityKey, ConnectionRate, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop,
-    SourceRange, SourceRangeKey, VipKey,
+    Service, SourceRange, SourceRangeKey, VipKey,
 };
 
 /// Everything that is too large for the stack of a kernel program. All bytes zero is a valid value.
@@ -38,6 +39,10 @@ pub struct Scratch<A> {
     pub affinity: Affinity,
     /// What a new client has used of its limit.
     pub connection_rate: ConnectionRate,
+    /// The best backend so far, where they are compared.
+    pub best: Best,
+    /// The Service entry of a new flow.
+    pub service: Service,
     /// The TCP timestamp of the packet.
     pub timestamp: Timestamp,
     /// A slot for [`Datapath::forget`](super::platform::Datapath::forget).
@@ -111,6 +116,8 @@ impl<A: Copy> Scratch<A> {
             affinity_key: AffinityKey { client: address, service: 0 },
             affinity: Affinity::default(),
             connection_rate: ConnectionRate::default(),
+            best: Best::default(),
+            service: Service::default(),
             timestamp: Timestamp::default(),
             cursor: 0,
             refusal: 0,

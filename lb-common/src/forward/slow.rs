@@ -10,7 +10,7 @@ use super::scratch::Scratch;
 use super::tcp_options;
 use super::tcp_state::{self, Step};
 use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Ethernet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
-use super::{Verdict, client, fragment, icmp, new_flow, refuse};
+use super::{Verdict, client, fragment, icmp, new_flow, refuse, schedule};
 use crate::abi::{
     DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop, ServiceFlags,
     idle_ticks,
@@ -289,6 +289,7 @@ fn renew<D: Tables<F>, F: IpFamily>(
     flow: &Flow<F::Address>,
     established: bool,
 ) -> usize {
+    schedule::changes(datapath, flow, FlowState::Free);
     if established {
         set_peer_key(&mut scratch.peer_key, flow, scratch.key.protocol);
         datapath.remove_established(&scratch.peer_key);
@@ -325,6 +326,7 @@ pub fn follow<D: Tables<F>, F: IpFamily>(
         }
     };
     if changes {
+        schedule::changes(datapath, flow, next);
         // Only then: another CPU may have gone on with the flow.
         flow.status.state = next as u8;
         peer.status.state = next as u8;

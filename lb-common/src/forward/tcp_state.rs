@@ -62,6 +62,13 @@ pub fn is_established(state: FlowState) -> bool {
     matches!(state, FlowState::Established | FlowState::ClientClosed | FlowState::BackendClosed)
 }
 
+/// Whether nothing more is expected of a flow in a state: nobody counts it as open.
+#[inline(always)]
+#[must_use]
+pub fn is_over(state: FlowState) -> bool {
+    matches!(state, FlowState::TimeWait | FlowState::Reset | FlowState::Free)
+}
+
 /// The largest distance from the backend's initial sequence number that the first acknowledgment
 /// of a client may have: the SYN-ACK's, plus what an impatient server may send before it.
 const HANDSHAKE_WINDOW: u32 = 1 << 17;

@@ -17,14 +17,14 @@ use super::start::{check_device, first_config};
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{
-    Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock,
+    Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock, SocketHooks,
 };
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem};
 use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
-use crate::plan::{self, Addressing, Compiler, Effects, Paths, Planner, Scope};
+use crate::plan::{self, Addressing, Compiler, Effects, FlowTableWatch, Paths, Planner, Scope};
 use crate::ports::MapStore;
 use crate::source::Update;
 
@@ -49,6 +49,7 @@ pub struct Agent {
     maps: KernelMaps,
     devices: Devices,
     exits: Classifiers,
+    sockets: SocketHooks,
     compiler: Compiler,
     planner: Planner,
     config: Config,
@@ -63,6 +64,8 @@ pub struct Agent {
     maps_incomplete: bool,
     retry_at: Option<Instant>,
     trouble: Trouble,
+    /// Tables of flows that were said to be nearly full.
+    flow_tables: FlowTableWatch,
     /// Services of which something else is to be said, once it is done.
     untold: BTreeSet<ObjectRef>,
     /// Services that the maps do not have as they should be, and why.
@@ -86,8 +89,7 @@ impl Agent {
         let network = Network::connect()?;
         check_device(&network, &settings.link_device).await?;
         let pins = PinDirectory::new(&settings.pin_directory);
-        pins.prepare()?;
-        let lock = pins.lock()?;
+        let lock = pins.occupy()?;
         let programs = Programs::load(&pins, &settings.sizes)?;
         let maps = KernelMaps::from_pins(&pins)?;
         let compiler = Compiler::adopt(&maps, plan::Settings::default())?;
@@ -114,6 +116,7 @@ impl Agent {
             network,
             devices: Devices::new(pins.clone(), settings.mode),
             exits: Classifiers::new(pins.clone(), Direction::Egress),
+            sockets: SocketHooks::new(pins.clone(), settings.cgroup.clone()),
             pins,
             _lock: lock,
             programs,
@@ -128,6 +131,7 @@ impl Agent {
             maps_incomplete: true,
             retry_at: None,
             trouble: Trouble::default(),
+            flow_tables: FlowTableWatch::default(),
             untold: BTreeSet::new(),
             unserved: BTreeMap::new(),
             placed: Placed::None,
@@ -225,6 +229,7 @@ impl Agent {
             error!("resync: {error:#}");
             return;
         }
+        self.sockets.recheck();
         self.resyncing = true;
         self.converge(Ask::Sample).await;
     }
@@ -254,10 +259,13 @@ impl Agent {
             .compiler
             .freed_backends()
             .into_iter()
-            .filter(|index| !sweep.backends.contains(index))
+            .filter(|index| !sweep.backends.contains_key(index))
             .collect();
         self.compiler.flows_purged(&freed);
         self.shared.swept(sweep);
+        let problems = self.flow_tables.look(&sweep.tables);
+        self.trouble.replace(Area::Flows, problems);
+        self.publish();
     }
 
     /// Does what some Services ask for, at the cost of those.
@@ -278,6 +286,7 @@ impl Agent {
         if self.exits.attached().next().is_some() {
             self.leave_exits();
         }
+        self.attach_sockets();
         if !effects.vips.is_empty() {
             // Last: whoever sees the address finds it served.
             self.place_addresses(Some(&effects.vips)).await;
@@ -315,13 +324,16 @@ impl Agent {
         if std::mem::take(&mut self.routes_changed) {
             self.config.route_generation = self.config.route_generation.wrapping_add(1).max(1);
         }
+        self.find_filters().await;
         let moved = self.attach();
         let backends: BTreeSet<_> = refreshed.backends.union(&moved).copied().collect();
         self.take_paths(&backends);
         let services = self.planner.services_behind(&backends);
         self.write_maps(if self.maps_incomplete { None } else { Some(&services) });
         self.leave_exits();
+        self.attach_sockets();
         self.place_addresses(None).await;
+        self.retire_previous();
         self.report_all_live();
         self.live.begins();
         self.publish();
@@ -443,6 +455,9 @@ impl Agent {
             failed.push(error);
         }
         if let Err(error) = self.exits.keep_only(&[]) {
+            failed.push(error);
+        }
+        if let Err(error) = self.sockets.leave() {
             failed.push(error);
         }
         live.ends();

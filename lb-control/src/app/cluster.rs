@@ -139,8 +139,10 @@ fn own_lease(connection: &Connection, node: &str, link_device: &str) -> Hold {
         labels: [(kinds::LABEL_AGENT.to_owned(), "true".to_owned())].into(),
         annotations: [
             (kinds::ANNOTATION_LINK_DEVICE.to_owned(), Some(link_device.to_owned())),
-            // An earlier agent's is over.
+            // An earlier agent's are over.
             (kinds::ANNOTATION_UNFIT.to_owned(), None),
+            (kinds::ANNOTATION_DATAPATH.to_owned(), None),
+            (kinds::ANNOTATION_DATAPATH_REASON.to_owned(), None),
         ]
         .into(),
         node: Some(node.to_owned()),
@@ -224,9 +226,7 @@ impl Tasks {
                     None => return,
                 },
                 Some(told) = served.recv() => {
-                    if let Told::Unfit(why) = &told {
-                        self.own.annotate(kinds::ANNOTATION_UNFIT, why.clone());
-                    }
+                    annotate(&self.own, &told);
                     self.writer.told(told);
                 }
                 Some((command, outcome)) = self.executor.outcomes.recv() => {
@@ -274,6 +274,19 @@ impl Tasks {
             Leave::Uninstall => own.delete().await,
             Leave::GiveUp | Leave::Stay => own.release().await,
         }
+    }
+}
+
+/// What is told of the node itself, in its Lease: a Node's conditions would need the right to write the
+/// status of Nodes, which agents do not have.
+fn annotate(lease: &Hold, told: &Told) {
+    match told {
+        Told::Unfit(why) => lease.annotate(kinds::ANNOTATION_UNFIT, why.clone()),
+        Told::Forwards(forwarding) => {
+            lease.annotate(kinds::ANNOTATION_DATAPATH, forwarding.ways.clone());
+            lease.annotate(kinds::ANNOTATION_DATAPATH_REASON, forwarding.reason.clone());
+        }
+        Told::Begun | Told::Serves(_) | Told::Lacks(..) => {}
     }
 }
 

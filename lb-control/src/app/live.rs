@@ -18,8 +18,19 @@ pub enum Told {
     Serves(Served),
     /// Why this node cannot serve any address from now on; `None`: it can.
     Unfit(Option<String>),
+    /// How packets are forwarded from now on.
+    Forwards(Forwarding),
     /// A Service that this node has an address of, but cannot serve as it is.
     Lacks(ObjectRef, Lack),
+}
+
+/// How packets are forwarded on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarding {
+    /// By device: `eth0=xdp-native,vxlan0=tc`; `None` as long as there is no device.
+    pub ways: Option<String>,
+    /// Why, where it is not the fastest way or was not chosen by the agent.
+    pub reason: Option<String>,
 }
 
 /// Why a Service is not served.
@@ -36,6 +47,7 @@ pub struct Live {
     has_begun: bool,
     told: BTreeMap<IpAddr, Few<ObjectRef>>,
     unfit: Option<String>,
+    forwarding: Forwarding,
     lacking: BTreeMap<ObjectRef, Lack>,
     /// Nobody listens if there is no cluster.
     listener: Option<mpsc::UnboundedSender<Told>>,
@@ -49,6 +61,7 @@ impl Live {
             has_begun: false,
             told: BTreeMap::new(),
             unfit: None,
+            forwarding: Forwarding::default(),
             lacking: BTreeMap::new(),
             listener: None,
         }
@@ -89,6 +102,14 @@ impl Live {
             let _ = listener.send(Told::Unfit(why.clone()));
         }
         self.unfit = why;
+    }
+
+    /// How packets are forwarded from now on.
+    pub fn forwards(&mut self, forwarding: Forwarding) {
+        if let Some(listener) = self.listener.as_ref().filter(|_| self.forwarding != forwarding) {
+            let _ = listener.send(Told::Forwards(forwarding.clone()));
+        }
+        self.forwarding = forwarding;
     }
 
     /// All Services that cannot be served; those of which that is news are told.
@@ -137,6 +158,19 @@ mod tests {
         live.is_now(address, Few::default());
         assert_eq!(told.try_recv(), Ok(Told::Serves((address, Few::default()))));
         assert!(told.try_recv().is_err() && live.addresses().next().is_none());
+    }
+
+    #[test]
+    fn how_packets_are_forwarded_is_told_once() {
+        let (mut live, mut told) = Live::channel();
+        let forwarding = Forwarding { ways: Some("eth0=tc".into()), reason: Some("eth0: …".into()) };
+        live.forwards(Forwarding::default());
+        live.forwards(forwarding.clone());
+        live.forwards(forwarding.clone());
+        assert_eq!(told.try_recv(), Ok(Told::Forwards(forwarding)));
+        live.forwards(Forwarding::default());
+        assert_eq!(told.try_recv(), Ok(Told::Forwards(Forwarding::default())));
+        assert!(told.try_recv().is_err());
     }
 
     #[test]

@@ -32,14 +32,19 @@ pub fn collect(
         samples.level(&table::PROBLEMS, &labels([area]), *count as f64);
     }
     for device in devices {
-        samples.level(&table::DEVICE_INFO, &labels([&device.device, device.mode.name()]), 1.0);
+        samples.level(
+            &table::DEVICE_INFO,
+            &labels([&device.device, device.mode.name(), device.reason.as_deref().unwrap_or_default()]),
+            1.0,
+        );
     }
     if let Some(flows) = &published.flows {
         for (stage, count) in [("established", flows.established), ("transient", flows.transient)] {
             samples.level(&table::FLOWS, &labels([stage]), count as f64);
         }
-        for (map, count) in &flows.entries {
-            samples.level(&table::MAP_ENTRIES, &labels([map]), *count as f64);
+        samples.plain(&table::UNPROTECTED_FLOWS, flows.unprotected as f64);
+        for (map, fill) in &flows.tables {
+            samples.level(&table::MAP_ENTRIES, &labels([map]), fill.entries as f64);
         }
     }
     services(published, reports, samples);
@@ -97,7 +102,7 @@ mod tests {
     use crate::app::shared::Flows;
     use crate::inspect::MapReading;
     use crate::model::{ObjectRef, Problem, VipReport};
-    use crate::plan::testing::pool;
+    use crate::plan::{Fill, testing::pool};
     use crate::telemetry::metrics::{Outcome, Recorder};
     use crate::view::AttachMode;
 
@@ -119,13 +124,18 @@ mod tests {
             placed: 2,
             problem_counts: [("maps", 4)].into(),
             pools: [("edge".to_owned(), 254.0), ("spare".to_owned(), 1e30)].into(),
-            flows: Some(Flows { established: 5, transient: 6, entries: [("flows_v4", 10)].into() }),
+            flows: Some(Flows {
+                established: 5,
+                transient: 6,
+                unprotected: 1,
+                tables: [("flows_v4", Fill { entries: 10, room: 20 })].into(),
+            }),
             ..Published::default()
         };
         let devices = [DeviceView {
             device: "eth0".into(),
             mode: AttachMode::XdpNative,
-            reason: None,
+            reason: Some("chosen".into()),
             program_id: Some(1),
         }];
         let reports = [
@@ -172,7 +182,7 @@ mod tests {
             "pointsman_problems{area=\"services\"} 3.0",
             "pointsman_source_synced 1.0",
             "pointsman_ready 0.0",
-            "pointsman_device_info{device=\"eth0\",mode=\"xdp-native\"} 1.0",
+            "pointsman_device_info{device=\"eth0\",mode=\"xdp-native\",reason=\"chosen\"} 1.0",
             "pointsman_flows{stage=\"transient\"} 6.0",
             "pointsman_map_entries{map=\"flows_v4\"} 10.0",
         ] {

@@ -25,7 +25,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 use tracing::{info, warn};
 
-use crate::dataplane::{Mode, Sizes};
+use crate::dataplane::{Cgroup, Mode, Sizes};
 use crate::http;
 use crate::net::Monitor;
 use crate::source::Update;
@@ -61,6 +61,8 @@ pub struct Settings {
     pub metrics_per_backend: bool,
     /// How to attach; `None` chooses.
     pub mode: Option<Mode>,
+    /// Of which processes of this node the sockets are served.
+    pub cgroup: Cgroup,
     /// Sizes of the maps.
     pub sizes: Sizes,
     /// Source addresses towards backends; if there is none of a family, the node's own.

@@ -17,8 +17,12 @@ pub enum Area {
     Network,
     /// Attaching programs.
     Devices,
+    /// Attaching programs for sockets of this node.
+    Sockets,
     /// Writing maps.
     Maps,
+    /// Keeping flows.
+    Flows,
     /// Putting addresses on the device.
     Addresses,
     /// Answering health checks of other load balancers.
@@ -27,12 +31,14 @@ pub enum Area {
 
 impl Area {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Source,
         Self::Objects,
         Self::Network,
         Self::Devices,
+        Self::Sockets,
         Self::Maps,
+        Self::Flows,
         Self::Addresses,
         Self::HealthChecks,
     ];
@@ -44,7 +50,9 @@ impl Area {
             Self::Objects => "objects",
             Self::Network => "network",
             Self::Devices => "devices",
+            Self::Sockets => "sockets",
             Self::Maps => "maps",
+            Self::Flows => "flows",
             Self::Addresses => "addresses",
             Self::HealthChecks => "health-checks",
         }

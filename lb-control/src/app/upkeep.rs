@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lb_common::abi::{BackendState, Config};
+use lb_common::abi::{BackendState, Config, ServiceFlags};
 use tokio::sync::mpsc;
 use tracing::error;
 
-use crate::dataplane::collect::{Sweep, sweep};
+use crate::dataplane::collect::{Sweep, miscounted, sweep};
 use crate::dataplane::flows::FlowTables;
 use crate::dataplane::{KernelMaps, PinDirectory, clock};
 use crate::ports::MapStore;
@@ -60,7 +60,7 @@ impl Upkeep {
 }
 
 fn one(pins: &PinDirectory) -> Result<Sweep> {
-    let maps = KernelMaps::from_pins(pins)?;
+    let mut maps = KernelMaps::from_pins(pins)?;
     let tables = FlowTables::open(pins)?;
     let config = maps.config()?.unwrap_or_else(Config::default);
     // Read before the flows: a backend that is new here would look gone to its own flows.
@@ -70,5 +70,13 @@ fn one(pins: &PinDirectory) -> Result<Sweep> {
             backend.generation != generation || BackendState::from_raw(backend.state) == BackendState::Free
         })
     };
-    sweep(&tables, clock::now(), &config, is_gone)
+    let found = sweep(&tables, clock::now(), &config, is_gone)?;
+    let services: HashMap<_, _> = maps.services()?.into_iter().collect();
+    if services.values().any(|service| service.has(ServiceFlags::LEAST_CONNECTIONS)) {
+        let counted = maps.open_flows()?;
+        for (backend, flows) in miscounted(&counted, &found.backends, &services, &backends) {
+            maps.set_open_flows(backend, flows)?;
+        }
+    }
+    Ok(found)
 }

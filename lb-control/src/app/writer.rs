@@ -97,7 +97,7 @@ impl Writer {
         let (address, services) = match told {
             Told::Begun => return self.begun = true,
             // The Lease says it.
-            Told::Unfit(_) => return,
+            Told::Unfit(_) | Told::Forwards(_) => return,
             Told::Serves(served) => served,
             Told::Lacks(service, lack) => return self.tell_lack(&service, &lack),
         };

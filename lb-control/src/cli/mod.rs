@@ -1,6 +1,7 @@
 //! The command line. A flag beats the environment, the environment beats the default.
 
 mod cleanup;
+mod doctor;
 mod run;
 mod show;
 #[cfg(test)]
@@ -8,12 +9,14 @@ mod tests;
 mod watch;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use lb_common::abi::{ABI_VERSION, maps};
 
 pub use cleanup::CleanupArgs;
+pub use doctor::DoctorArgs;
 pub use run::{DatapathChoice, HttpAddress, OnExit, PortRange, RunArgs};
 pub use show::{DropsArgs, FlowsArgs, StatusArgs};
 
@@ -28,7 +31,8 @@ Examples:
   pointsman run --link-device eth0 --kubernetes=false --config services.yaml
   pointsman status --watch
   pointsman flows --service default/web --state established
-  pointsman drops -o wide")]
+  pointsman drops -o wide
+  pointsman doctor --link-device eth0")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -50,6 +54,12 @@ pub enum Command {
     Flows(FlowsArgs),
     /// Show why packets were not forwarded
     Drops(DropsArgs),
+    /// Look for what keeps this node from serving, and say what to do
+    ///
+    /// Rights, kernel, settings, devices: what can be tried is tried, in a network namespace of its
+    /// own. Works beside a running agent, which it does not disturb, and without one. Ends with
+    /// status 1 if it finds an error.
+    Doctor(DoctorArgs),
     /// Take everything of Pointsman's out of the cluster, before it is uninstalled
     ///
     /// Finalizers, addresses and conditions of Services, VirtualIPs, Leases. Agents that still run take
@@ -73,13 +83,14 @@ pub struct Place {
 }
 
 impl Cli {
-    /// Does what was asked for.
+    /// Does what was asked for. Gives the status that the process ends with.
     ///
     /// # Errors
     /// When it cannot be done. Arguments that contradict each other end the process with clap's
     /// status, 2.
-    pub async fn execute(self) -> Result<()> {
+    pub async fn execute(self) -> Result<ExitCode> {
         match self.command {
+            Command::Doctor(args) => return doctor::run(args).await,
             Command::Run(args) => {
                 let debug = args.debug;
                 let settings = args.settings().unwrap_or_else(|message| contradiction(message));
@@ -93,6 +104,7 @@ impl Cli {
             Command::Crds => show::write(&definitions()?),
             Command::Version => show::write(&version()),
         }
+        .map(|()| ExitCode::SUCCESS)
     }
 }
 

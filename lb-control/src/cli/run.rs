@@ -12,7 +12,7 @@ use lb_common::abi::{Config, maps};
 
 use super::Place;
 use crate::app::{ClusterSettings, Settings, Source, host_name};
-use crate::dataplane::{Mode, Sizes};
+use crate::dataplane::{Cgroup, Mode, Sizes};
 
 /// Settings of the agent.
 #[derive(Clone, Debug, Args)]
@@ -81,6 +81,10 @@ pub struct RunArgs {
         help_heading = "Datapath"
     )]
     pub datapath: DatapathChoice,
+    /// Which processes of this node reach the VIPs: those in this control group (version 2), or all
+    /// (auto), or none (off). Without: all, or none if Services come from files
+    #[arg(long, env = "CGROUP", value_name = "PATH|auto|off", help_heading = "Datapath")]
+    pub cgroup: Option<Cgroup>,
     /// Source address towards backends; may be repeated. Without: the addresses that the node's
     /// routes give
     #[arg(long = "snat-address", value_name = "ADDRESS", help_heading = "Datapath")]
@@ -232,6 +236,7 @@ impl RunArgs {
     /// A sentence with the way out, when arguments do not go together.
     pub fn settings(self) -> Result<Settings, String> {
         let default_http = if self.kubernetes { HttpAddress::IN_CLUSTER } else { HttpAddress::Nowhere };
+        let default_cgroup = if self.kubernetes { Cgroup::Auto } else { Cgroup::Off };
         let source = match (self.kubernetes, self.config) {
             (false, Some(config)) => Source::Files(config),
             (false, None) => {
@@ -266,6 +271,7 @@ impl RunArgs {
             http: self.http_address.unwrap_or(default_http).socket(),
             metrics_per_backend: self.metrics_per_backend,
             mode: self.datapath.forced(),
+            cgroup: self.cgroup.unwrap_or(default_cgroup),
             sizes: Sizes {
                 flows: self.max_flows,
                 services: self.max_services,
@@ -280,7 +286,7 @@ impl RunArgs {
 }
 
 /// As the kernel takes them (`dev_valid_name` in net/core/dev.c).
-fn device_name(text: &str) -> Result<String, String> {
+pub(super) fn device_name(text: &str) -> Result<String, String> {
     let bad = text.is_empty()
         || text.len() > 15
         || text == "."

@@ -15,7 +15,12 @@ use tracing::{info, warn};
 
 use super::classifiers::{Classifiers, Direction, is_classifier};
 use super::links::{parse, pin_name};
+use super::sockets::is_socket_hook;
 use super::{Kernel, PinDirectory};
+use crate::view::AttachMode;
+
+/// The reason for XDP in the driver.
+const FASTEST: &str = "the fastest way works";
 
 /// How the datapath is attached to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +44,16 @@ impl Mode {
             Self::Native => "native",
             Self::Tc => "tc",
             Self::Generic => "generic",
+        }
+    }
+
+    /// As `--datapath` takes it and `pointsman status` shows it.
+    #[must_use]
+    pub fn view(self) -> AttachMode {
+        match self {
+            Self::Native => AttachMode::XdpNative,
+            Self::Tc => AttachMode::Tc,
+            Self::Generic => AttachMode::XdpGeneric,
         }
     }
 
@@ -70,6 +85,8 @@ pub struct Attachment {
     pub mode: Mode,
     /// Why so: what was better and did not work, or who has chosen.
     pub reason: String,
+    /// Whether it is the fastest way there is, chosen by us: then the reason is not worth telling.
+    pub is_fastest: bool,
     /// The kernel's number of the program.
     pub program_id: Option<u32>,
 }
@@ -116,7 +133,7 @@ impl Devices {
             let (mode, reason) = match self.replace(programs, ifindex)? {
                 Some(mode) => {
                     info!(device = name, mode = mode.name(), "XDP program is replaced in place");
-                    (mode, "as the agent before has chosen".to_owned())
+                    (mode, self.reason(&[]))
                 }
                 None => self.choose(programs, ifindex, name)?,
             };
@@ -126,7 +143,8 @@ impl Devices {
             };
             let program_id = program_id.ok().map(|info| info.id());
             let name = name.to_owned();
-            self.attached.insert(ifindex, Attachment { ifindex, name, mode, reason, program_id });
+            let is_fastest = reason == FASTEST;
+            self.attached.insert(ifindex, Attachment { ifindex, name, mode, reason, is_fastest, program_id });
         }
         Ok(&self.attached[&ifindex])
     }
@@ -167,8 +185,13 @@ impl Devices {
         }
     }
 
+    /// The TC programs of devices, where they are attached.
+    pub fn classifiers(&mut self) -> &mut Classifiers {
+        &mut self.classifiers
+    }
+
     fn pin(&self, ifindex: u32, mode: Mode) -> PathBuf {
-        self.pins.links().join(pin_name(ifindex, mode))
+        self.pins.link(&pin_name(ifindex, mode))
     }
 
     /// Gives a link of XDP that is pinned already the new program.
@@ -189,6 +212,7 @@ impl Devices {
                     .and_then(|id| Ok(program.take_link(id)?))
                     .is_ok();
             if replaced {
+                self.pins.keep_link(&path)?;
                 return Ok(Some(mode));
             }
             if !wanted && self.forced.is_none_or(|forced| forced == Mode::Tc) {
@@ -221,12 +245,7 @@ impl Devices {
             let error = match done {
                 Ok(()) => {
                     info!(device = name, mode = mode.name(), "the datapath is attached");
-                    let reason = match (self.forced, &refused[..]) {
-                        (Some(_), _) => "by --datapath".to_owned(),
-                        (None, []) => "the fastest way works".to_owned(),
-                        (None, refused) => refused.join("; "),
-                    };
-                    return Ok((mode, reason));
+                    return Ok((mode, self.reason(&refused)));
                 }
                 Err(error) => error,
             };
@@ -241,11 +260,21 @@ impl Devices {
         Err(anyhow!("{}", refused.join("; ")))
     }
 
+    /// Why a device has the way that works after these did not. One that is pinned already stands for the
+    /// first that was tried.
+    fn reason(&self, refused: &[String]) -> String {
+        match (self.forced, refused) {
+            (Some(_), _) => "by --datapath".to_owned(),
+            (None, []) => FASTEST.to_owned(),
+            (None, refused) => refused.join("; "),
+        }
+    }
+
     fn attach_xdp(&self, program: &mut Xdp, ifindex: u32, (mode, xdp): (Mode, XdpMode)) -> Result<()> {
         let id = program.attach_to_if_index(ifindex, xdp)?;
         let link = FdLink::try_from(program.take_link(id)?)
             .map_err(|_| anyhow!("the kernel lacks BPF links for XDP (Linux 5.9 or later has them)"))?;
-        let path = self.pin(ifindex, mode);
+        let path = self.pins.links().join(pin_name(ifindex, mode));
         link.pin(&path).with_context(|| format!("pinning the link as {}", path.display()))?;
         Ok(())
     }
@@ -260,15 +289,14 @@ impl Devices {
         for (_, gone) in self.attached.extract_if(.., |index, _| !wanted.contains(index)) {
             info!(device = gone.name, "the datapath is detached");
         }
-        let links = self.pins.links();
-        for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|name| is_classifier(&name.to_string_lossy())) {
+        for path in self.pins.all_links()? {
+            let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+            if is_classifier(&file) || is_socket_hook(&file) {
                 continue;
             }
-            let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
+            let pin = parse(&file);
             let stays = |(index, mode)| match self.mode(index) {
-                Some(attached) => attached == mode,
+                Some(attached) => attached == mode && !self.pins.is_earlier(&path),
                 None => wanted.contains(&index),
             };
             if !pin.is_some_and(stays) {

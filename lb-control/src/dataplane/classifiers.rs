@@ -14,7 +14,7 @@ use aya::programs::tc::{
     qdisc_add_clsact,
 };
 use aya::util::KernelVersion;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::PinDirectory;
 use super::links::device_name;
@@ -109,6 +109,32 @@ impl Classifiers {
         Self { way: Way::Filter, ..Self::new(pins, direction) }
     }
 
+    /// Whether the program is attached by filters, which others can take away unseen: see
+    /// [`Self::forget_missing`].
+    #[must_use]
+    pub fn uses_filters(&self) -> bool {
+        self.way == Way::Filter
+    }
+
+    /// Which packets the program sees.
+    #[must_use]
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Compares with the filters that the kernel lists on a device, by priority and handle: if ours is
+    /// not among them, it is to be attached anew.
+    pub fn forget_missing(&mut self, ifindex: u32, filters: impl IntoIterator<Item = (u16, u32)>) {
+        let is_there = filters.into_iter().any(|found| found == (PRIORITY, HANDLE.into()));
+        if self.uses_filters() && !is_there && self.attached.remove(&ifindex).is_some() {
+            warn!(ifindex, "the filter of {} is not on its device any more", self.direction.purpose());
+            // Nothing is left that could be replaced.
+            if let Err(error) = remove(&self.pin(ifindex, Way::Filter)) {
+                warn!("{error:#}");
+            }
+        }
+    }
+
     /// The devices that the program is attached to.
     pub fn attached(&self) -> impl Iterator<Item = (u32, &str)> {
         self.attached.iter().map(|(index, name)| (*index, name.as_str()))
@@ -141,11 +167,12 @@ impl Classifiers {
                 .and_then(|link| Ok(program.attach_to_link(link)?))
                 .and_then(|id| Ok(program.take_link(id)?));
             if replaced.is_ok() {
-                return Ok(());
+                return self.pins.keep_link(&path);
             }
             // Of a device that is gone and whose index is used again, or detached by somebody.
             remove(&path)?;
         }
+        let path = self.new_pin(ifindex, Way::Link);
         let options = TcAttachOptions::TcxOrder(self.direction.order());
         let id = program.attach_with_options(name, self.direction.attach_type(), options)?;
         let link = FdLink::try_from(program.take_link(id)?)?;
@@ -159,11 +186,11 @@ impl Classifiers {
             return Ok(());
         }
         if path.exists() {
-            let replaced = self.filter(name).and_then(|link| Ok(program.attach_to_link(link)?));
+            let replaced = filter(name, self.direction).and_then(|link| Ok(program.attach_to_link(link)?));
             if let Ok(id) = replaced {
                 // The filter outlives the handle; that of the earlier program is the same.
                 mem::forget(program.take_link(id)?);
-                return Ok(());
+                return self.pins.keep_link(&path);
             }
             remove(&path)?;
         }
@@ -176,15 +203,10 @@ impl Classifiers {
         let direction = self.direction.attach_type();
         let id = program.attach_with_options(name, direction, TcAttachOptions::Netlink(options))?;
         mem::forget(program.take_link(id)?);
+        let path = self.new_pin(ifindex, Way::Filter);
         // The sign that the filter is ours, for whoever comes after us.
         program.pin(&path).with_context(|| format!("pinning the program as {}", path.display()))?;
         Ok(())
-    }
-
-    /// The filter of an earlier agent.
-    fn filter(&self, name: &str) -> Result<SchedClassifierLink> {
-        let direction = self.direction.attach_type();
-        Ok(SchedClassifierLink::attached(name, direction, PRIORITY, HANDLE, None)?)
     }
 
     /// Detaches the program from all devices but these; also from those that an earlier agent has
@@ -194,19 +216,16 @@ impl Classifiers {
     /// When a pin or a filter cannot be removed.
     pub fn keep_only(&mut self, wanted: &[u32]) -> Result<()> {
         self.attached.retain(|index, _| wanted.contains(index));
-        let links = self.pins.links();
-        for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
-            let path = entry?.path();
+        for path in self.pins.all_links()? {
             let pin = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
             let Some((ifindex, way, direction)) = pin else { continue };
-            if direction != self.direction || wanted.contains(&ifindex) && way == self.way {
+            // One of the previous version that is there beside ours is not the one that is in use.
+            let is_old = self.attached.contains_key(&ifindex) && self.pins.is_earlier(&path);
+            if direction != self.direction || wanted.contains(&ifindex) && way == self.way && !is_old {
                 continue;
             }
-            if way == Way::Filter
-                && let Some(name) = device_name(ifindex)
-            {
-                // It is no error if somebody was faster.
-                let _ = self.filter(&name).map(|link| link.detach());
+            if !is_old {
+                detach_filter(&path);
             }
             remove(&path)?;
             info!(device = ifindex, "{} is detached", self.direction.purpose());
@@ -214,8 +233,34 @@ impl Classifiers {
         Ok(())
     }
 
+    fn pin_name(&self, ifindex: u32, way: Way) -> String {
+        format!("{ifindex}-{}", way.name(self.direction))
+    }
+
+    /// Where the pin is, if there is one.
     fn pin(&self, ifindex: u32, way: Way) -> PathBuf {
-        self.pins.links().join(format!("{ifindex}-{}", way.name(self.direction)))
+        self.pins.link(&self.pin_name(ifindex, way))
+    }
+
+    fn new_pin(&self, ifindex: u32, way: Way) -> PathBuf {
+        self.pins.links().join(self.pin_name(ifindex, way))
+    }
+}
+
+/// The filter of an earlier agent.
+fn filter(name: &str, direction: Direction) -> Result<SchedClassifierLink> {
+    Ok(SchedClassifierLink::attached(name, direction.attach_type(), PRIORITY, HANDLE, None)?)
+}
+
+/// Takes off the filter that a pin is the sign of; nothing if the pin is another's, as links go with
+/// theirs.
+pub(super) fn detach_filter(pin: &Path) {
+    let parsed = pin.file_name().and_then(|name| parse(&name.to_string_lossy()));
+    if let Some((ifindex, Way::Filter, direction)) = parsed
+        && let Some(name) = device_name(ifindex)
+    {
+        // It is no error if somebody was faster.
+        let _ = filter(&name, direction).map(|link| link.detach());
     }
 }
 

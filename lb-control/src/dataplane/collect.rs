@@ -3,15 +3,21 @@
 //! The kernel makes room for flows that begin by itself (their table is least recently used); the
 //! table of established flows only shrinks here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use aya::maps::MapData;
-use lb_common::abi::{Config, Flow, FlowKey, FlowState, Plain, Tick, V4, V6, idle_ticks, ticks_from_seconds};
+use lb_common::abi::{
+    Backend, Config, Flow, FlowKey, FlowState, Plain, Service, ServiceFlags, Tick, V4, V6, idle_ticks,
+    ticks_from_seconds,
+};
+
+use lb_common::forward::tcp_state;
 
 use super::batch;
 use super::flows::{Entries, FlowTables, Shown, entries, later};
+use crate::plan::Fill;
 
 /// How long a client has to learn that its backend is gone, before its flow is forgotten.
 const FAREWELL: Tick = ticks_from_seconds(60);
@@ -23,12 +29,14 @@ pub struct Sweep {
     pub kept: usize,
     /// Of them, those in the tables of established flows.
     pub established: usize,
+    /// Connections that are established, and are not in those tables because they were full.
+    pub unprotected: usize,
     /// Flows that were forgotten.
     pub forgotten: usize,
-    /// Entries that are kept, by the name of the table; a flow has two.
-    pub entries: BTreeMap<&'static str, usize>,
-    /// Indices of backends that flows refer to.
-    pub backends: BTreeSet<u32>,
+    /// How full the tables are, without what was forgotten, by their name.
+    pub tables: BTreeMap<&'static str, Fill>,
+    /// Indices of backends that flows refer to, with the number of flows that they have open.
+    pub backends: BTreeMap<u32, u32>,
 }
 
 /// Whether a flow is over. `last_seen` is the time of the last packet in either direction,
@@ -44,6 +52,12 @@ pub fn is_over(
 ) -> bool {
     idle_ticks(now, last_seen) > config.timeouts[state as usize]
         || (gone && idle_ticks(now, client_last_seen) > FAREWELL)
+}
+
+/// Whether a connection in this state has a place in the table of established flows, if there is room.
+/// Of UDP sessions the state alone does not tell.
+fn should_stay(state: FlowState) -> bool {
+    matches!(state, FlowState::Established | FlowState::ClientClosed | FlowState::BackendClosed)
 }
 
 /// Looks at all flows, and forgets those that are over. `is_gone` tells of a backend's index and
@@ -64,6 +78,29 @@ pub fn sweep(
         family::<V6>(v6, table, now, config, &is_gone, &mut sweep)?;
     }
     Ok(sweep)
+}
+
+/// Backends whose number of open flows, as the kernel has counted it, is not what a sweep has found, with
+/// what it should be: of Services that go by it. Flows that were evicted, that ran out, and those from
+/// before the Service did, are not counted by the kernel.
+///
+/// Flows that come or go during the sweep may be counted wrongly. That is as much as they are, and does
+/// not add up.
+#[must_use]
+pub fn miscounted(
+    counted: &HashMap<u32, u32>,
+    found: &BTreeMap<u32, u32>,
+    services: &HashMap<u32, Service>,
+    backends: &HashMap<u32, Backend>,
+) -> Vec<(u32, u32)> {
+    let goes_by_it = |backend: &Backend| {
+        services.get(&backend.service).is_some_and(|service| service.has(ServiceFlags::LEAST_CONNECTIONS))
+    };
+    let of = |index: &u32| found.get(index).copied().unwrap_or_default();
+    let ours = backends.iter().filter(|(_, backend)| goes_by_it(backend)).map(|(index, _)| *index);
+    ours.map(|index| (index, of(&index)))
+        .filter(|(index, flows)| counted.get(index).copied().unwrap_or_default() != *flows)
+        .collect()
 }
 
 fn family<F: Shown>(
@@ -96,12 +133,16 @@ where
             over.push((*key, *flow));
             sweep.forgotten += usize::from(!flow.is_reply());
         } else {
-            sweep.backends.insert(flow.backend);
+            let is_open = !flow.is_reply() && !tcp_state::is_over(flow.state());
+            *sweep.backends.entry(flow.backend).or_default() += u32::from(is_open);
             sweep.kept += usize::from(!flow.is_reply());
             sweep.established += usize::from(!flow.is_reply() && table == 0);
+            sweep.unprotected += usize::from(!flow.is_reply() && table == 1 && should_stay(flow.state()));
         }
     }
-    sweep.entries.insert(F::TABLES[table].name, all.len() - over.len());
+    let name = F::TABLES[table].name;
+    let room = data.info().with_context(|| format!("asking about the map {name}"))?.max_entries();
+    sweep.tables.insert(name, Fill { entries: all.len() - over.len(), room });
     for (key, flow) in &over {
         // The tuple may have been used again since the table was read.
         let now: Option<Flow<F::Address>> = batch::lookup(data.fd().as_fd(), key)
@@ -137,6 +178,20 @@ mod tests {
         };
         assert!(!over(FAREWELL));
         assert!(over(FAREWELL + 1), "even though the backend still sends");
+    }
+
+    #[test]
+    fn only_services_that_go_by_open_flows_are_put_right() {
+        let service = |flags| Service::new(0, 2, flags);
+        let services = HashMap::from([(1, service(ServiceFlags::LEAST_CONNECTIONS)), (2, service(0))]);
+        let backend = |service| Backend { service, ..Backend::default() };
+        let backends: HashMap<_, _> =
+            [(11, 1), (12, 1), (13, 1), (21, 2)].map(|(index, service)| (index, backend(service))).into();
+        let counted = HashMap::from([(11, 3), (12, 5), (13, u32::MAX), (21, 9)]);
+        let found = BTreeMap::from([(11, 3), (12, 4), (21, 1)]);
+        let mut wrong = miscounted(&counted, &found, &services, &backends);
+        wrong.sort_unstable();
+        assert_eq!(wrong, [(12, 4), (13, 0)]);
     }
 
     #[test]

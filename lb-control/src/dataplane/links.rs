@@ -1,10 +1,7 @@
 //! Devices that the program is attached to, by the links that are pinned: what can be known without
 //! the agent.
 
-use std::fs;
-use std::io::ErrorKind;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use aya::programs::links::{FdLink, PinnedLink};
 
 use super::classifiers::ingress_device;
@@ -28,14 +25,8 @@ pub struct LinkedDevice {
 /// # Errors
 /// When the directory cannot be read.
 pub fn linked_devices(pins: &PinDirectory) -> Result<Vec<LinkedDevice>> {
-    let directory = pins.links();
-    let entries = match fs::read_dir(&directory) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.with_context(|| format!("reading {}", directory.display()))?,
-    };
     let mut all: Vec<LinkedDevice> = Vec::new();
-    for entry in entries {
-        let path = entry.with_context(|| format!("reading {}", directory.display()))?.path();
+    for path in pins.all_links()? {
         let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let in_tc = ingress_device(&file).map(|index| (index, Mode::Tc));
         if let Some((ifindex, mode)) = parse(&file).or(in_tc) {

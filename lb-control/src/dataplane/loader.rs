@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, ProgramArray};
-use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::abi::maps;
+use lb_common::abi::maps::{self, SocketProgram};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::{info, warn};
 
 use super::{KernelMaps, PinDirectory, object, refusal};
@@ -48,8 +49,8 @@ impl Sizes {
             | maps::CONNECTION_LIMITS
             | maps::SERVICE_STATS => self.services,
             maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => self.source_ranges,
-            maps::BACKENDS | maps::BACKEND_STATS => self.backends,
-            maps::SLOTS => self.backends.saturating_mul(4),
+            maps::BACKENDS | maps::BACKEND_STATS | maps::OPEN_FLOWS => self.backends,
+            maps::SLOTS => self.backends.saturating_mul(maps::SLOTS_PER_BACKEND),
             other => other.default_entries,
         }
     }
@@ -79,19 +80,39 @@ impl Kernel {
             loader.map_pin_path(name, path.as_path());
             loader.map_max_entries(name, sizes.of(*map));
         }
-        let mut ebpf = loader
+        let ebpf = loader
             .load(object::bytes()?)
             .context("creating the BPF maps (needs CAP_BPF, CAP_NET_ADMIN and a kernel of 5.12 or later)")?;
         report_sizes(&ebpf, sizes)?;
-        let programs = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
-        let tc_programs = ebpf.take_map(maps::TC_PROGRAMS.name).context("the object lacks a map")?;
-        let (programs, tc_programs) = (programs.try_into()?, tc_programs.try_into()?);
-        let mut kernel = Self { ebpf, programs, tc_programs, has_tc: false, adopted };
+        let mut kernel = Self { adopted, ..Self::with_maps(ebpf)? };
         kernel.load_programs()?;
         Ok(kernel)
     }
 
-    fn load_programs(&mut self) -> Result<()> {
+    /// Makes the maps of a trial: pinned nowhere, they go with this. No program is loaded yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn unpinned(sizes: &Sizes) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for map in maps::ALL {
+            loader.map_max_entries(map.name, sizes.of(*map));
+        }
+        Self::with_maps(loader.load(object::bytes()?).context("creating BPF maps")?)
+    }
+
+    fn with_maps(mut ebpf: Ebpf) -> Result<Self> {
+        let programs = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
+        let tc_programs = ebpf.take_map(maps::TC_PROGRAMS.name).context("the object lacks a map")?;
+        let (programs, tc_programs) = (programs.try_into()?, tc_programs.try_into()?);
+        Ok(Self { ebpf, programs, tc_programs, has_tc: false, adopted: false })
+    }
+
+    /// Loads all programs but those of TC.
+    ///
+    /// # Errors
+    /// When the kernel refuses one; says what it lacks.
+    pub(super) fn load_programs(&mut self) -> Result<()> {
         for (index, name) in (0..).zip(maps::CALLED_PROGRAMS) {
             let program = program::<Xdp>(&mut self.ebpf, name)?;
             let fd = program.fd()?.try_clone()?;
@@ -125,19 +146,24 @@ impl Kernel {
     /// When the object lacks one, or the kernel refuses it.
     pub fn ingress_program(&mut self) -> Result<&mut SchedClassifier> {
         if !self.has_tc {
-            for (index, name) in (0..).zip(maps::TC_CALLED_PROGRAMS) {
-                let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
-                let fd = program.fd()?.try_clone()?;
-                self.tc_programs
-                    .set(index, &fd, 0)
-                    .with_context(|| format!("putting the program {name} in place"))?;
-            }
-            program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
+            aside(|| self.load_tc_programs())?;
             self.has_tc = true;
         }
         let program =
             self.ebpf.program_mut(maps::INGRESS_PROGRAM).context("the object lacks its TC program")?;
         Ok(program.try_into()?)
+    }
+
+    fn load_tc_programs(&mut self) -> Result<()> {
+        for (index, name) in (0..).zip(maps::TC_CALLED_PROGRAMS) {
+            let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
+            let fd = program.fd()?.try_clone()?;
+            self.tc_programs
+                .set(index, &fd, 0)
+                .with_context(|| format!("putting the program {name} in place"))?;
+        }
+        program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
+        Ok(())
     }
 
     /// The program that is attached where replies of backends on this node leave.
@@ -148,6 +174,30 @@ impl Kernel {
         let program =
             self.ebpf.program_mut(maps::EGRESS_PROGRAM).context("the object lacks its egress program")?;
         Ok(program.try_into()?)
+    }
+}
+
+impl Kernel {
+    /// A program for sockets. It is loaded when it is first asked for.
+    ///
+    /// # Errors
+    /// When the object lacks it, or the kernel refuses it.
+    pub fn socket_program(&mut self, wanted: SocketProgram) -> Result<&mut CgroupSockAddr> {
+        let preferred = program::<CgroupSockAddr>(&mut self.ebpf, wanted.name).map(drop);
+        match (preferred, wanted.without_reason) {
+            (Ok(()), _) => program(&mut self.ebpf, wanted.name),
+            (Err(_), Some(other)) => program(&mut self.ebpf, other),
+            (Err(error), None) => Err(error),
+        }
+    }
+}
+
+/// Does what takes the verifier some tenths of a second. The runtime's other tasks (Leases, answers)
+/// go on by another thread meanwhile.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 
@@ -163,6 +213,12 @@ impl Load for Xdp {
 }
 
 impl Load for SchedClassifier {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        Self::load(self)
+    }
+}
+
+impl Load for CgroupSockAddr {
     fn load(&mut self) -> Result<(), ProgramError> {
         Self::load(self)
     }

@@ -36,6 +36,7 @@ pub struct KernelMaps {
     service_stats: PerCpuArray<MapData, ServiceStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
     drops: PerCpuArray<MapData, DropStats>,
+    open_flows: Array<MapData, u32>,
     devices: DevMapHash<MapData>,
     whole: Whole,
 }
@@ -50,6 +51,7 @@ struct Whole {
     slots: OwnedFd,
     affinity_ticks: OwnedFd,
     connection_limits: OwnedFd,
+    open_flows: OwnedFd,
     snat_addresses: OwnedFd,
 }
 
@@ -84,6 +86,7 @@ impl KernelMaps {
         let service_names = sized(maps::SERVICE_NAMES)?.try_into()?;
         let affinity_ticks = sized(maps::AFFINITY_TICKS)?.try_into()?;
         let connection_limits = sized(maps::CONNECTION_LIMITS)?.try_into()?;
+        let open_flows = sized(maps::OPEN_FLOWS)?.try_into()?;
         let mut file = |map: maps::Map| files.remove(map.name).context("a map was not opened");
         let whole = Whole {
             vips_v4: file(maps::VIPS_V4)?,
@@ -94,6 +97,7 @@ impl KernelMaps {
             slots: file(maps::SLOTS)?,
             affinity_ticks: file(maps::AFFINITY_TICKS)?,
             connection_limits: file(maps::CONNECTION_LIMITS)?,
+            open_flows: file(maps::OPEN_FLOWS)?,
             snat_addresses: file(maps::SNAT_ADDRESSES)?,
         };
         let size = |map: maps::Map| sizes.get(map.name).copied().unwrap_or_default();
@@ -124,6 +128,7 @@ impl KernelMaps {
             service_stats: typed!(maps::SERVICE_STATS),
             backend_stats: typed!(maps::BACKEND_STATS),
             drops: typed!(maps::DROPS),
+            open_flows,
             devices: typed!(maps::DEVICES),
             whole,
         })
@@ -185,6 +190,22 @@ impl KernelMaps {
             bytes_out: sum.bytes_out + cpu.bytes_out,
             new_flows: sum.new_flows + cpu.new_flows,
         }))
+    }
+
+    /// The open flows of backends, as the kernel has counted them; those that are not 0.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn open_flows(&self) -> Result<StdHashMap<u32, u32>> {
+        Ok(nonzero(&self.whole.open_flows, "open_flows")?.into_iter().collect())
+    }
+
+    /// Puts the open flows of a backend right.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_open_flows(&mut self, backend: u32, flows: u32) -> Result<()> {
+        self.open_flows.set(backend, flows, 0).context("writing the map open_flows")
     }
 
     /// Drops by reason, summed over the CPUs.
@@ -347,7 +368,10 @@ impl MapStore for KernelMaps {
                 clear(&mut self.service_stats, *index, "service_stats")?;
                 self.round_robin.set(*index, 0, 0).context("writing the map round_robin")
             }
-            MapOp::ClearBackendCounters { index } => clear(&mut self.backend_stats, *index, "backend_stats"),
+            MapOp::ClearBackendCounters { index } => {
+                clear(&mut self.backend_stats, *index, "backend_stats")?;
+                self.set_open_flows(*index, 0)
+            }
         }
     }
 

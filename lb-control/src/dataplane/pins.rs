@@ -4,15 +4,21 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::{Context, Result, bail, ensure};
-use lb_common::abi::{ABI_VERSION, maps};
+use lb_common::abi::{ABI_VERSION, maps, previous};
 use nix::fcntl::{Flock, FlockArg};
+
+use super::takeover::{self, Versions};
 
 /// Magic number of the BPF file system (`BPF_FS_MAGIC`, include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
+/// Name of the directory of the links' pins in that of a version.
+pub(super) const LINKS: &str = "links";
+
 /// Held by the agent that the pins belong to; the kernel lets go of it when the agent dies.
 pub struct PinLock {
     _lock: Flock<fs::File>,
+    _others: Versions,
 }
 
 /// The directory of the pins of this layout version.
@@ -31,13 +37,9 @@ impl PinDirectory {
     /// Creates the directory, and mounts the BPF file system if the default place lacks it.
     ///
     /// # Errors
-    /// When the place is not on a BPF file system and none can be mounted, or holds the pins of
-    /// another layout version.
+    /// When the place is not on a BPF file system and none can be mounted.
     pub fn prepare(&self) -> Result<()> {
-        let mount_point = Path::new("/sys/fs/bpf");
-        if self.root.starts_with(mount_point) && !is_bpf_fs(mount_point)? {
-            mount_bpf_fs(mount_point)?;
-        }
+        self.mount()?;
         let links = self.links();
         fs::create_dir_all(&links)
             .with_context(|| format!("creating the pin directory {}", links.display()))?;
@@ -47,18 +49,37 @@ impl PinDirectory {
              --pin-dir below /sys/fs/bpf",
             self.root.display()
         );
-        self.refuse_other_versions()
+        Ok(())
     }
 
-    /// Keeps other agents away for as long as the lock is held.
+    /// Prepares the directory, takes over what an agent of the previous layout version has left, and
+    /// keeps other agents away for as long as the lock is held.
     ///
     /// # Errors
-    /// When another agent is at work here.
-    pub fn lock(&self) -> Result<PinLock> {
+    /// As [`Self::prepare`]; when another agent is at work here, or a newer one has left its pins. Then
+    /// nothing is touched.
+    pub fn occupy(&self) -> Result<PinLock> {
+        self.mount()?;
+        let others = Versions::examine(&self.root)?;
+        self.prepare()?;
+        let lock = self.lock()?;
+        others.take_over(self)?;
+        Ok(PinLock { _lock: lock, _others: others })
+    }
+
+    fn mount(&self) -> Result<()> {
+        let mount_point = Path::new("/sys/fs/bpf");
+        if self.root.starts_with(mount_point) && !is_bpf_fs(mount_point)? {
+            mount_bpf_fs(mount_point)?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<Flock<fs::File>> {
         let directory = fs::File::open(self.version())
             .with_context(|| format!("opening {}", self.version().display()))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(PinLock { _lock: lock }),
+            Ok(lock) => Ok(lock),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
                 "another agent keeps its maps in {}: stop it first, or choose another --pin-dir",
                 self.version().display()
@@ -67,36 +88,82 @@ impl PinDirectory {
         }
     }
 
-    fn refuse_other_versions(&self) -> Result<()> {
+    /// Names of the directories beside this one that hold pins of other layout versions; none if they
+    /// cannot be read.
+    #[must_use]
+    pub fn other_versions(&self) -> Vec<String> {
         let own = format!("v{ABI_VERSION}");
-        for entry in fs::read_dir(&self.root)? {
-            let name = entry?.file_name();
-            if name.to_string_lossy().starts_with('v') && *name != *own {
-                bail!(
-                    "{} holds pins of layout {}, this agent knows only {own}: stop the other agent with SIGTERM, \
-                     or remove the directory (which ends its connections)",
-                    self.root.display(),
-                    name.to_string_lossy()
-                );
-            }
-        }
-        Ok(())
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut names: Vec<_> = names.filter(|name| name.starts_with('v') && *name != own).collect();
+        names.sort_unstable();
+        names
     }
 
     fn version(&self) -> PathBuf {
         self.root.join(format!("v{ABI_VERSION}"))
     }
 
+    fn previous(&self) -> PathBuf {
+        self.root.join(format!("v{}", previous::VERSION))
+    }
+
     /// Path of a map's pin.
     #[must_use]
     pub fn map(&self, map: maps::Map) -> PathBuf {
-        self.version().join(map.name)
+        self.path(map.name)
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.version().join(name)
     }
 
     /// Directory of the links' pins.
     #[must_use]
     pub fn links(&self) -> PathBuf {
-        self.version().join("links")
+        self.version().join(LINKS)
+    }
+
+    /// Path of a link's pin, which may still be where an agent of the previous version has left it.
+    #[must_use]
+    pub fn link(&self, name: &str) -> PathBuf {
+        let (own, earlier) = (self.links().join(name), self.previous().join(LINKS).join(name));
+        if !own.exists() && earlier.exists() { earlier } else { own }
+    }
+
+    /// The pins of all links, those of the previous version included.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub fn all_links(&self) -> Result<Vec<PathBuf>> {
+        let mut all = pins_in(&self.links())?;
+        all.extend(pins_in(&self.previous().join(LINKS))?);
+        Ok(all)
+    }
+
+    /// Whether a link's pin is where the previous version has left it.
+    #[must_use]
+    pub fn is_earlier(&self, link: &Path) -> bool {
+        !link.starts_with(self.links())
+    }
+
+    /// To be called when a link has our program: its pin moves here, if it is not here yet. In one step
+    /// (`simple_rename` in kernel/bpf/inode.c), so that the link is always held.
+    ///
+    /// # Errors
+    /// When the pin cannot be moved.
+    pub fn keep_link(&self, pin: &Path) -> Result<()> {
+        let Some(name) = pin.file_name().filter(|_| self.is_earlier(pin)) else { return Ok(()) };
+        let own = self.links().join(name);
+        fs::rename(pin, &own).with_context(|| format!("moving {} to {}", pin.display(), own.display()))
+    }
+
+    /// Removes what the previous version has left, once none of its programs is attached any more.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn retire_previous(&self) -> Result<()> {
+        takeover::retire(&self.previous())
     }
 
     /// Whether maps are pinned here.
@@ -116,9 +183,8 @@ impl PinDirectory {
     /// # Errors
     /// When a pin cannot be removed.
     pub fn remove(&self) -> Result<()> {
-        for directory in [self.links(), self.version()] {
-            remove_files(&directory)
-                .with_context(|| format!("removing the pins in {}", directory.display()))?;
+        for version in [self.previous(), self.version()] {
+            takeover::remove(&version)?;
         }
         // Other agents may have theirs next to ours.
         match fs::remove_dir(&self.root) {
@@ -132,8 +198,19 @@ impl PinDirectory {
     }
 }
 
+/// Everything in a directory; nothing if it is not there.
+pub(super) fn pins_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("reading {}", directory.display()))?,
+    };
+    entries
+        .map(|entry| Ok(entry.with_context(|| format!("reading {}", directory.display()))?.path()))
+        .collect()
+}
+
 /// Removes a directory with its files, but no directory in it.
-fn remove_files(directory: &Path) -> io::Result<()> {
+pub(super) fn remove_files(directory: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
@@ -144,7 +221,8 @@ fn remove_files(directory: &Path) -> io::Result<()> {
     fs::remove_dir(directory)
 }
 
-fn is_bpf_fs(path: &Path) -> Result<bool> {
+/// Whether a path is on a BPF file system; not if there is none of this name.
+pub(super) fn is_bpf_fs(path: &Path) -> Result<bool> {
     match nix::sys::statfs::statfs(path) {
         Ok(stat) => Ok(stat.filesystem_type().0 == BPF_FS_MAGIC),
         Err(nix::errno::Errno::ENOENT) => Ok(false),

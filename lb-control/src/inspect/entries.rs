@@ -6,7 +6,7 @@ use anyhow::Result;
 use lb_common::abi::{Backend, BackendState, ConnectionLimit, Service, ServiceFlags, TICK_SHIFT, Tick};
 
 use super::Traffic;
-use crate::model::{ObjectRef, ServiceKey};
+use crate::model::{ObjectRef, Scheduler, ServiceKey};
 use crate::plan::name;
 use crate::ports::{MapStore, Vip};
 use crate::view::{BackendView, ConnectionLimitView, PortView, ServiceState, ServiceView};
@@ -46,6 +46,7 @@ pub fn service_views(
                 source_ranges: clients.sources(index, service),
                 affinity_seconds: clients.affinity(index, service),
                 connection_limit: clients.limit(index, service),
+                scheduler: scheduler(service).to_string(),
                 backends: backends.remove(&index).unwrap_or_default(),
                 counters: traffic.services.get(&index).copied().unwrap_or_default(),
             },
@@ -53,6 +54,17 @@ pub fn service_views(
         ports.entry(key.service.clone()).or_default().push((key, entry));
     }
     Ok(ports.into_iter().map(|(service, entries)| service_view(service, entries)).collect())
+}
+
+/// How the maps say that connections are spread.
+fn scheduler(service: Service) -> Scheduler {
+    if service.has(ServiceFlags::MAGLEV) {
+        Scheduler::Maglev
+    } else if service.has(ServiceFlags::LEAST_CONNECTIONS) {
+        Scheduler::LeastConnections
+    } else {
+        Scheduler::RoundRobin
+    }
 }
 
 /// What Service entries ask of their clients.

@@ -3,6 +3,7 @@
 mod entries;
 mod flows;
 mod metrics;
+pub mod node;
 mod overlay;
 mod pinned;
 #[cfg(test)]

@@ -77,6 +77,7 @@ fn port(report: &PortReport, vip: IpAddr, entries: &mut Vec<PortView>) -> PortVi
         source_ranges: None,
         affinity_seconds: None,
         connection_limit: None,
+        scheduler: String::new(),
         backends: Vec::new(),
         counters: TrafficView::default(),
     });

@@ -4,10 +4,10 @@ use anyhow::{Result, bail};
 
 use super::{flow_views, service_refs, service_views, traffic};
 use crate::dataplane::flows::FlowTables;
-use crate::dataplane::{KernelMaps, Mode, PinDirectory, clock, device_name, linked_devices};
+use crate::dataplane::{KernelMaps, PinDirectory, clock, device_name, linked_devices};
 use crate::http::Inspect;
 use crate::ports::MapStore;
-use crate::view::{AttachMode, DeviceView, DropView, DropsView, FlowView, StatusView};
+use crate::view::{DeviceView, DropView, DropsView, FlowView, StatusView};
 
 /// The pinned maps; opened anew for each question, so that nothing stale is told.
 #[derive(Clone, Debug)]
@@ -50,6 +50,7 @@ impl Inspect for PinnedMaps {
         Ok(StatusView {
             agent: None,
             devices: device_views(&self.pins)?,
+            flow_tables: Vec::new(),
             services: service_views(&maps, &traffic(&maps)?, &device_name)?,
             problems: Vec::new(),
         })
@@ -78,11 +79,7 @@ impl Inspect for PinnedMaps {
 pub fn device_views(pins: &PinDirectory) -> Result<Vec<DeviceView>> {
     let devices = linked_devices(pins)?.into_iter().map(|device| DeviceView {
         device: device.name.unwrap_or_else(|| format!("device {} (gone)", device.ifindex)),
-        mode: match device.mode {
-            Mode::Native => AttachMode::XdpNative,
-            Mode::Tc => AttachMode::Tc,
-            Mode::Generic => AttachMode::XdpGeneric,
-        },
+        mode: device.mode.view(),
         reason: None,
         program_id: device.program_id,
     });

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use lb_common::abi::ConnectionLimit;
 use serde::{Deserialize, Serialize};
 
-use super::{Few, ObjectRef, Protocol};
+use super::{Few, ObjectRef, Protocol, Scheduler};
 
 /// Identity of a Service entry in the data plane: one port of one VIP of a Service.
 ///
@@ -73,6 +73,8 @@ pub struct DesiredEntry {
     pub affinity: Option<u32>,
     /// How many connections a client may open; `None` for as many as it likes.
     pub connection_limit: Option<ConnectionLimit>,
+    /// How connections are spread over the backends.
+    pub scheduler: Scheduler,
 }
 
 /// Everything that the data plane has to do.

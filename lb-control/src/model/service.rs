@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use lb_common::abi::{ConnectionLimit, IPPROTO_TCP, IPPROTO_UDP};
 use serde::{Deserialize, Serialize};
 
-use super::{ApiState, Labels, ObjectRef, Place, Weights};
+use super::{ApiState, Labels, ObjectRef, Place, Scheduler, Weights};
 
 /// The `loadBalancerClass` of Services that are ours.
 pub const LOAD_BALANCER_CLASS: &str = "pointsman.dev/pointsman";
@@ -23,6 +23,8 @@ pub const ANNOTATION_WEIGHTS: &str = "pointsman.dev/weights";
 /// How many connections a client may open to the Service in a second, and at once:
 /// see [`parse_connection_limit`](super::parse_connection_limit).
 pub const ANNOTATION_CONNECTION_RATE: &str = "pointsman.dev/connection-rate-limit";
+/// How connections are spread: see [`Scheduler`].
+pub const ANNOTATION_SCHEDULER: &str = "pointsman.dev/scheduler";
 /// Share of each endpoint of an EndpointSlice.
 pub const ANNOTATION_SLICE_WEIGHT: &str = "pointsman.dev/weight";
 /// The entries of `spec.externalIPs` that we wrote.
@@ -185,6 +187,8 @@ pub struct Service {
     pub source_ranges: Arc<[IpNet]>,
     /// `healthCheckNodePort`, if any.
     pub health_check_node_port: Option<u16>,
+    /// How connections are spread, by annotation.
+    pub scheduler: Scheduler,
     /// Shares of backends, by annotation.
     pub weights: Weights,
     /// Labels.

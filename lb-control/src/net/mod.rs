@@ -3,17 +3,20 @@
 
 pub mod addresses;
 mod announce;
+mod filters;
 pub mod forwarding;
 mod here;
 mod kernel;
 mod news;
 pub mod next_hops;
+pub mod survey;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 pub mod way;
 
+pub use filters::Filter;
 pub use kernel::{Change, Kernel, Links, Monitor};
 
 use std::net::IpAddr;

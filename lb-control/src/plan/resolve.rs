@@ -46,6 +46,7 @@ pub fn resolve(
                     source_ranges: Arc::clone(&service.source_ranges),
                     affinity: service.affinity_seconds,
                     connection_limit: service.connection_limit,
+                    scheduler: service.scheduler,
                 };
                 entries.push((key(service, port, *vip), entry));
             }

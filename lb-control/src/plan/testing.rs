@@ -1,8 +1,8 @@
 //! Services and pools in a line, for tests.
 
 use crate::model::{
-    ApiState, Family, FamilyPolicy, Ingress, Labels, ObjectRef, Pool, PoolOrigin, Protocol, Selector,
-    Service, ServicePort, TargetPort, Weights,
+    ApiState, Family, FamilyPolicy, Ingress, Labels, ObjectRef, Pool, PoolOrigin, Protocol, Scheduler,
+    Selector, Service, ServicePort, TargetPort, Weights,
 };
 
 /// `[namespace/]name [ip=A,B] [pool=P] [share=K] [ports=80/TCP,…]
@@ -29,6 +29,7 @@ pub fn service(text: &str) -> Service {
         source_ranges: [].into(),
         publish_not_ready_addresses: false,
         health_check_node_port: None,
+        scheduler: Scheduler::default(),
         weights: Weights::default(),
         labels: Labels::new(),
         selector: Labels::new(),

@@ -64,7 +64,7 @@ pub struct Limits {
     pub services: u32,
     /// `slots`.
     pub slots: u32,
-    /// `backends`, `backend_stats`.
+    /// `backends`, `backend_stats`, `open_flows`.
     pub backends: u32,
     /// `snat_addresses`.
     pub snat_addresses: u32,
@@ -177,7 +177,7 @@ pub enum MapOp {
         /// Index.
         index: u32,
     },
-    /// Zeroes `backend_stats` of an entry that was freed.
+    /// Zeroes `backend_stats` and `open_flows` of an entry that was freed.
     ClearBackendCounters {
         /// Index.
         index: u32,

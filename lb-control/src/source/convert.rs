@@ -15,9 +15,10 @@ use lb_common::abi::ConnectionLimit;
 
 use crate::model::{
     ANNOTATION_ADDRESSES, ANNOTATION_CONNECTION_RATE, ANNOTATION_EXTERNAL_IPS, ANNOTATION_POOL,
-    ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT, ANNOTATION_WEIGHTS, ApiState, BadWeights, Condition,
-    Endpoint, EndpointPort, EndpointSlice, FIELD_MANAGER, Family, FamilyPolicy, Ingress, METALLB_PREFIXES,
-    ObjectRef, Place, Protocol, Service, ServicePort, TargetPort, Weights, parse_connection_limit,
+    ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT, ANNOTATION_WEIGHTS, ApiState,
+    BadWeights, Condition, Endpoint, EndpointPort, EndpointSlice, FIELD_MANAGER, Family, FamilyPolicy,
+    Ingress, METALLB_PREFIXES, ObjectRef, Place, Protocol, Scheduler, Service, ServicePort, TargetPort,
+    UnknownScheduler, Weights, parse_connection_limit,
 };
 
 /// Names the Service of an EndpointSlice.
@@ -141,6 +142,7 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
             .health_check_node_port
             .filter(|port| *port != 0)
             .map(|port| errors.port("spec.healthCheckNodePort", port)),
+        scheduler: scheduler(annotation(ANNOTATION_SCHEDULER), &mut errors),
         weights: weights(annotation(ANNOTATION_WEIGHTS), &mut errors),
         labels: from.metadata.labels.clone().unwrap_or_default(),
         selector: spec.selector.clone().unwrap_or_default(),
@@ -296,6 +298,14 @@ fn source_ranges(spec: &core::ServiceSpec, annotation: Option<String>, errors: &
     ranges.sort_unstable();
     ranges.dedup();
     ranges.into()
+}
+
+fn scheduler(annotation: Option<String>, errors: &mut Errors) -> Scheduler {
+    let Some(text) = annotation else { return Scheduler::default() };
+    text.parse().unwrap_or_else(|error: UnknownScheduler| {
+        errors.add(format!("metadata.annotations[{ANNOTATION_SCHEDULER}]"), error.to_string());
+        Scheduler::default()
+    })
 }
 
 fn weights(annotation: Option<String>, errors: &mut Errors) -> Weights {

@@ -2,16 +2,18 @@
 //!
 //! Plain data. Ages and times are seconds, sizes are bytes, names are camelCase in JSON and YAML.
 
+mod doctor;
 mod drops;
 mod flows;
 pub mod render;
 mod status;
 
+pub use doctor::{DoctorView, FindingView, Severity};
 pub use drops::{DropView, DropsView};
 #[cfg(test)]
 pub(crate) use flows::tests::flow as flow_for_tests;
 pub use flows::{DEFAULT_FLOW_LIMIT, FlowFilter, FlowView, FlowsView};
 pub use status::{
-    AgentView, AttachMode, BackendView, ConnectionLimitView, DeviceView, PortView, ProblemView, ServiceState,
-    ServiceView, StatusView, TrafficView,
+    AgentView, AttachMode, BackendView, ConnectionLimitView, DeviceView, FlowTableView, PortView,
+    ProblemView, ServiceState, ServiceView, StatusView, TrafficView,
 };

@@ -217,6 +217,8 @@ pub struct Stats {
     pub services: BTreeMap<u32, ServiceStats>,
     /// By backend.
     pub backends: BTreeMap<u32, BackendStats>,
+    /// Open flows by backend, of Services that count them.
+    pub open: BTreeMap<u32, u32>,
     /// By number of the reason.
     pub drops: BTreeMap<u32, DropStats>,
 }
@@ -273,6 +275,18 @@ impl Host {
             _ => Verdict::Pass,
         };
         (verdict, self.buffer.content().to_vec())
+    }
+
+    fn add_open(&self, backend: u32, amount: u32) {
+        if backend < BACKENDS {
+            let open = &mut self.stats.borrow_mut().open;
+            let flows = open.get(&backend).copied().unwrap_or(0).wrapping_add(amount);
+            if flows == 0 {
+                open.remove(&backend)
+            } else {
+                open.insert(backend, flows)
+            };
+        }
     }
 
     fn can_send_by(&self, ifindex: u32) -> bool {
@@ -386,6 +400,18 @@ impl Datapath for Host {
 
     fn next_turn(&self, service: u32) -> u64 {
         self.round_robin.get(service as usize).map_or(0, |turn| turn.replace(turn.get() + 1))
+    }
+
+    fn open_flows(&self, backend: u32) -> u32 {
+        self.stats.borrow().open.get(&backend).copied().unwrap_or(0)
+    }
+
+    fn flow_opened(&self, backend: u32) {
+        self.add_open(backend, 1);
+    }
+
+    fn flow_ended(&self, backend: u32) {
+        self.add_open(backend, u32::MAX);
     }
 
     fn affinity_timeout(&self, service: u32) -> Tick {

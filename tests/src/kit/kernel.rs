@@ -62,6 +62,7 @@ pub struct Kernel {
     service_stats: PerCpuArray<MapData, Raw<ServiceStats>>,
     backend_stats: PerCpuArray<MapData, Raw<BackendStats>>,
     drops: PerCpuArray<MapData, Raw<DropStats>>,
+    open_flows: Array<MapData, u32>,
     devices: DevMapHash<MapData>,
     _programs: ProgramArray<MapData>,
     output: Vec<u8>,
@@ -168,6 +169,7 @@ impl Kernel {
             service_stats: map("service_stats")?.try_into()?,
             backend_stats: map("backend_stats")?.try_into()?,
             drops: map("drops")?.try_into()?,
+            open_flows: map("open_flows")?.try_into()?,
             devices: map("devices")?.try_into()?,
             _programs: programs,
             ebpf,
@@ -243,6 +245,7 @@ pub fn loader() -> EbpfLoader<'static> {
         .map_max_entries("slots", SLOTS)
         .map_max_entries("backends", BACKENDS)
         .map_max_entries("backend_stats", BACKENDS)
+        .map_max_entries("open_flows", BACKENDS)
         .map_max_entries("snat_addresses", SNAT_ADDRESSES);
     loader
 }
@@ -499,6 +502,10 @@ impl Device for Kernel {
                 bytes_out: a.bytes_out + b.bytes_out,
                 new_flows: a.new_flows + b.new_flows,
             }),
+            open: (0..BACKENDS)
+                .map(|index| (index, self.open_flows.get(&index, 0).expect("an element of an array")))
+                .filter(|(_, flows)| *flows != 0)
+                .collect(),
             drops: sums(&self.drops, |a, b| DropStats {
                 packets: a.packets + b.packets,
                 bytes: a.bytes + b.bytes,

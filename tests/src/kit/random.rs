@@ -232,6 +232,10 @@ impl Traffic {
                     ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY,
                     ServiceFlags::SOURCE_RANGES,
                     ServiceFlags::CONNECTION_RATE | ServiceFlags::AFFINITY,
+                    ServiceFlags::MAGLEV,
+                    ServiceFlags::LEAST_CONNECTIONS,
+                    ServiceFlags::LEAST_CONNECTIONS | ServiceFlags::AFFINITY,
+                    ServiceFlags::MAGLEV | ServiceFlags::AFFINITY,
                 ]);
                 set_flags(device, ip, protocol, count, flags);
             }

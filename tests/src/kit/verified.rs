@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use anyhow::{Context, Result, ensure};
 use aya::Ebpf;
 use aya::maps::{Map, MapData};
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type};
 use aya_obj::{Function, Object, ProgramSection};
 
 use super::kernel::loader;
@@ -59,14 +59,32 @@ pub fn verify_all(object: &[u8]) -> Result<Vec<Verified>> {
         let found = &parsed.programs[&program];
         let function =
             parsed.functions.get(&(found.section_index, found.address)).context("a program without code")?;
-        let kind = match found.section {
-            ProgramSection::Xdp { .. } => bpf_prog_type::BPF_PROG_TYPE_XDP,
-            _ => bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS,
-        };
+        let kind = Kind::of(&found.section);
         let outcome = verify(kind, function, &found.license, btf.as_ref().map(AsFd::as_fd));
         Ok(Verified { program, outcome })
     });
     verified.collect()
+}
+
+/// What the kernel has to be told about a program.
+#[derive(Clone, Copy)]
+struct Kind {
+    program: bpf_prog_type,
+    /// Where it will be attached, if its rules depend on that; 0 if not.
+    attach: u32,
+}
+
+impl Kind {
+    fn of(section: &ProgramSection) -> Self {
+        let (program, attach) = match section {
+            ProgramSection::Xdp { .. } => (bpf_prog_type::BPF_PROG_TYPE_XDP, 0),
+            ProgramSection::CgroupSockAddr { attach_type } => {
+                (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::from(*attach_type) as u32)
+            }
+            _ => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0),
+        };
+        Self { program, attach }
+    }
 }
 
 /// Puts the numbers of maps and the code of called functions into the programs.
@@ -115,7 +133,7 @@ fn load_btf(object: &mut Object) -> Result<Option<OwnedFd>> {
 }
 
 fn verify(
-    kind: bpf_prog_type,
+    kind: Kind,
     function: &Function,
     license: &CStr,
     btf: Option<BorrowedFd<'_>>,
@@ -128,7 +146,7 @@ fn verify(
 }
 
 fn load(
-    kind: bpf_prog_type,
+    kind: Kind,
     function: &Function,
     license: &CStr,
     btf: Option<BorrowedFd<'_>>,
@@ -141,7 +159,8 @@ fn load(
     #[expect(unsafe_code, reason = "fields of a C union")]
     // SAFETY: all members of the union are plain numbers.
     let fields = unsafe { &mut attributes.__bindgen_anon_3 };
-    fields.prog_type = kind as u32;
+    fields.prog_type = kind.program as u32;
+    fields.expected_attach_type = kind.attach;
     fields.insns = function.instructions.as_ptr() as u64;
     fields.insn_cnt = function.instructions.len() as u32;
     fields.prog_flags = ANY_ALIGNMENT;

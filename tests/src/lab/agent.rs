@@ -53,6 +53,18 @@ pub struct Agent<'lab> {
 }
 
 impl<'lab> Agent<'lab> {
+    /// As [`Self::start_with`], of another binary.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_from(binary: &Path, lab: &'lab Lab, yaml: &str, flags: &[&str]) -> Result<Self> {
+        let mut agent = Self::new(lab, lab.seat(), flags, None)?;
+        agent.use_binary(binary);
+        agent.write_config(yaml)?;
+        agent.run()?;
+        Ok(agent)
+    }
+
     /// Writes the configuration and starts the agent that `POINTSMAN_BIN` names.
     ///
     /// # Errors
@@ -95,6 +107,17 @@ impl<'lab> Agent<'lab> {
         })?;
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         Ok(Self { lab, seat, binary: binary.into(), flags, kubeconfig, process: None })
+    }
+
+    /// From its next start on, the agent is this binary.
+    pub fn use_binary(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
+    /// The binary.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.binary
     }
 
     /// The file that the agent watches.
@@ -163,6 +186,8 @@ impl<'lab> Agent<'lab> {
             .args(&self.flags)
             .env("KUBERNETES", if self.kubeconfig.is_some() { "true" } else { "false" })
             .env("DATAPATH", datapath())
+            // The control groups are the machine's: everybody's sockets would be served.
+            .env("CGROUP", "off")
             .env_remove("LEASE_NAMESPACE")
             .env_remove("DEFAULT_CLASS")
             .env_remove("HTTP_ADDRESS")

@@ -9,6 +9,7 @@
 //! one-armed lab the client and the edge's `uplink` are plugged into the switch, too.
 
 pub mod agent;
+mod control_group;
 mod extra_edge;
 pub mod manifest;
 mod netns;
@@ -19,6 +20,7 @@ pub mod wire;
 mod xdp_pass;
 
 pub use agent::{Agent, Seat, wait_for};
+pub use control_group::ControlGroup;
 pub use extra_edge::ExtraEdge;
 pub use netns::{Namespace, Process};
 pub use topology::{HOST, Lab, Lan, Options, POD, VIPS_V4, VIPS_V6};

@@ -11,6 +11,7 @@ use std::{
     sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 
+use super::control_group::own_group;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -95,7 +96,7 @@ pub(super) fn sweep_dead_owners() {
             }
             delete_namespace(&name);
         }
-        for directory in [PathBuf::from(BPF_DIR), std::env::temp_dir()] {
+        for directory in [PathBuf::from(BPF_DIR), std::env::temp_dir()].into_iter().chain(own_group()) {
             for name in entries(&directory).into_iter().filter(|name| owner_is_dead(name)) {
                 delete_directory(&directory.join(name));
             }
@@ -138,7 +139,12 @@ fn delete_namespace(name: &str) {
 }
 
 fn delete_directory(path: &Path) {
-    match fs::remove_dir_all(path) {
+    // A control group goes in one step; what looks like files in it cannot be removed.
+    let removed = fs::remove_dir(path).or_else(|error| match error.kind() {
+        io::ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(path),
+        _ => Err(error),
+    });
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             eprintln!("lab: cannot remove {}: {error}", path.display());
         }

@@ -10,6 +10,7 @@ pub mod job;
 pub mod outcome;
 pub mod report;
 mod runner;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,6 +25,8 @@ use crate::{AlreadyReported, ebpf, kernels, process};
 
 /// Suites that need nothing of the kernel: no packages, no kernel object, no agent.
 const PURE_SUITES: [&str; 2] = [discover::CORE, discover::FUZZ];
+/// What the paths of the tests of upgrades contain.
+const UPGRADE_TESTS: &str = "e2e_upgrade";
 /// The suite that needs helm and kubectl.
 const DEPLOY_SUITE: &str = "deploy";
 
@@ -49,6 +52,10 @@ pub struct Args {
     /// chooses itself]
     #[arg(long, value_name = "PATH", value_parser = ["auto", "xdp-native", "tc", "xdp-generic"])]
     datapath: Option<String>,
+    /// Only the tests of upgrades, from the agent of this commit, whose map layout is the previous one; it
+    /// is built in a temporary checkout
+    #[arg(long, value_name = "COMMIT", conflicts_with_all = ["suites", "filter", "kernels"])]
+    upgrade_from: Option<String>,
     /// Instead of the tests on this machine: loads every program and runs a core set of tests on other
     /// kernels, in virtual machines: 6.1-uml (quick), 5.10, 6.1, 6.12 [default: all]
     #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with_all = ["suites", "filter", "repeat"])]
@@ -58,6 +65,11 @@ pub struct Args {
 impl Args {
     fn wants(&self, suite: &str) -> bool {
         self.suites.is_empty() || self.suites.iter().any(|wanted| wanted == suite)
+    }
+
+    /// What the paths of the tests have to contain.
+    fn filter(&self) -> Option<&str> {
+        self.upgrade_from.as_ref().map(|_| UPGRADE_TESTS).or(self.filter.as_deref())
     }
 
     fn is_pure(&self) -> bool {
@@ -83,9 +95,9 @@ pub fn run(args: &Args) -> Result<()> {
     // Long ones first, so that none is still running alone at the end.
     tests.sort_by_key(|test| test.suite == discover::CORE);
     let tests = select(args, tests)?;
-    let doc_tests = args.wants("doc") && args.filter.is_none();
+    let doc_tests = args.wants("doc") && args.filter().is_none();
     if tests.is_empty() && !doc_tests {
-        bail!("no test matches {}", args.filter.as_deref().unwrap_or("this selection"));
+        bail!("no test matches {}", args.filter().unwrap_or("this selection"));
     }
     let skip_is_failure = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
     let mut env: Vec<_> =
@@ -98,6 +110,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if let Some(datapath) = &args.datapath {
         env.push(("POINTSMAN_TEST_DATAPATH".into(), datapath.into()));
+    }
+    if let Some(commit) = &args.upgrade_from {
+        env.push((upgrade::OLD_AGENT_ENV.into(), upgrade::agent_of(commit)?.into()));
     }
     let settings = runner::Settings {
         jobs: args.jobs.unwrap_or_else(default_jobs).max(1),
@@ -134,7 +149,7 @@ fn select(args: &Args, tests: Vec<Test>) -> Result<Vec<Test>> {
         names.dedup();
         bail!("no suite `{unknown}` with any test; there are: {}, doc", names.join(", "));
     }
-    let matches = |test: &Test| args.filter.as_ref().is_none_or(|filter| test.path().contains(filter));
+    let matches = |test: &Test| args.filter().is_none_or(|filter| test.path().contains(filter));
     Ok(tests.into_iter().filter(|test| args.wants(&test.suite) && matches(test)).collect())
 }
 
@@ -189,6 +204,7 @@ mod tests {
             timeout: 1,
             repeat: 1,
             datapath: None,
+            upgrade_from: None,
             kernels: None,
         }
     }
@@ -215,6 +231,16 @@ mod tests {
         assert_eq!(names(args(&[], None)), ["a::b", "tcp::echo", "udp::echo"]);
         assert_eq!(names(args(&["e2e"], None)), ["tcp::echo", "udp::echo"]);
         assert_eq!(names(args(&["e2e", "core"], Some("b"))), ["a::b"]);
+    }
+
+    #[test]
+    fn upgrades_from_a_commit_are_tested_alone() {
+        let args = Args { upgrade_from: Some("main".to_owned()), ..args(&[], None) };
+        let upgrade = Test { target: "e2e_upgrade".into(), ..tests().remove(1) };
+        let all = tests().into_iter().chain([upgrade]).collect();
+        let found = select(&args, all).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].target, "e2e_upgrade");
     }
 
     #[test]

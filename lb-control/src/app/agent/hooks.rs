@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
+use tracing::debug;
 
 use super::Agent;
 use crate::app::trouble::Area;
-use crate::dataplane::Mode;
+use crate::dataplane::{Direction, Mode};
 use crate::model::Problem;
 use crate::net::forwarding;
 use crate::net::way::Resolution;
@@ -175,6 +176,52 @@ impl Agent {
             && let Err(error) = self.exits.keep_only(&[])
         {
             self.fail(Area::Devices, "devices", &error);
+        }
+    }
+
+    /// Attaches the programs for sockets as long as there are VIPs, once the maps know them.
+    ///
+    /// What fails is tried again by the resync: nothing else waits for it.
+    pub(super) fn attach_sockets(&mut self) {
+        let wanted = !self.planner.plan().desired.vips.is_empty();
+        if !self.sockets.differ(wanted) {
+            return;
+        }
+        self.trouble.clear(Area::Sockets);
+        let done = if wanted { self.sockets.attach(&mut self.programs) } else { self.sockets.leave() };
+        if let Err(error) = done {
+            let problem = format!("VIPs cannot be reached from this node itself: {error:#}");
+            self.trouble.extend(Area::Sockets, [Problem::warning(problem)]);
+        }
+    }
+
+    /// Looks for our filters of TC, where there are no links (before Linux 6.6): what somebody has taken
+    /// away is attached anew with the others.
+    pub(super) async fn find_filters(&mut self) {
+        for classifiers in [self.devices.classifiers(), &mut self.exits] {
+            if !classifiers.uses_filters() {
+                continue;
+            }
+            let attached: Vec<_> = classifiers.attached().map(|(index, _)| index).collect();
+            let leaving = classifiers.direction() == Direction::Egress;
+            for index in attached {
+                match self.network.filters(index, leaving).await {
+                    Ok(found) => {
+                        let found = found.into_iter().map(|filter| (filter.priority, filter.handle));
+                        classifiers.forget_missing(index, found);
+                    }
+                    // A device that is gone is noticed elsewhere.
+                    Err(error) => debug!("{error:#}"),
+                }
+            }
+        }
+    }
+
+    /// Removes the pins of the previous layout version when its programs are replaced. Not right after:
+    /// a packet that is under way may still call one of them.
+    pub(super) fn retire_previous(&mut self) {
+        if let Err(error) = self.pins.retire_previous() {
+            self.fail(Area::Devices, "pins of the previous version", &error);
         }
     }
 

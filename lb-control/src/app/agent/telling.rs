@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Agent;
-use crate::app::live::Lack;
+use crate::app::live::{Forwarding, Lack};
+use crate::dataplane::Attachment;
 use crate::model::{Few, ObjectRef};
 use crate::plan::Effects;
 
@@ -33,6 +34,19 @@ impl Placed {
             Self::All => true,
         }
     }
+}
+
+/// How packets are forwarded, for the agent's Lease.
+fn forwarding<'a>(devices: impl Iterator<Item = &'a Attachment>) -> Forwarding {
+    let (mut ways, mut reasons) = (Vec::new(), Vec::new());
+    for device in devices {
+        ways.push(format!("{}={}", device.name, device.mode.view()));
+        if !device.is_fastest {
+            reasons.push(format!("{}: {}", device.name, device.reason));
+        }
+    }
+    let joined = |all: Vec<String>, between: &str| (!all.is_empty()).then(|| all.join(between));
+    Forwarding { ways: joined(ways, ","), reason: joined(reasons, "; ") }
 }
 
 impl Agent {
@@ -146,11 +160,39 @@ impl Agent {
                 published.unreachable.entry(*address).or_insert_with(|| text.clone());
             }
         });
+        self.live.forwards(forwarding(self.devices.attached()));
         if self.generation > 0 && self.network_known {
             let unfit = self.unfit();
             self.live.is_unfit(unfit);
         }
         // Last: whoever hears of a Service finds it done, as far as it can be.
         self.tell();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::Mode;
+
+    #[test]
+    fn the_ways_of_all_devices_and_why_not_the_fastest() {
+        let device = |name: &str, mode, reason: &str, is_fastest| Attachment {
+            ifindex: 1,
+            name: name.into(),
+            mode,
+            reason: reason.into(),
+            is_fastest,
+            program_id: None,
+        };
+        let fast = device("eth0", Mode::Native, "the fastest way works", true);
+        let slow = device("vxlan0", Mode::Tc, "no support", false);
+        let told = |devices: &[Attachment]| {
+            let Forwarding { ways, reason } = forwarding(devices.iter());
+            (ways.unwrap_or_default(), reason.unwrap_or_default())
+        };
+        assert_eq!(told(&[]), (String::new(), String::new()));
+        assert_eq!(told(&[fast.clone()]), ("eth0=xdp-native".into(), String::new()));
+        assert_eq!(told(&[fast, slow]), ("eth0=xdp-native,vxlan0=tc".into(), "vxlan0: no support".into()));
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::Result;
-use lb_common::abi::{Backend, BackendState};
+use lb_common::abi::{Backend, BackendState, ServiceFlags};
 
 use super::{
     Actual, Compiler, Entry, Region, Rest, Seat, Settings,
@@ -111,6 +111,7 @@ impl Compiler {
             if region.count > 0 && self.slot_regions.reserve(region) {
                 entry.region = Some(region);
                 entry.slots = slots.to_vec();
+                entry.scheduling = service.flags() & ServiceFlags::SCHEDULING;
             }
         }
     }

@@ -1,6 +1,6 @@
 //! One Service entry: what it should contain against what it does.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::net::SocketAddr;
 
 use lb_common::abi::{Backend, BackendFlags, BackendState, Service};
 
@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     model::{DesiredBackend, DesiredEntry, Problem, Role, ServiceKey},
-    plan::slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order},
     ports::{MapOp, Vip},
 };
 
@@ -19,6 +18,12 @@ impl Round<'_> {
     pub(super) fn short_of(&mut self, key: &ServiceKey, message: String) {
         self.short = true;
         self.delta.problems.push(Problem::error(message).about("Service", &key.service));
+    }
+
+    /// Says that a Service gets all it needs, but not all it asks for.
+    pub(super) fn makes_do(&mut self, key: &ServiceKey, message: String) {
+        self.short = true;
+        self.delta.problems.push(Problem::warning(message).about("Service", &key.service));
     }
 }
 
@@ -60,7 +65,7 @@ impl Compiler {
             batch.ops.push(MapOp::SetServiceName { index: entry.index, value: Box::new(name) });
         }
         let Region { first, count } = entry.region.unwrap_or(Region { first: 0, count: 0 });
-        let flipped = Service::new(first, count, clients::flags(desired));
+        let flipped = Service::new(first, count, clients::flags(desired) | entry.scheduling);
         if self.actual.service(entry.index) != flipped {
             batch.ops.push(MapOp::SetService { index: entry.index, value: flipped });
         }
@@ -200,47 +205,6 @@ impl Compiler {
         region
     }
 
-    /// Slots go to a fresh region, which the Service entry flips to.
-    fn plan_slots(
-        &mut self,
-        key: &ServiceKey,
-        desired: &DesiredEntry,
-        entry: &mut Entry,
-        batch: &mut Batch,
-        round: &mut Round<'_>,
-    ) {
-        let active: Vec<(u32, u32)> = entry
-            .backends
-            .iter()
-            .map(|(address, seat)| (desired.backends[address], seat.index))
-            .filter(|(backend, _)| backend.role == Role::Active && backend.weight > 0)
-            .map(|(backend, index)| (backend.weight, index))
-            .collect();
-        let weights: Vec<u32> = active.iter().map(|(weight, _)| *weight).collect();
-        let wanted: Vec<u32> =
-            slot_order(&weights, MAXIMUM_WEIGHTED_SLOTS).into_iter().map(|slot| active[slot].1).collect();
-        if wanted != entry.slots {
-            let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
-            let fresh = if count == 0 { None } else { self.slot_regions.allocate(count, round.now) };
-            if fresh.is_some() || count == 0 {
-                entry.retiring.extend(entry.region);
-                (entry.region, entry.slots) = (fresh, wanted);
-            } else {
-                let text = format!(
-                    "the map slots is full ({} entries): connections of {key} are not spread as they should be",
-                    self.limits.slots
-                );
-                round.short_of(key, text);
-                make_do(entry, &wanted);
-            }
-        }
-        if let Some(region) = entry.region
-            && self.actual.slots(region.first, region.count) != Some(&entry.slots)
-        {
-            batch.ops.push(MapOp::SetSlots { first: region.first, backends: entry.slots.clone() });
-        }
-    }
-
     fn plan_vip(&mut self, key: &ServiceKey, vip: Vip, index: u32, batch: &mut Batch, round: &mut Round<'_>) {
         self.claims.insert(vip, key.clone());
         match self.actual.vips.get(&vip) {
@@ -281,19 +245,5 @@ impl Compiler {
         let generation = self.actual.backend(index).generation.wrapping_add(1).max(1);
         let value = Backend { generation, ..Backend::default() };
         [MapOp::SetBackend { index, value }, MapOp::ClearBackendCounters { index }]
-    }
-}
-
-/// Without room for a fresh region, backends that have gone are replaced in the slots that there
-/// are: one word each, so that packets see valid slots at every moment.
-fn make_do(entry: &mut Entry, wanted: &[u32]) {
-    let active: BTreeSet<u32> = wanted.iter().copied().collect();
-    let mut others = wanted.iter().copied().cycle();
-    for slot in &mut entry.slots {
-        if !active.contains(slot)
-            && let Some(other) = others.next()
-        {
-            *slot = other;
-        }
     }
 }

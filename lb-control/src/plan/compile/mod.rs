@@ -19,6 +19,7 @@ mod entry;
 pub mod name;
 mod removal;
 mod snat;
+mod spread;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -32,6 +33,7 @@ use alloc::{Indices, Region, Regions, Rest};
 use ipnet::IpNet;
 use lb_common::abi::{BackendState, Config, NextHop, Service};
 use snat::Snat;
+use spread::Taker;
 
 use super::ipam::Holdings;
 use crate::{
@@ -128,6 +130,10 @@ struct Entry {
     region: Option<Region>,
     /// The content of the region.
     slots: Vec<u32>,
+    /// Which of the [`ServiceFlags`](lb_common::abi::ServiceFlags) say how the slots are read.
+    scheduling: u8,
+    /// Whom the slots, if they are a lookup table, were computed for: that takes long.
+    table_of: Option<Vec<Taker>>,
     /// Regions that it leaves with the next flip.
     retiring: Vec<Region>,
     /// Source ranges that the maps are known to contain, and nothing else: a list of thousands is

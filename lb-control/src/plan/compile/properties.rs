@@ -14,7 +14,17 @@ use crate::{
 fn world() -> impl Strategy<Value = String> {
     let backend = (1..7u8, select(vec!["", "", "*2", "*3", "*0", "~"]));
     let ranges = vec(select(&RANGES[..]), 0..4);
-    let affinity = select(vec!["", "", "@60", "@7200", "^5", "@60 ^7/20"]);
+    let affinity = select(vec![
+        "",
+        "",
+        "@60",
+        "@7200",
+        "!maglev",
+        "^5",
+        "@60 ^7/20",
+        "!maglev @60",
+        "!least-connections",
+    ]);
     let clients = proptest::option::of((ranges, affinity)).prop_map(Option::unwrap_or_default);
     let entry = proptest::option::weighted(0.8, (0..4u8, vec(backend, 0..6), clients));
     vec(entry, 4).prop_map(|entries| {

@@ -20,6 +20,7 @@ impl Compiler {
         entry.leaving.extend(seats.into_values().map(|seat| seat.index));
         entry.retiring.extend(entry.region.take());
         entry.slots.clear();
+        entry.table_of = None;
         entry.settled_ranges = None;
         let index = entry.index;
         let vip = Vip::new(key.vip, key.port, key.protocol.number());

@@ -34,8 +34,8 @@ pub fn key(text: &str) -> ServiceKey {
     }
 }
 
-/// Lines of `KEY: [@SECONDS] [^RATE/BURST] [<RANGE]… .BACKEND[*WEIGHT][~]…`: affinity, connection rate
-/// limit, source ranges, backends. A
+/// Lines of `KEY: [!SCHEDULER] [@SECONDS] [^RATE/BURST] [<RANGE]… .BACKEND[*WEIGHT][~]…`: affinity,
+/// connection rate limit, source ranges, backends. A
 /// backend is 10.0.0.BACKEND:8080, `~` terminates.
 pub fn desired(text: &str) -> Desired {
     let mut desired = Desired::default();
@@ -55,6 +55,7 @@ pub fn desired(text: &str) -> Desired {
             source_ranges: words('<').map(|range| range.parse().unwrap()).collect(),
             affinity: words('@').next().map(|seconds| seconds.parse().unwrap()),
             connection_limit: words('^').next().map(|limit| parse_connection_limit(limit).unwrap()),
+            scheduler: words('!').next().map(|name| name.parse().unwrap()).unwrap_or_default(),
         };
         desired.entries.insert(key(name), entry);
     }
@@ -105,13 +106,26 @@ pub fn look(maps: &FakeMaps) -> String {
             let ranges: Vec<_> = ranges.map(|(_, range)| range.to_string()).collect();
             line += &ranges.join(",");
         }
-        for slot in &slots {
+        let is_table = service.has(ServiceFlags::MAGLEV) && slots.len() > 1;
+        if service.has(ServiceFlags::LEAST_CONNECTIONS) {
+            line += " least";
+        }
+        let mut table = BTreeMap::<_, Vec<usize>>::new();
+        for (place, slot) in slots.iter().enumerate() {
             let backend = maps.backend(*slot);
             assert!(*slot != 0 && backend.service == index, "{key}: slot of backend {slot}: {backend:?}");
             assert_eq!(BackendState::from_raw(backend.state), BackendState::Active, "{key}: {backend:?}");
             let last = backend.snat_first + backend.snat_count;
             assert!(snat[backend.snat_first.into()..last.into()].iter().all(|address| *address != [0; 16]));
-            write!(line, " {}", socket(&backend)).unwrap();
+            if is_table {
+                table.entry(socket(&backend)).or_default().push(place);
+            } else {
+                write!(line, " {}", socket(&backend)).unwrap();
+            }
+        }
+        for (address, places) in table {
+            let sum: usize = places.iter().sum();
+            write!(line, " {address} at {} places, sum {sum}", places.len()).unwrap();
         }
         let without = backends.iter().filter(|(_, backend)| backend.service == index);
         let without = without.filter(|(index, _)| !slots.contains(index)).map(|(_, backend)| backend);

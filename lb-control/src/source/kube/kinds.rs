@@ -9,7 +9,11 @@ use k8s_openapi::{
 use kube::core::PartialObjectMeta;
 use serde::de::DeserializeOwned;
 
-use super::{keep, lenient::Lenient, names::Names as SharedNames};
+use super::{
+    keep::{self, Kept},
+    lenient::Lenient,
+    names::Names as SharedNames,
+};
 use crate::{
     crd::{self, metallb},
     model::{
@@ -32,6 +36,13 @@ pub const AGENT_LEASE_PREFIX: &str = "pointsman-agent-";
 pub const ANNOTATION_LINK_DEVICE: &str = "pointsman.dev/link-device";
 /// The annotation of an agent's Lease that says why it cannot serve; absent while it can.
 pub const ANNOTATION_UNFIT: &str = "pointsman.dev/unfit";
+
+/// The annotation of an agent's Lease that says how packets are forwarded, by device:
+/// `eth0=xdp-native,vxlan0=tc`.
+pub const ANNOTATION_DATAPATH: &str = "pointsman.dev/datapath";
+/// The annotation of an agent's Lease that says why so: `vxlan0: …`; absent while the fastest way
+/// works on every device.
+pub const ANNOTATION_DATAPATH_REASON: &str = "pointsman.dev/datapath-reason";
 
 /// What the API calls a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +84,7 @@ pub trait Kind: Send + 'static {
 
     /// What is to stand for an object that cannot be taken, given what stood for it before. `None`:
     /// that stays, or there is nothing.
-    fn keep(_: Option<&Self::Value>, _: &Self::Raw) -> Option<Self::Value> {
+    fn keep(_: Option<&Self::Value>, _: &Self::Raw) -> Option<Kept<Self::Value>> {
         None
     }
 
@@ -110,7 +121,7 @@ impl Kind for Services {
         convert::service(raw, None)
     }
 
-    fn keep(old: Option<&Service>, raw: &core::Service) -> Option<Service> {
+    fn keep(old: Option<&Service>, raw: &core::Service) -> Option<Kept<Service>> {
         keep::service(old, raw)
     }
 
@@ -145,7 +156,7 @@ impl Kind for Slices {
         convert::endpoint_slice(raw, None)
     }
 
-    fn keep(old: Option<&EndpointSlice>, raw: &discovery::EndpointSlice) -> Option<EndpointSlice> {
+    fn keep(old: Option<&EndpointSlice>, raw: &discovery::EndpointSlice) -> Option<Kept<EndpointSlice>> {
         keep::endpoint_slice(old, raw)
     }
 

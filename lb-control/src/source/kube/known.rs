@@ -77,10 +77,11 @@ impl<K: Kind> Known<K> {
                 let kept = K::keep(old.map(Arc::as_ref), raw);
                 let effect = match (old, &kept) {
                     // The same whether it was seen in order or not, or it would be told twice.
-                    (_, Some(_)) => "it keeps what it has",
+                    (_, Some((_, effect))) => effect,
                     (Some(_), None) => "it stays as it last was",
                     (None, None) => "it is ignored",
                 };
+                let kept = kept.map(|(kept, _)| kept);
                 let is_new = kept.as_ref().is_some_and(|kept| old.is_none_or(|old| **old != *kept));
                 self.put_bad(key.clone(), bad::<K>(raw, errors, effect));
                 let mut value = kept.filter(|_| is_new)?;

@@ -121,14 +121,17 @@ metrics! {
     FLOWS = Gauge "pointsman_flows" ["stage"]
         "Connections and sessions at the last sweep of the tables, some seconds ago: established, \
          and transient ones that begin or end.";
+    UNPROTECTED_FLOWS = Gauge "pointsman_unprotected_flows" []
+        "TCP connections that are established but counted as transient, because the table of established \
+         flows had no room for them: a flood can evict them.";
     FLOWS_FORGOTTEN = Counter "pointsman_flows_forgotten_total" []
         "Flows that sweeps took out of the tables because they were over.";
     MAP_ENTRIES = Gauge "pointsman_map_entries" ["map"]
         "Entries of a map that are in use. A flow has two. Flow tables: at the last sweep.";
     MAP_MAX_ENTRIES = Gauge "pointsman_map_max_entries" ["map"]
         "Entries that a map has room for.";
-    DEVICE_INFO = Gauge "pointsman_device_info" ["device", "mode"]
-        "Always 1, for each device with the program; the mode tells how it is attached.";
+    DEVICE_INFO = Gauge "pointsman_device_info" ["device", "mode", "reason"]
+        "Always 1, for each device with the program; the mode tells how it is attached, the reason why so.";
 }
 
 /// The table as Markdown.

@@ -2,6 +2,7 @@
 //!
 //! Pure: a view in, a string out. Columns keep their order and names; new ones go to the right.
 
+mod doctor;
 mod drops;
 mod flows;
 mod status;
