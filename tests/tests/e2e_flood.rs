@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use pointsman_tests::{
     lab::{
-        Agent, list,
+        Agent,
+        agent::list,
         manifest::{ECHO, HTTP, Port, ServiceSpec, manifest},
     },
     traffic::{flood::Flood, herd::Herd},
@@ -13,7 +14,9 @@ use pointsman_tests::{
 };
 use serde_json::Value;
 
-/// How long a flood may take to arrive, on a busy machine.
+/// SYNs that have to arrive, if others than those that go round the table of beginning flows thrice.
+const PACKETS_ENV: &str = "POINTSMAN_TEST_FLOOD";
+/// How long a flood may take to arrive, on a busy machine; longer if more is asked for.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// New flows to a port of the Service `web`, both families or one.
@@ -29,9 +32,15 @@ fn counted(agent: &Agent<'_>, port: Port, v6: bool, counter: &str) -> Result<u64
 
 /// Opens connections, and floods another port of the same Service meanwhile: each connection
 /// answers all along, and none is reset.
-fn survives(v6: bool, connections: usize, flows: &str, packets: u64) -> Result<()> {
+fn survives(v6: bool, connections: usize, packets: u64) -> Result<()> {
     let Some(world) = World::new(2)? else { return Ok(()) };
-    let agent = Agent::start_with(&world.lab, &web(&[1, 2]), &["--max-flows", flows])?;
+    let asked = std::env::var(PACKETS_ENV).ok().map(|packets| packets.parse()).transpose()?;
+    let (packets, patience) = asked.map_or((packets, PATIENCE), |packets| (packets, 10 * PATIENCE));
+    for backend in &world.lab.backends {
+        // What is flooded here is the load balancer: backends with a full queue say nothing.
+        backend.sysctl("net/ipv4/tcp_syncookies", "0")?;
+    }
+    let agent = Agent::start(&world.lab, &web(&[1, 2]))?;
     let status = agent.wait_ready()?;
     let start = Instant::now();
     let mut herd = Herd::start(&world.lab.client, both(&status, ECHO)?[usize::from(v6)], connections)?;
@@ -46,8 +55,8 @@ fn survives(v6: bool, connections: usize, flows: &str, packets: u64) -> Result<(
         if arrived >= packets {
             break arrived;
         }
-        if begin.elapsed() > PATIENCE {
-            bail!("only {arrived} SYNs of {} have arrived in {PATIENCE:?}", flood.sent());
+        if begin.elapsed() > patience {
+            bail!("only {arrived} SYNs of {} have arrived in {patience:?}", flood.sent());
         }
     };
     let took = begin.elapsed();
@@ -60,15 +69,14 @@ fn survives(v6: bool, connections: usize, flows: &str, packets: u64) -> Result<(
     Ok(())
 }
 
-/// Four times as many as the table of beginning flows has room for.
 #[test]
-fn ten_thousand_connections_outlive_a_million_syns() -> Result<()> {
-    survives(false, 10_000, "131072", 1_000_000)
+fn ten_thousand_connections_outlive_a_flood() -> Result<()> {
+    survives(false, 10_000, 200_000)
 }
 
 #[test]
 fn ipv6_connections_outlive_a_flood() -> Result<()> {
-    survives(true, 2_000, "65536", 200_000)
+    survives(true, 2_000, 100_000)
 }
 
 /// A client above its limit gets no answer, others do, and connections that are there go on.
