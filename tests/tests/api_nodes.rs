@@ -231,6 +231,10 @@ fn one_whose_link_is_down_loses_its_addresses_to_the_other() -> Result<()> {
         let all: Result<Vec<_>> = (1..=4).map(|n| world.reasons(&format!("web{n}"))).collect();
         Ok((all?.concat().iter().filter(|reason| *reason == "Moved").count() >= 2).then_some(()))
     })?;
+    // How it forwards is there, too; and why, where something faster was given up.
+    let annotations = lease.as_ref().map_or(&Value::Null, |lease| &lease["metadata"]["annotations"]);
+    let ways = annotations["pointsman.dev/datapath"].as_str().unwrap_or_default();
+    ensure!(ways.split(',').any(|way| way.starts_with("uplink=")), "{annotations}");
     // It comes back, and takes what is new.
     world.lab.edge.run(["ip", "link", "set", "uplink", "up"])?;
     world.wait("the Lease to say no more", ("Lease", &own), |lease| {

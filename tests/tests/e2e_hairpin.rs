@@ -17,8 +17,8 @@ use pointsman_tests::{
     traffic::{
         Server, bulk,
         client::{
-            TIMEOUT, check_round_robin, connect, half_close, open, tally, udp_exchange, uninterrupted,
-            who_answers, who_answers_udp,
+            TIMEOUT, check_round_robin, connect, half_close, open, tally, uninterrupted, who_answers,
+            who_answers_udp,
         },
     },
     world::{World, both, web},
@@ -150,6 +150,47 @@ fn a_backend_reaches_the_vip_and_itself() -> Result<()> {
     Ok(())
 }
 
+/// EndpointSlices made by hand: a machine outside, behind a router.
+#[test]
+fn a_machine_behind_a_router_is_a_backend() -> Result<()> {
+    let Some(near) = Near::new(2, 0)? else { return Ok(()) };
+    let router = &near.lab().backends[1];
+    let outside = Namespace::new(near.lab().id(), "outside")?;
+    for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        router.sysctl(&format!("net/{key}"), "1")?;
+    }
+    router.ip_batch(&format!(
+        "link add south type veth peer name eth0 netns {}
+         addr add 10.7.0.1/24 dev south\n addr add fd07::1/64 dev south nodad\n link set south up",
+        outside.name()
+    ))?;
+    outside.ip_batch(
+        "addr add 10.7.0.2/24 dev eth0\n addr add fd07::2/64 dev eth0 nodad\n link set eth0 up
+         route add default via 10.7.0.1\n route add ::/0 via fd07::1",
+    )?;
+    near.lab().edge.ip_batch("route add 10.7.0.0/24 via 10.2.0.12\n route add fd07::/64 via fd02::12")?;
+    let _server = Server::start(&outside)?;
+    let path = near.group.path().display().to_string();
+    let by_hand = web(&[1, 2]).replace("10.2.0.12", "10.7.0.2").replace("fd02::12", "fd07::2");
+    assert!(by_hand.contains("10.7.0.2") && by_hand.contains("fd07::2"));
+    let agent = Agent::start_with(near.lab(), &by_hand, &["--cgroup", &path])?;
+    let status = agent.wait_ready()?;
+    for to in both(&status, HTTP)? {
+        let names = who_answers(&near.lab().client, to, 6)?;
+        check_round_robin(&names, 2)?;
+        assert!(names.contains(&"outside".to_owned()), "{names:?}");
+    }
+    for to in both(&status, UDP)? {
+        check_round_robin(&who_answers_udp(&near.lab().client, to, 6)?, 2)?;
+    }
+    for to in both(&status, ECHO)? {
+        let names: Result<Vec<_>> =
+            (0..2).map(|seed| bulk::echo(&connect(&near.lab().client, to)?, 4 << 20, seed)).collect();
+        assert_eq!(tally(&names?).len(), 2);
+    }
+    check_all_reached(&near, &near.lab().edge, &status, 2)
+}
+
 /// A socket that is not connected, for both families, in the namespace of this thread.
 fn datagram_socket() -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
@@ -208,7 +249,7 @@ fn without_a_backend_the_call_fails_at_once() -> Result<()> {
     for from in [&near.lab().edge, &near.lab().pods[0]] {
         for to in both(&status, HTTP)? {
             let before = Instant::now();
-            let result = near.group.enter(|| Ok(from.enter(|| TcpStream::connect(to))?))?;
+            let result = near.group.enter(|| from.enter(|| TcpStream::connect(to)))?;
             assert_eq!(result.unwrap_err().kind(), ErrorKind::ConnectionRefused);
             assert!(before.elapsed() < TIMEOUT);
         }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use pointsman_tests::{
     lab::{
         Agent, Lan, Options,
+        agent::list,
         manifest::{ECHO, HTTP, UDP},
     },
     traffic::{
@@ -122,4 +123,23 @@ fn clients_behind_a_bridge() -> Result<()> {
     let (_agent, status) = chosen(&world)?;
     assert_eq!(modes(&status)?, BTreeMap::from([("lan", "xdp-native"), ("uplink", "tc")]));
     everything_works(&world, &status, 3, FRAGMENTED)
+}
+
+/// What it could do otherwise is not done in silence; the other devices serve as they are told.
+#[test]
+fn one_that_is_forced_and_cannot_is_a_problem() -> Result<()> {
+    let Some(world) = World::with(Options { lan: Lan::Vxlan, ..Options::default() })? else { return Ok(()) };
+    let agent = Agent::start_with(&world.lab, &web(&[1]), &["--datapath", "xdp-native"])?;
+    let status = agent.wait_status("the refusal", |status| {
+        list(status, "problems").iter().any(|problem| {
+            let message = problem["message"].as_str().unwrap_or_default();
+            message.contains("lan: --datapath xdp-native does not work here") && message.ends_with("or auto")
+        })
+    })?;
+    assert_eq!(modes(&status)?, BTreeMap::from([("uplink", "xdp-native")]));
+    // The doctor passes it on.
+    let refused = agent.cli(&["doctor", "--link-device", "uplink", "--read-only", "-o", "json"]);
+    let Err(error) = refused else { panic!("the doctor finds nothing") };
+    assert!(format!("{error:#}").contains("exit status: 1"), "{error:#}");
+    Ok(())
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::MapData;
 use lb_common::abi::{
     ABI_VERSION,
     maps::{self, PROGRAMS, TC_PROGRAMS},
@@ -68,10 +69,14 @@ fn old_binary() -> Option<PathBuf> {
 /// An agent of the previous version that has served a Service and does not run any more. Its next start
 /// is the agent under test.
 fn earlier<'lab>(world: &'lab World, backends: &[u8]) -> Result<(Agent<'lab>, Value)> {
+    earlier_with(world, backends, &["--on-exit", "keep"])
+}
+
+fn earlier_with<'lab>(world: &'lab World, backends: &[u8], flags: &[&str]) -> Result<(Agent<'lab>, Value)> {
     let old = old_binary();
     let mut agent = match &old {
-        Some(binary) => Agent::start_from(binary, &world.lab, &web(backends), &["--on-exit", "keep"])?,
-        None => Agent::start_with(&world.lab, &web(backends), &["--on-exit", "keep"])?,
+        Some(binary) => Agent::start_from(binary, &world.lab, &web(backends), flags)?,
+        None => Agent::start_with(&world.lab, &web(backends), flags)?,
     };
     let status = agent.wait_ready()?;
     ensure!(agent.sigterm()?.success(), "the agent before did not end well");
@@ -228,6 +233,41 @@ fn killed_at_any_step_the_next_agent_finishes() -> Result<()> {
     traffic.stop(&world.lab)?;
     assert_eq!(links(&own), all);
     Ok(())
+}
+
+fn entries(pin: &Path) -> Result<u32> {
+    let map = MapData::from_pin(pin).with_context(|| format!("opening {}", pin.display()))?;
+    Ok(map.info()?.max_entries())
+}
+
+/// Slots move to the larger map, all others keep their size; and sizes that change from start to start
+/// disturb nothing.
+#[test]
+fn slots_grow_and_the_other_maps_keep_their_size() -> Result<()> {
+    let Some(world) = World::new(3)? else { return Ok(()) };
+    let keep = ["--on-exit", "keep"];
+    let small = [keep.as_slice(), &["--max-backends", "1000", "--max-services", "100"]].concat();
+    let (mut agent, status) = earlier_with(&world, &[1, 2, 3], &small)?;
+    let slots = entries(&version(&world.lab, VERSION).join("slots"))?;
+    let traffic = Traffic::start(&world, &status)?;
+    agent.use_flags(&keep);
+    agent.run()?;
+    wait_for("the pins of the version before to go", || Ok(is_done(&world.lab).then_some(())))?;
+    let own = version(&world.lab, ABI_VERSION);
+    let grown = entries(&own.join("slots"))?;
+    assert!(grown > 10 * slots, "{slots} slots have become {grown}");
+    assert_eq!((entries(&own.join("backends"))?, entries(&own.join("services"))?), (1000, 100));
+    traffic.goes_on()?;
+    agent.wait_ready()?;
+    assert!(agent.sigterm()?.success());
+    agent.use_flags(&small);
+    agent.run()?;
+    agent.wait_ready()?;
+    assert_eq!(entries(&own.join("slots"))?, grown);
+    assert!(agent.log().contains("a pinned map keeps its size"), "{}", agent.log());
+    traffic.goes_on()?;
+    traffic.stop(&world.lab)?;
+    check_round_robin(&who_answers(&world.lab.client, both(&status, HTTP)?[0], 6)?, 3)
 }
 
 #[test]

@@ -125,7 +125,7 @@ impl ConnectionLimit {
     #[must_use]
     pub const fn take(self, full_at: u64, now: Tick) -> u64 {
         let rate = self.rate as u64;
-        // Not `div_ceil`, whose remainder is another division on BPF.
+        #[expect(clippy::manual_div_ceil, reason = "its remainder would be another division on BPF")]
         let interval = (Self::SECOND + rate - 1) / rate;
         let capacity = interval.wrapping_mul(self.burst as u64);
         let now = ConnectionRate::time(now);

@@ -64,6 +64,7 @@ pub const CARRIED: &[Carried] = &[
     carried(maps::SERVICES, Kind::Array, 4, 8),
     carried(maps::SERVICE_NAMES, Kind::Array, 4, 212),
     carried(maps::ROUND_ROBIN, Kind::Array, 4, 8),
+    // Copied where the next version wants a larger one: only agents write it.
     carried(maps::SLOTS, Kind::Array, 4, 4),
     carried(maps::BACKENDS, Kind::Array, 4, 64),
     carried(maps::SNAT_ADDRESSES, Kind::Array, 4, 16),

@@ -188,8 +188,8 @@ fn begin<D: Sockets<F>, F: IpFamily>(
 
 /// The index of the backend that is to have the connection; 0 if there is none.
 ///
-/// Where a client's address would decide, it is the turn that does: the address is not known yet. So it
-/// is where open flows would: those of sockets are not counted.
+/// Whatever the scheduler, it is the turn that decides: the address of the client is not known yet, and
+/// nobody would tell when the connection ends, so it must not be counted as an open one.
 #[inline(always)]
 fn choose<D: Sockets<F>, F: IpFamily>(
     datapath: &D,

@@ -20,7 +20,7 @@ use crate::dataplane::{
     Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock, SocketHooks,
 };
 use crate::http::{HealthPorts, HealthProblems, Inspect};
-use crate::model::{ObjectRef, Problem};
+use crate::model::{ObjectRef, Problem, Severity};
 use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
@@ -243,6 +243,20 @@ impl Agent {
         self.converge(Ask::Neighbours).await;
     }
 
+    /// When backends that start slowly are to get more connections. While something else is wrong, what
+    /// is done about that does it.
+    pub fn step_at(&self) -> Option<Instant> {
+        let can_step = !self.maps_incomplete && self.network_known;
+        self.compiler.next_step().filter(|_| can_step).map(|at| self.started + at)
+    }
+
+    /// Gives backends that start slowly more connections.
+    pub fn step(&mut self) {
+        let due = self.compiler.take_due(self.started.elapsed());
+        self.write_maps(Some(&due));
+        self.publish();
+    }
+
     /// Keeps what an earlier agent has left for as long as nobody has said what is wanted: the API
     /// server may be away.
     async fn hold(&mut self) {
@@ -362,7 +376,9 @@ impl Agent {
             self.trouble.clear(Area::Maps);
             self.unserved.clear();
         }
-        let short = delta.problems.iter().filter_map(|problem| {
+        // One that makes do with something else is served.
+        let short = delta.problems.iter().filter(|problem| problem.severity == Severity::Error);
+        let short = short.filter_map(|problem| {
             let service = problem.object.clone()?;
             Some((service, problem.message.clone()))
         });

@@ -225,7 +225,7 @@ async fn serve(
     let mut network_changed: Option<Instant> = None;
     loop {
         shared.turn();
-        let retry = agent.retry_at();
+        let (retry, step) = (agent.retry_at(), agent.step_at());
         tokio::select! {
             biased;
             () = signals.next() => return Ok(End::Signal),
@@ -244,6 +244,7 @@ async fn serve(
                 agent.network_changed().await;
             }
             () = at(retry) => agent.retry().await,
+            () = at(step) => agent.step(),
             _ = renewal.tick() => agent.network_changed().await,
             _ = resync.tick() => agent.resync().await,
             problems = health_problems.next() => agent.health_troubled(problems),

@@ -22,6 +22,9 @@ pub struct DoctorArgs {
     /// another program is there already; some drivers stop for a second then
     #[arg(long)]
     pub attach: bool,
+    /// Only read: load no program and attach none anywhere
+    #[arg(long, conflicts_with = "attach")]
+    pub read_only: bool,
     /// Source ports towards backends that an agent is to have; those of the one that runs count first
     #[arg(long, value_name = "FIRST-LAST", default_value_t)]
     pub snat_ports: PortRange,
@@ -38,6 +41,7 @@ pub(super) async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let question = Question {
         link_devices: args.link_devices,
         attach: args.attach,
+        read_only: args.read_only,
         snat_ports: (args.snat_ports.first, args.snat_ports.last),
         socket: args.place.socket,
         pin_directory: args.place.pin_dir,

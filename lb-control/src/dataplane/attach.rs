@@ -257,7 +257,7 @@ impl Devices {
             }
             refused.push(format!("{error:#}"));
         }
-        Err(anyhow!("{}", refused.join("; ")))
+        Err(anyhow!(no_way(self.forced, &refused)))
     }
 
     /// Why a device has the way that works after these did not. One that is pinned already stands for the
@@ -307,6 +307,20 @@ impl Devices {
     }
 }
 
+/// Why a device has no datapath, and what to do. A userspace proxy would come here.
+fn no_way(forced: Option<Mode>, refused: &[String]) -> String {
+    let refused = refused.join("; ");
+    match forced {
+        Some(mode) => {
+            format!("--datapath {} does not work here: {refused}; choose another, or auto", mode.view())
+        }
+        None => format!(
+            "no datapath works here: {refused}; `pointsman doctor` says what this node lacks, and there is no \
+             datapath outside of the kernel yet"
+        ),
+    }
+}
+
 fn os_error(error: &anyhow::Error) -> Option<i32> {
     match error.downcast_ref::<ProgramError>() {
         Some(ProgramError::SyscallError(error)) => error.io_error.raw_os_error(),
@@ -327,4 +341,20 @@ fn explain(error: anyhow::Error, name: &str, mode: Mode) -> anyhow::Error {
         _ => return error.context(format!("{} attach on {name}", mode.long_name())),
     };
     error.context(format!("{} attach on {name}: {hint}", mode.long_name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_a_way_says_what_to_do() {
+        let refused = ["XDP native attach on eth0: the driver lacks support".to_owned(), "TC: no".to_owned()];
+        let chosen = no_way(None, &refused);
+        assert!(chosen.contains("no datapath works") && chosen.contains("pointsman doctor"), "{chosen}");
+        assert!(chosen.contains(&refused[0]) && chosen.contains(&refused[1]), "{chosen}");
+        let forced = no_way(Some(Mode::Generic), &refused[..1]);
+        assert!(forced.starts_with("--datapath xdp-generic does not work here: XDP native"), "{forced}");
+        assert!(forced.ends_with("choose another, or auto"), "{forced}");
+    }
 }

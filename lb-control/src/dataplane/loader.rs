@@ -8,6 +8,7 @@ use lb_common::abi::maps::{self, SocketProgram};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::{info, warn};
 
+use super::growth::Growth;
 use super::{KernelMaps, PinDirectory, object, refusal};
 
 /// Sizes of the maps that can be chosen.
@@ -74,7 +75,12 @@ impl Kernel {
     /// When the kernel refuses; with the verifier's last words or the capability that lacks.
     pub fn load(pins: &PinDirectory, sizes: &Sizes) -> Result<Self> {
         let adopted = pins.is_populated();
-        let paths: Vec<_> = maps::ALL.iter().map(|map| (map.name, pins.map(*map))).collect();
+        let growth = Growth::begin(pins, sizes.of(maps::SLOTS))?;
+        let path = |map: maps::Map| match &growth {
+            Some(growth) if map == maps::SLOTS => growth.unfinished().to_owned(),
+            _ => pins.map(map),
+        };
+        let paths: Vec<_> = maps::ALL.iter().map(|map| (map.name, path(*map))).collect();
         let mut loader = EbpfLoader::new();
         for (map, (name, path)) in maps::ALL.iter().zip(&paths) {
             loader.map_pin_path(name, path.as_path());
@@ -83,6 +89,7 @@ impl Kernel {
         let ebpf = loader
             .load(object::bytes()?)
             .context("creating the BPF maps (needs CAP_BPF, CAP_NET_ADMIN and a kernel of 5.12 or later)")?;
+        growth.map_or(Ok(()), Growth::finish)?;
         report_sizes(&ebpf, sizes)?;
         let mut kernel = Self { adopted, ..Self::with_maps(ebpf)? };
         kernel.load_programs()?;

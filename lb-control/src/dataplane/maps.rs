@@ -66,8 +66,7 @@ impl KernelMaps {
                 open($map)?.try_into().with_context(|| format!("opening the map {}", $map.name))?
             };
         }
-        let mut sizes = StdHashMap::new();
-        let mut files = StdHashMap::new();
+        let (mut sizes, mut files) = (StdHashMap::new(), StdHashMap::new());
         let mut sized = |map: maps::Map| -> Result<Map> {
             let found = open(map)?;
             let data = Self::data(&found)?;

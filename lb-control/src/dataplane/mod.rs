@@ -8,6 +8,7 @@ pub mod clock;
 pub mod collect;
 mod counters;
 pub mod flows;
+mod growth;
 mod link_update;
 mod links;
 mod loader;

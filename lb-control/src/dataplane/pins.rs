@@ -114,6 +114,11 @@ impl PinDirectory {
         self.path(map.name)
     }
 
+    /// Path of a map's pin of the previous version.
+    pub(super) fn previous_map(&self, map: maps::Map) -> PathBuf {
+        self.previous().join(map.name)
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.version().join(name)
     }

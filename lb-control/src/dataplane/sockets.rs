@@ -151,13 +151,14 @@ impl SocketHooks {
     }
 
     fn attach_one(&self, programs: &mut Kernel, program: SocketProgram, group: &Group) -> Result<()> {
-        let path = self.pins.links().join(pin_name(group.number, program));
+        let name = pin_name(group.number, program);
+        let path = self.pins.link(&name);
         let program = programs.socket_program(program)?;
         if path.exists() {
             let replaced = link_of_pin(&path)
                 .and_then(|link| update(&link, program.fd().map_err(std::io::Error::other)?));
             if replaced.is_ok() {
-                return Ok(());
+                return self.pins.keep_link(&path);
             }
             // Detached by somebody, or the group is gone and another has its number.
             remove(&path)?;
@@ -167,6 +168,7 @@ impl SocketHooks {
         let link = FdLink::try_from(program.take_link(id)?).map_err(|_| {
             anyhow!("the kernel lacks BPF links for control groups (Linux 5.7 or later has them)")
         })?;
+        let path = self.pins.links().join(name);
         link.pin(&path).with_context(|| format!("pinning the link as {}", path.display()))?;
         Ok(())
     }
@@ -185,15 +187,9 @@ impl SocketHooks {
 
     /// Removes the pins of some groups.
     fn remove(&self, unwanted: impl Fn(u64) -> bool) -> Result<usize> {
-        let links = self.pins.links();
-        let mut paths = Vec::new();
-        for entry in fs::read_dir(&links).with_context(|| format!("reading {}", links.display()))? {
-            let path = entry?.path();
-            let number = path.file_name().and_then(|name| parse(&name.to_string_lossy()));
-            if number.is_some_and(&unwanted) {
-                paths.push(path);
-            }
-        }
+        let group = |path: &PathBuf| path.file_name().and_then(|name| parse(&name.to_string_lossy()));
+        let mut paths = self.pins.all_links()?;
+        paths.retain(|path| group(path).is_some_and(&unwanted));
         // Backwards: what gives sockets a backend goes first.
         let rank = |path: &PathBuf| {
             SOCKET_PROGRAMS.iter().position(|program| path.to_string_lossy().ends_with(program.name))

@@ -14,7 +14,7 @@ use crate::http::Inspect;
 use crate::http::client::Client;
 use crate::net::survey::{self, Survey};
 use crate::net::{Filter, Kernel};
-use crate::plan::doctor::{Attached, Device, Facts, Process, Program, Role, keys};
+use crate::plan::doctor::{Ability, Attached, Device, Facts, Outcome, Process, Program, Role, Trial, keys};
 use crate::ports::MapStore;
 use crate::view::StatusView;
 
@@ -25,6 +25,8 @@ pub struct Question {
     pub link_devices: Vec<String>,
     /// Whether programs are attached to those for a moment, too.
     pub attach: bool,
+    /// Whether nothing is tried at all.
+    pub read_only: bool,
     /// Source ports towards backends, unless the maps tell.
     pub snat_ports: (u16, u16),
     /// Socket of the agent.
@@ -53,7 +55,12 @@ pub async fn facts(question: &Question) -> Result<Facts> {
     let missing_devices = survey.missing.clone();
     let devices = devices(&kernel, survey, &status).await?;
     let subjects = subjects(question, &devices);
-    let trials = tokio::task::spawn_blocking(move || trial::run(&subjects)).await.context("trying")?;
+    let trials = if question.read_only {
+        let why = Outcome::Untried("--read-only".to_owned());
+        vec![Trial { ability: Ability::Maps, device: String::new(), outcome: why }]
+    } else {
+        tokio::task::spawn_blocking(move || trial::run(&subjects)).await.context("trying")?
+    };
     let devices: Vec<_> = devices.into_iter().map(|(_, device)| device).collect();
     let problems = status.problems.iter().map(|problem| format!("{}: {}", problem.subject, problem.message));
     Ok(Facts {

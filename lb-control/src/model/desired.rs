@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use lb_common::abi::ConnectionLimit;
 use serde::{Deserialize, Serialize};
 
-use super::{Few, ObjectRef, Protocol, Scheduler};
+use super::{Few, ObjectRef, Protocol, Scheduler, SlowStart};
 
 /// Identity of a Service entry in the data plane: one port of one VIP of a Service.
 ///
@@ -75,6 +75,8 @@ pub struct DesiredEntry {
     pub connection_limit: Option<ConnectionLimit>,
     /// How connections are spread over the backends.
     pub scheduler: Scheduler,
+    /// How long a backend that comes to others takes to get its full share.
+    pub slow_start: Option<SlowStart>,
 }
 
 /// Everything that the data plane has to do.

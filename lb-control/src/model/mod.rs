@@ -28,13 +28,13 @@ pub use object::{ObjectRef, Objects, Place};
 pub use pool::{AddressRange, BadRange, Pool, PoolOrigin};
 pub use problem::{Problem, Severity, causes};
 pub use report::{BackendReport, PortReport, ServiceReport, ServiceState, VipReport};
-pub use scheduler::{Scheduler, UnknownScheduler};
+pub use scheduler::{BadSlowStart, Scheduler, SlowStart, UnknownScheduler};
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
     ANNOTATION_ADDRESSES, ANNOTATION_CONNECTION_RATE, ANNOTATION_EXTERNAL_IPS, ANNOTATION_POOL,
-    ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT, ANNOTATION_WEIGHTS, Endpoint,
-    EndpointPort, EndpointSlice, Family, FamilyPolicy, LOAD_BALANCER_CLASS, METALLB_PREFIXES, Protocol,
-    Service, ServicePort, TargetPort,
+    ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT, ANNOTATION_SLOW_START,
+    ANNOTATION_WEIGHTS, Endpoint, EndpointPort, EndpointSlice, Family, FamilyPolicy, LOAD_BALANCER_CLASS,
+    METALLB_PREFIXES, Protocol, Service, ServicePort, TargetPort,
 };
 pub use unreadable::{Concern, KindAndName, Unreadable};
 pub use weights::{BadWeights, Weights};

@@ -1,6 +1,6 @@
 //! How a Service's connections are spread over its backends.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -60,9 +60,63 @@ impl FromStr for Scheduler {
     }
 }
 
+/// How long a backend that comes to others takes to get its full share: `30s`, `5m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowStart(Duration);
+
+impl SlowStart {
+    /// The shortest, in seconds: a share grows in steps, and each writes maps.
+    pub const MINIMUM: u64 = 5;
+    /// The longest, in seconds.
+    pub const MAXIMUM: u64 = 3_600;
+
+    /// The time.
+    #[must_use]
+    pub const fn duration(self) -> Duration {
+        self.0
+    }
+}
+
+/// A slow start that cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadSlowStart(String);
+
+impl fmt::Display for BadSlowStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (minimum, maximum) = (SlowStart::MINIMUM, SlowStart::MAXIMUM);
+        write!(f, "`{}` is no time from {minimum}s to {maximum}s (30s, 5m)", self.0)
+    }
+}
+
+impl std::error::Error for BadSlowStart {}
+
+impl FromStr for SlowStart {
+    type Err = BadSlowStart;
+
+    fn from_str(text: &str) -> Result<Self, BadSlowStart> {
+        let of = |unit: char, seconds: u64| -> Option<u64> {
+            text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(seconds)
+        };
+        let seconds = of('s', 1).or_else(|| of('m', 60));
+        let fitting = seconds.filter(|seconds| (Self::MINIMUM..=Self::MAXIMUM).contains(seconds));
+        fitting.map(|seconds| Self(Duration::from_secs(seconds))).ok_or_else(|| BadSlowStart(text.to_owned()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slow_starts_are_read() {
+        for (text, seconds) in [("5s", 5), ("90s", 90), ("5m", 300), ("60m", 3_600)] {
+            assert_eq!(text.parse::<SlowStart>().unwrap().duration().as_secs(), seconds);
+        }
+        for text in ["", "30", "s", "4s", "0m", "61m", "-5s", "1h", "1.5m", "99999999999999999999m"] {
+            let error = text.parse::<SlowStart>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("`{text}` is no time from 5s to 3600s")), "{error}");
+        }
+    }
 
     #[test]
     fn names_are_read() {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use lb_common::abi::{ConnectionLimit, IPPROTO_TCP, IPPROTO_UDP};
 use serde::{Deserialize, Serialize};
 
-use super::{ApiState, Labels, ObjectRef, Place, Scheduler, Weights};
+use super::{ApiState, Labels, ObjectRef, Place, Scheduler, SlowStart, Weights};
 
 /// The `loadBalancerClass` of Services that are ours.
 pub const LOAD_BALANCER_CLASS: &str = "pointsman.dev/pointsman";
@@ -25,6 +25,8 @@ pub const ANNOTATION_WEIGHTS: &str = "pointsman.dev/weights";
 pub const ANNOTATION_CONNECTION_RATE: &str = "pointsman.dev/connection-rate-limit";
 /// How connections are spread: see [`Scheduler`].
 pub const ANNOTATION_SCHEDULER: &str = "pointsman.dev/scheduler";
+/// How long a new backend takes to get its full share: see [`SlowStart`].
+pub const ANNOTATION_SLOW_START: &str = "pointsman.dev/slow-start";
 /// Share of each endpoint of an EndpointSlice.
 pub const ANNOTATION_SLICE_WEIGHT: &str = "pointsman.dev/weight";
 /// The entries of `spec.externalIPs` that we wrote.
@@ -189,6 +191,8 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
     /// How connections are spread, by annotation.
     pub scheduler: Scheduler,
+    /// How long a new backend takes to get its full share, by annotation.
+    pub slow_start: Option<SlowStart>,
     /// Shares of backends, by annotation.
     pub weights: Weights,
     /// Labels.

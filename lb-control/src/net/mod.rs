@@ -5,6 +5,7 @@ pub mod addresses;
 mod announce;
 mod filters;
 pub mod forwarding;
+mod generic;
 mod here;
 mod kernel;
 mod news;

@@ -12,6 +12,7 @@ use netlink_packet_route::address::AddressMessage;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::generic::Generic;
 use super::{Kernel, addresses, local_address};
 use crate::plan::doctor::{Device, KubeProxy, Role};
 
@@ -57,6 +58,8 @@ pub async fn devices(kernel: &Kernel, link: &[String], backends: &BTreeSet<IpAdd
         found.vlan.and(found.parent)
     };
     let below: BTreeSet<u32> = link.iter().filter_map(below).collect();
+    // Older kernels do not have it; then it is not known.
+    let drivers = Generic::connect().ok();
     let name = |index: u32| links.get(&index).map(|found| found.name.clone());
     for (index, found) in links.iter().filter(|(_, found)| !found.is_loopback) {
         let role = if link.contains(&found.name) || below.contains(index) {
@@ -77,6 +80,14 @@ pub async fn devices(kernel: &Kernel, link: &[String], backends: &BTreeSet<IpAdd
             driver: driver(&found.name, *index),
             addresses: by_device.remove(index).unwrap_or_default(),
             ..Device::default()
+        };
+        let features = drivers.as_ref().and_then(|drivers| drivers.features(*index).ok());
+        let is_on = |feature: &str| Some(features.as_ref()?.iter().any(|one| one == feature));
+        let device = Device {
+            lro: is_on("rx-lro"),
+            gro_in_hardware: is_on("rx-gro-hw"),
+            driver_has_xdp: drivers.as_ref().and_then(|drivers| drivers.has_xdp(*index).ok()),
+            ..device
         };
         survey.xdp_programs.extend(found.xdp_program.map(|id| (*index, id)));
         survey.devices.push((*index, device));

@@ -16,6 +16,7 @@ pub mod ownership;
 mod planner;
 mod resolve;
 mod slots;
+mod slow_start;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -47,6 +47,7 @@ pub fn resolve(
                     affinity: service.affinity_seconds,
                     connection_limit: service.connection_limit,
                     scheduler: service.scheduler,
+                    slow_start: service.slow_start,
                 };
                 entries.push((key(service, port, *vip), entry));
             }

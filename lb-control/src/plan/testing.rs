@@ -30,6 +30,7 @@ pub fn service(text: &str) -> Service {
         publish_not_ready_addresses: false,
         health_check_node_port: None,
         scheduler: Scheduler::default(),
+        slow_start: None,
         weights: Weights::default(),
         labels: Labels::new(),
         selector: Labels::new(),

@@ -15,10 +15,10 @@ use lb_common::abi::ConnectionLimit;
 
 use crate::model::{
     ANNOTATION_ADDRESSES, ANNOTATION_CONNECTION_RATE, ANNOTATION_EXTERNAL_IPS, ANNOTATION_POOL,
-    ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT, ANNOTATION_WEIGHTS, ApiState,
-    BadWeights, Condition, Endpoint, EndpointPort, EndpointSlice, FIELD_MANAGER, Family, FamilyPolicy,
-    Ingress, METALLB_PREFIXES, ObjectRef, Place, Protocol, Scheduler, Service, ServicePort, TargetPort,
-    UnknownScheduler, Weights, parse_connection_limit,
+    ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT, ANNOTATION_SLOW_START,
+    ANNOTATION_WEIGHTS, ApiState, BadSlowStart, BadWeights, Condition, Endpoint, EndpointPort, EndpointSlice,
+    FIELD_MANAGER, Family, FamilyPolicy, Ingress, METALLB_PREFIXES, ObjectRef, Place, Protocol, Scheduler,
+    Service, ServicePort, SlowStart, TargetPort, UnknownScheduler, Weights, parse_connection_limit,
 };
 
 /// Names the Service of an EndpointSlice.
@@ -143,6 +143,7 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
             .filter(|port| *port != 0)
             .map(|port| errors.port("spec.healthCheckNodePort", port)),
         scheduler: scheduler(annotation(ANNOTATION_SCHEDULER), &mut errors),
+        slow_start: slow_start(annotation(ANNOTATION_SLOW_START), &mut errors),
         weights: weights(annotation(ANNOTATION_WEIGHTS), &mut errors),
         labels: from.metadata.labels.clone().unwrap_or_default(),
         selector: spec.selector.clone().unwrap_or_default(),
@@ -306,6 +307,15 @@ fn scheduler(annotation: Option<String>, errors: &mut Errors) -> Scheduler {
         errors.add(format!("metadata.annotations[{ANNOTATION_SCHEDULER}]"), error.to_string());
         Scheduler::default()
     })
+}
+
+fn slow_start(annotation: Option<String>, errors: &mut Errors) -> Option<SlowStart> {
+    let parsed: Result<SlowStart, BadSlowStart> = annotation?.parse();
+    parsed
+        .map_err(|error| {
+            errors.add(format!("metadata.annotations[{ANNOTATION_SLOW_START}]"), error.to_string());
+        })
+        .ok()
 }
 
 fn weights(annotation: Option<String>, errors: &mut Errors) -> Weights {

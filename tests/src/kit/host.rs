@@ -22,6 +22,7 @@ use lb_common::forward::scratch::Scratch;
 use lb_common::forward::{self, Fast, Slow, Verdict};
 
 use super::ranges::Ranges;
+use super::sockets::SocketTable;
 use super::tables::Snapshot;
 use super::view::{Buffer, View};
 
@@ -120,7 +121,7 @@ impl<A: Copy + Ord + Hash> Family<A> {
 pub struct Shared<T>(Rc<UnsafeCell<T>>);
 
 impl<T> Shared<T> {
-    fn new(value: T) -> Self {
+    pub(super) fn new(value: T) -> Self {
         Self(Rc::new(UnsafeCell::new(value)))
     }
 }
@@ -204,6 +205,7 @@ pub struct Host {
     /// How many connections clients may open, by Service entry.
     pub connection_limits: Vec<ConnectionLimit>,
     round_robin: Vec<Cell<u64>>,
+    pub(super) sockets: SocketTable,
     /// IPv4.
     pub v4: Family<[u8; 4]>,
     /// IPv6.
@@ -240,6 +242,7 @@ impl Default for Host {
             affinity_ticks: vec![0; SERVICES as usize],
             connection_limits: vec![ConnectionLimit::default(); SERVICES as usize],
             round_robin: vec![Cell::new(0); SERVICES as usize],
+            sockets: SocketTable::default(),
             v4: Family::new([0; 4]),
             v6: Family::new([0; 16]),
         }

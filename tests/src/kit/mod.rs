@@ -11,6 +11,7 @@ pub mod pair;
 pub mod random;
 pub mod ranges;
 pub mod seen;
+pub mod sockets;
 pub mod tables;
 pub mod verified;
 pub mod view;

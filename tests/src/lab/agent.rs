@@ -114,6 +114,11 @@ impl<'lab> Agent<'lab> {
         binary.clone_into(&mut self.binary);
     }
 
+    /// From its next start on, the agent has these flags in place of those before.
+    pub fn use_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+
     /// The binary.
     #[must_use]
     pub fn binary(&self) -> &Path {

@@ -86,7 +86,11 @@ pub fn run(args: &Args) -> Result<()> {
         setup::ensure(&packages::for_purpose(packages::Purpose::Test))?;
         ebpf::build()?;
     }
-    let built = workspace::build(Profile::Dev, &["--bins", "--tests"])?;
+    let selection: &[_] = match args.upgrade_from {
+        Some(_) => &["--bin", "pointsman", "--test", UPGRADE_TESTS],
+        None => &["--bins", "--tests"],
+    };
+    let built = workspace::build(Profile::Dev, selection)?;
     let agent = built.iter().find(|artifact| !artifact.harness && artifact.target == "pointsman");
     let mut tests = discover::workspace(&built)?;
     if args.wants(discover::FUZZ) {

@@ -192,7 +192,7 @@ mod tests {
             (ways.unwrap_or_default(), reason.unwrap_or_default())
         };
         assert_eq!(told(&[]), (String::new(), String::new()));
-        assert_eq!(told(&[fast.clone()]), ("eth0=xdp-native".into(), String::new()));
+        assert_eq!(told(std::slice::from_ref(&fast)), ("eth0=xdp-native".into(), String::new()));
         assert_eq!(told(&[fast, slow]), ("eth0=xdp-native,vxlan0=tc".into(), "vxlan0: no support".into()));
     }
 }

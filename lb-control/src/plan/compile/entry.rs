@@ -7,6 +7,7 @@ use lb_common::abi::{Backend, BackendFlags, BackendState, Service};
 use super::{
     Batch, Compiler, Entry, Region, Round, Seat, clients,
     name::{service_name, version, wide},
+    spread::compared_weight,
 };
 use crate::{
     model::{DesiredBackend, DesiredEntry, Problem, Role, ServiceKey},
@@ -44,8 +45,9 @@ impl Compiler {
         let mut afterwards = Vec::new();
 
         self.seat_backends(key, desired, &mut entry, round);
+        self.plan_steps(key, desired, &mut entry, round.now);
         for (address, seat) in &entry.backends {
-            let backend = desired.backends[address];
+            let backend = compared_weight(desired, &entry, *address, round.now);
             let value = self.backend_value(key, &entry, (*address, *seat), backend, &mut batch, round);
             let actual = self.actual.backend(seat.index);
             if value == actual {

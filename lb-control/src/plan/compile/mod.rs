@@ -35,7 +35,7 @@ use lb_common::abi::{BackendState, Config, NextHop, Service};
 use snat::Snat;
 use spread::Taker;
 
-use super::ipam::Holdings;
+use super::{ipam::Holdings, slow_start::Ramps};
 use crate::{
     model::{Desired, ObjectRef, Problem, ServiceKey},
     ports::{Limits, MapOp, MapStore, Vip},
@@ -134,6 +134,8 @@ struct Entry {
     scheduling: u8,
     /// Whom the slots, if they are a lookup table, were computed for: that takes long.
     table_of: Option<Vec<Taker>>,
+    /// Backends whose share still grows.
+    ramps: Ramps,
     /// Regions that it leaves with the next flip.
     retiring: Vec<Region>,
     /// Source ranges that the maps are known to contain, and nothing else: a list of thousands is
@@ -164,6 +166,8 @@ pub struct Compiler {
     backend_indices: Indices,
     slot_regions: Regions,
     snat: Snat,
+    /// When the next share of a backend grows, by entry.
+    steps: BTreeMap<ServiceKey, Duration>,
 }
 
 /// State of one round of planning.
@@ -198,6 +202,7 @@ impl Compiler {
             backend_indices: Indices::new(1, limits.backends),
             slot_regions: Regions::new(limits.slots),
             snat: Snat::new(limits.snat_addresses),
+            steps: BTreeMap::new(),
         }
     }
 
@@ -326,6 +331,17 @@ impl Compiler {
             }
         }
         holdings
+    }
+
+    /// When the share of a backend that starts slowly grows next.
+    #[must_use]
+    pub fn next_step(&self) -> Option<Duration> {
+        self.steps.values().min().copied()
+    }
+
+    /// The Services of which a share grows now: they have to be reconciled, and are not named again before.
+    pub fn take_due(&mut self, now: Duration) -> BTreeSet<ObjectRef> {
+        self.steps.extract_if(.., |_, at| *at <= now).map(|(key, _)| key.service).collect()
     }
 
     /// The index in `services` of an entry, for counters.

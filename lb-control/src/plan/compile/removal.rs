@@ -21,6 +21,7 @@ impl Compiler {
         entry.retiring.extend(entry.region.take());
         entry.slots.clear();
         entry.table_of = None;
+        self.steps.remove(key);
         entry.settled_ranges = None;
         let index = entry.index;
         let vip = Vip::new(key.vip, key.port, key.protocol.number());

@@ -7,7 +7,7 @@ use lb_common::abi::ServiceFlags;
 
 use super::{Batch, Compiler, Entry, Round};
 use crate::{
-    model::{DesiredEntry, Role, Scheduler, ServiceKey},
+    model::{DesiredBackend, DesiredEntry, Role, Scheduler, ServiceKey, SlowStart},
     plan::{
         maglev,
         slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order},
@@ -24,6 +24,23 @@ pub(super) struct Taker {
 }
 
 impl Compiler {
+    /// Takes note of backends that come to others, and of when their shares grow.
+    pub(super) fn plan_steps(
+        &mut self,
+        key: &ServiceKey,
+        desired: &DesiredEntry,
+        entry: &mut Entry,
+        now: Duration,
+    ) {
+        let takers = desired.backends.iter().filter(|(_, backend)| takes(backend));
+        let length = growth(desired);
+        entry.ramps.update(takers.map(|(address, _)| *address), length, now);
+        match entry.ramps.next_step(length, now) {
+            Some(at) => drop(self.steps.insert(key.clone(), at)),
+            None => drop(self.steps.remove(key)),
+        }
+    }
+
     /// Slots go to a fresh region, which the Service entry flips to.
     pub(super) fn plan_slots(
         &mut self,
@@ -37,8 +54,11 @@ impl Compiler {
             .backends
             .iter()
             .map(|(address, seat)| (*address, desired.backends[address], seat.index))
-            .filter(|(_, backend, _)| backend.role == Role::Active && backend.weight > 0)
-            .map(|(address, backend, index)| Taker { address, weight: backend.weight, index })
+            .filter(|(_, backend, _)| takes(backend))
+            .map(|(address, backend, index)| {
+                let factor = entry.ramps.factor(&address, growth(desired), round.now);
+                Taker { address, weight: backend.weight * factor, index }
+            })
             .collect();
         let is_settled = desired.scheduler == Scheduler::Maglev && entry.table_of.as_ref() == Some(&takers);
         if !is_settled {
@@ -109,6 +129,31 @@ impl Compiler {
         entry.scheduling = scheduling;
         true
     }
+}
+
+/// Whether a backend takes new connections.
+fn takes(backend: &DesiredBackend) -> bool {
+    backend.role == Role::Active && backend.weight > 0
+}
+
+/// How slowly the shares of new backends grow. In a lookup table they do not: it would be another one on
+/// each node, and with each step.
+fn growth(desired: &DesiredEntry) -> Option<SlowStart> {
+    desired.slow_start.filter(|_| desired.scheduler != Scheduler::Maglev)
+}
+
+/// A backend with the weight that the kernel compares by, if it does.
+pub(super) fn compared_weight(
+    desired: &DesiredEntry,
+    entry: &Entry,
+    address: SocketAddr,
+    now: Duration,
+) -> DesiredBackend {
+    let mut backend = desired.backends[&address];
+    if desired.scheduler == Scheduler::LeastConnections {
+        backend.weight *= entry.ramps.factor(&address, growth(desired), now);
+    }
+    backend
 }
 
 /// Slots for connections that go in turn.

@@ -34,8 +34,8 @@ pub fn key(text: &str) -> ServiceKey {
     }
 }
 
-/// Lines of `KEY: [!SCHEDULER] [@SECONDS] [^RATE/BURST] [<RANGE]… .BACKEND[*WEIGHT][~]…`: affinity,
-/// connection rate limit, source ranges, backends. A
+/// Lines of `KEY: [!SCHEDULER] [%SLOW-START] [@SECONDS] [^RATE/BURST] [<RANGE]… .BACKEND[*WEIGHT][~]…`:
+/// affinity, connection rate limit, source ranges, backends. A
 /// backend is 10.0.0.BACKEND:8080, `~` terminates.
 pub fn desired(text: &str) -> Desired {
     let mut desired = Desired::default();
@@ -55,6 +55,7 @@ pub fn desired(text: &str) -> Desired {
             source_ranges: words('<').map(|range| range.parse().unwrap()).collect(),
             affinity: words('@').next().map(|seconds| seconds.parse().unwrap()),
             connection_limit: words('^').next().map(|limit| parse_connection_limit(limit).unwrap()),
+            slow_start: words('%').next().map(|time| time.parse().unwrap()),
             scheduler: words('!').next().map(|name| name.parse().unwrap()).unwrap_or_default(),
         };
         desired.entries.insert(key(name), entry);

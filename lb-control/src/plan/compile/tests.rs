@@ -2,7 +2,7 @@ use lb_common::abi::{Backend, ConnectionLimit};
 
 use super::*;
 use crate::{
-    model::{DesiredBackend, DesiredEntry, Role},
+    model::{DesiredBackend, DesiredEntry, Role, Severity},
     plan::compile::testing::{desired, key, look, paths},
     ports::{FakeMaps, FaultyMaps},
 };
@@ -387,4 +387,67 @@ fn a_backend_on_this_node_needs_no_way() {
         Arc::make_mut(path).is_local = false;
     }
     assert_eq!(go(&desired, &paths), [(true, 0, 0, 1), (false, 1, 1, 1), (false, 1, 1, 1)]);
+}
+
+/// How many slots each backend of the one Service has.
+fn places(lab: &Lab) -> BTreeMap<u32, usize> {
+    let (_, service) = lab.maps.services().unwrap()[0];
+    let mut places = BTreeMap::new();
+    for slot in lab.maps.slots(service.first_slot, service.slot_count()).unwrap() {
+        *places.entry(slot).or_default() += 1;
+    }
+    places
+}
+
+#[test]
+fn a_new_backend_starts_slowly() {
+    let mut lab = Lab::new(Limits::default());
+    lab.go("a 1 80: %30s .1 .2");
+    assert_eq!((places(&lab), lab.compiler.next_step()), (BTreeMap::from([(1, 1), (2, 1)]), None));
+    let text = "a 1 80: %30s .1 .2 .3*2";
+    lab.go(text);
+    for (step, share) in [(0, 2), (1, 4), (2, 6), (3, 8), (4, 10)] {
+        let divisor = if step == 4 { 10 } else { 2 };
+        let expected = BTreeMap::from([(1, 10 / divisor), (2, 10 / divisor), (3, share / divisor)]);
+        assert_eq!(places(&lab), expected, "step {step}");
+        assert!(lab.go(text).is_empty(), "nothing to do before the next");
+        lab.now = lab.compiler.next_step().expect("another step");
+        assert_eq!(lab.compiler.take_due(lab.now).len(), 1);
+        lab.go(text);
+    }
+    lab.now += Duration::from_secs(30);
+    lab.go(text);
+    assert_eq!((places(&lab), lab.compiler.next_step()), (BTreeMap::from([(1, 1), (2, 1), (3, 2)]), None));
+}
+
+#[test]
+fn least_connections_compare_by_weights_that_grow() {
+    let mut lab = Lab::new(Limits::default());
+    lab.go("a 1 80: !least-connections %30s .1*3");
+    lab.go("a 1 80: !least-connections %30s .1*3 .2");
+    let weights = |lab: &Lab| [1, 2].map(|index| lab.maps.backend(index).weight);
+    assert_eq!((weights(&lab), places(&lab).len()), ([30, 1], 2));
+    lab.now += Duration::from_secs(30);
+    lab.go("a 1 80: !least-connections %30s .1*3 .2");
+    assert_eq!(weights(&lab), [3, 1]);
+}
+
+#[test]
+fn a_table_without_room_is_done_without() {
+    let mut lab = Lab::new(Limits { slots: 1_500, ..Limits::default() });
+    lab.go("a 1 80: !maglev .1 .2");
+    assert_eq!(places(&lab), BTreeMap::from([(1, 511), (2, 510)]));
+    let delta = lab.go("a 1 80: !maglev .1 .2 .3");
+    assert!(delta.problems.is_empty(), "changed in place: {:?}", delta.problems);
+    assert_eq!(places(&lab).len(), 3);
+    let two = "a 1 80: !maglev .1 .2 .3\nb 2 80: !maglev .1 .2";
+    let delta = lab.go(two);
+    let [problem] = &delta.problems[..] else { panic!("{:?}", delta.problems) };
+    assert_eq!(problem.severity, Severity::Warning);
+    assert!(problem.message.contains("no room for the lookup table of default/b"), "{problem}");
+    assert!(look(&lab.maps).ends_with("b 192.0.2.2:80/TCP: 10.0.0.1:8080 10.0.0.2:8080\n"));
+    lab.go("b 2 80: !maglev .1 .2");
+    lab.now += Duration::from_secs(10);
+    assert!(lab.go("b 2 80: !maglev .1 .2").problems.is_empty());
+    assert!(look(&lab.maps).contains("10.0.0.1:8080 at"), "{}", look(&lab.maps));
 }

@@ -57,6 +57,15 @@ fn state(device: &Device, found: &mut Vec<FindingView>) {
 
 fn attached(facts: &Facts, device: &Device, found: &mut Vec<FindingView>) {
     let Some(attached) = &device.attached else {
+        // What the driver says is less than what attaching shows.
+        found.extend(match device.driver_has_xdp {
+            Some(true) => Some(ok("driver", "it says that it has XDP").about(&device.name)),
+            Some(false) => {
+                let message = "it says that it has no XDP: the datapath will be TC, which is slower, and works all the same";
+                Some(note("driver", message).about(&device.name))
+            }
+            None => None,
+        });
         // Frames of a VLAN device come in by the one below.
         let is_waited_for = facts.agent.is_some() && device.role == Role::Link && device.below.is_none();
         if is_waited_for {

@@ -146,6 +146,8 @@ pub struct Device {
     pub above: Option<String>,
     /// Its driver, if it is hardware.
     pub driver: Option<String>,
+    /// Whether its driver says that it has XDP; `None` if it does not say (before Linux 6.3).
+    pub driver_has_xdp: Option<bool>,
     /// Its addresses, VIPs of ours not among them.
     pub addresses: Vec<IpNet>,
     /// The XDP program on it.

@@ -209,6 +209,15 @@ fn devices() {
     finds(&link(|eth0| eth0.is_ethernet = false), &["error device eth0"]);
     finds(&link(|eth0| eth0.above = Some("br0".into())), &["note device eth0"]);
     finds(&link(|eth0| eth0.attached = None), &["error datapath eth0"]);
+    finds(&link(|eth0| eth0.driver_has_xdp = Some(false)), &[]);
+    let unattached = |has_xdp| {
+        healthy().changed(|facts| {
+            facts.agent = None;
+            (facts.devices[0].attached, facts.devices[0].driver_has_xdp) = (None, Some(has_xdp));
+        })
+    };
+    finds(&unattached(false), &["note agent", "note driver eth0"]);
+    finds(&unattached(true), &["note agent"]);
     let vlan = link(|eth0| (eth0.below, eth0.attached) = (Some("eth".into()), None));
     finds(&vlan, &["note device eth0"]);
     finds(&healthy().attached(AttachMode::XdpGeneric), &["note datapath eth0", "note datapath lan"]);

@@ -7,8 +7,8 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 
 use crate::{
     model::{
-        ANNOTATION_ADDRESSES, ANNOTATION_SCHEDULER, ANNOTATION_SLICE_WEIGHT, ANNOTATION_WEIGHTS,
-        EndpointSlice, METALLB_PREFIXES, Service,
+        ANNOTATION_ADDRESSES, ANNOTATION_SCHEDULER, ANNOTATION_SLICE_WEIGHT, ANNOTATION_SLOW_START,
+        ANNOTATION_WEIGHTS, EndpointSlice, METALLB_PREFIXES, Service,
     },
     source::convert,
 };
@@ -17,7 +17,7 @@ use crate::{
 pub type Kept<T> = (T, &'static str);
 
 /// Annotations that a Service does as well without: they say how it is served, not what.
-const DISPENSABLE: [&str; 1] = [ANNOTATION_SCHEDULER];
+const DISPENSABLE: [&str; 2] = [ANNOTATION_SCHEDULER, ANNOTATION_SLOW_START];
 
 /// A Service that only asks for ways to be served that there are not is served in the usual way. Any
 /// other is as it last was, with what the API server has about it now: what we wrote ourselves has
