@@ -11,9 +11,9 @@ use aya_ebpf::helpers::generated::{
 };
 use core::ffi::c_void;
 use lb_common::abi::{
-    AddressFamily, Affinity, AffinityKey, Backend, CachedFlow, Config, FLOW_VERSION_BITS, Flow, FlowKey,
-    FlowState, FlowStatus, Fragment, FragmentKey, NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT,
-    Tick, V4, V6, VipKey, VlanTags,
+    AddressFamily, Affinity, AffinityKey, Backend, CachedFlow, Config, ConnectionLimit, ConnectionRate,
+    FLOW_VERSION_BITS, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop, Service,
+    SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey, VlanTags,
 };
 use lb_common::forward::cache;
 use lb_common::forward::ip::IpFamily;
@@ -97,6 +97,21 @@ unsafe fn compare_exchange(word: *mut u32, expected: u32, new: u32) -> bool {
     unsafe {
         asm!("w0 = cmpxchg32_32({word} + 0, w0, {new})",
             word = in(reg) word, new = in(wreg) new, inout("w0") found);
+    }
+    found == expected
+}
+
+/// Like [`compare_exchange`], of 8 bytes.
+///
+/// # Safety
+/// `word` is valid and aligned.
+#[inline(always)]
+unsafe fn compare_exchange_wide(word: *mut u64, expected: u64, new: u64) -> bool {
+    let mut found = expected;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!("r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word, new = in(reg) new, inout("r0") found);
     }
     found == expected
 }
@@ -270,6 +285,11 @@ impl<C: Hook> Datapath for Kernel<C> {
     }
 
     #[inline(always)]
+    fn connection_limit(&self, service: u32) -> ConnectionLimit {
+        maps::CONNECTION_LIMITS.get(service).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64) {
         // SAFETY (both): per-CPU values, and XDP programs are not preempted by each other.
         if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service).map(|stats| unsafe { &mut *stats }) {
@@ -355,6 +375,12 @@ impl<C: Hook> Datapath for Kernel<C> {
         // SAFETY: `FlowStatus` is four plain bytes, aligned to 4.
         unsafe { compare_exchange(core::ptr::from_mut(status).cast(), word(expected), word(new)) }
     }
+
+    #[inline(always)]
+    fn replace_rate(&self, rate: &mut ConnectionRate, expected: u64, new: u64) -> bool {
+        // SAFETY: a reference to an aligned word.
+        unsafe { compare_exchange_wide(&raw mut rate.full_at, expected, new) }
+    }
 }
 
 impl<C: Hook> Kernel<C> {
@@ -384,10 +410,11 @@ impl<C: Hook> Kernel<C> {
 }
 
 macro_rules! tables {
-    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $scratch:ident, $cache:ident, $make:ident, $check:ident, $route:expr) => {
+    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $rates:ident, $scratch:ident, $cache:ident, $make:ident, $check:ident, $route:expr) => {
         impl<C: Hook> Tables<$family> for Kernel<C> {
             type FlowRef = &'static mut Flow<$address>;
             type AffinityRef = &'static mut Affinity;
+            type RateRef = &'static mut ConnectionRate;
             type FragmentRef<'m>
                 = &'m Fragment<$address>
             where
@@ -510,6 +537,24 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn connection_rate(&self, key: &AffinityKey<$address>) -> Option<&'static mut ConnectionRate> {
+                // SAFETY: as in `transient`; that another client's word is changed, it has to be the same
+                // to the fraction of a tick.
+                maps::$rates.get_ptr_mut(key).map(|rate| unsafe { &mut *rate })
+            }
+
+            #[inline(always)]
+            fn insert_new_connection_rate(
+                &self,
+                key: &AffinityKey<$address>,
+                rate: &ConnectionRate,
+            ) -> Result<(), InsertFailed> {
+                maps::$rates
+                    .insert(key, rate, BPF_NOEXIST.into())
+                    .map_err(|error| if error == EEXIST { InsertFailed::Exists } else { InsertFailed::Full })
+            }
+
+            #[inline(always)]
             fn fragment<'m>(&'m self, key: &FragmentKey<$address>) -> Option<&'m Fragment<$address>> {
                 // SAFETY: as in `transient`; the worst that can come of it is a lost fragment.
                 maps::$fragments.get_ptr(key).map(|fragment| unsafe { &*fragment })
@@ -545,6 +590,7 @@ tables!(
     FRAGMENTS_V4,
     SOURCE_RANGES_V4,
     AFFINITY_V4,
+    CONNECTION_RATES_V4,
     SCRATCH_V4,
     FLOW_CACHE_V4,
     bpf_tcp_raw_gen_syncookie_ipv4,
@@ -565,6 +611,7 @@ tables!(
     FRAGMENTS_V6,
     SOURCE_RANGES_V6,
     AFFINITY_V6,
+    CONNECTION_RATES_V6,
     SCRATCH_V6,
     FLOW_CACHE_V6,
     bpf_tcp_raw_gen_syncookie_ipv6,

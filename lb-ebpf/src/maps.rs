@@ -7,9 +7,9 @@ use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpu
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::maps as sizes;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, CACHE_JIFFIES, CachedFlow, Config, DropStats, Flow,
-    FlowKey, Fragment, FragmentKey, Service, ServiceName, ServiceStats, SocketKey, SocketPeer, SourceRange,
-    Tick, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, CACHE_JIFFIES, CachedFlow, Config, ConnectionLimit,
+    ConnectionRate, DropStats, Flow, FlowKey, Fragment, FragmentKey, Service, ServiceName, ServiceStats,
+    SocketKey, SocketPeer, SourceRange, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 
@@ -96,6 +96,22 @@ pub static AFFINITY_V4: LruHashMap<AffinityKey<A4>, Affinity, { entries!(AFFINIT
 pub static AFFINITY_V6: LruHashMap<AffinityKey<A6>, Affinity, { entries!(AFFINITY_V6) }> = LruHashMap::new();
 #[btf_map(name = "affinity_ticks")]
 pub static AFFINITY_TICKS: Array<Tick, { entries!(AFFINITY_TICKS) }> = Array::new();
+#[btf_map(name = "conn_limits")]
+pub static CONNECTION_LIMITS: Array<ConnectionLimit, { entries!(CONNECTION_LIMITS) }> = Array::new();
+#[btf_map(name = "conn_rates_v4")]
+pub static CONNECTION_RATES_V4: LruHashMap<
+    AffinityKey<A4>,
+    ConnectionRate,
+    { entries!(CONNECTION_RATES_V4) },
+    OWN_LRU,
+> = LruHashMap::new();
+#[btf_map(name = "conn_rates_v6")]
+pub static CONNECTION_RATES_V6: LruHashMap<
+    AffinityKey<A6>,
+    ConnectionRate,
+    { entries!(CONNECTION_RATES_V6) },
+    OWN_LRU,
+> = LruHashMap::new();
 #[btf_map(name = "sockets")]
 pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, { entries!(SOCKETS) }> = LruHashMap::new();
 #[btf_map(name = "devices")]

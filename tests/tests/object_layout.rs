@@ -9,8 +9,9 @@ use lb_common::abi::maps::{
 };
 use lb_common::abi::previous::{CARRIED, VERSION};
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, CachedFlow, Config, DropStats, Flow, FlowKey, Fragment,
-    FragmentKey, Service, ServiceName, ServiceStats, SocketKey, SocketPeer, SourceRangeKey, Tick, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, CachedFlow, Config, ConnectionLimit, ConnectionRate,
+    DropStats, Flow, FlowKey, Fragment, FragmentKey, Service, ServiceName, ServiceStats, SocketKey,
+    SocketPeer, SourceRangeKey, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 use pointsman_tests::object_or_skip;
@@ -61,6 +62,9 @@ fn layouts() -> BTreeMap<&'static str, (usize, usize)> {
         ("affinity_v4", hash::<AffinityKey<A4>, Affinity>()),
         ("affinity_v6", hash::<AffinityKey<A6>, Affinity>()),
         ("affinity_ticks", array::<Tick>()),
+        ("conn_limits", array::<ConnectionLimit>()),
+        ("conn_rates_v4", hash::<AffinityKey<A4>, ConnectionRate>()),
+        ("conn_rates_v6", hash::<AffinityKey<A6>, ConnectionRate>()),
         ("sockets", hash::<SocketKey, SocketPeer>()),
         ("devices", (size_of::<u32>(), DEVMAP_VALUE)),
         ("programs", array::<u32>()),

@@ -40,6 +40,9 @@ pub const DEFAULT_SOURCE_RANGES: u32 = 65_536;
 /// Clients of each family whose backend is remembered, over all Service entries with affinity.
 pub const DEFAULT_AFFINITIES: u32 = 65_536;
 
+/// Clients of each family whose connections are counted, over all Service entries with a limit.
+pub const DEFAULT_CONNECTION_RATES: u32 = 65_536;
+
 /// Sockets of this node whose peer is remembered: an entry for a connection, two for a datagram socket
 /// and each VIP that it talks to.
 pub const DEFAULT_SOCKETS: u32 = 65_536;
@@ -105,6 +108,13 @@ maps! {
     AFFINITY_V6 = "affinity_v6", DEFAULT_AFFINITIES;
     /// Array of [`Tick`](super::Tick): how long a client's backend is remembered, by Service entry.
     AFFINITY_TICKS = "affinity_ticks", DEFAULT_SERVICES;
+    /// Array of [`ConnectionLimit`](super::ConnectionLimit), by Service entry.
+    CONNECTION_LIMITS = "conn_limits", DEFAULT_SERVICES;
+    /// What clients have used of it: LRU hash, [`AffinityKey`](super::AffinityKey) to
+    /// [`ConnectionRate`](super::ConnectionRate).
+    CONNECTION_RATES_V4 = "conn_rates_v4", DEFAULT_CONNECTION_RATES;
+    /// The same for IPv6, by network.
+    CONNECTION_RATES_V6 = "conn_rates_v6", DEFAULT_CONNECTION_RATES;
     /// Sockets of this node that talk to backends: LRU hash, [`SocketKey`](super::SocketKey) to
     /// [`SocketPeer`](super::SocketPeer).
     SOCKETS = "sockets", DEFAULT_SOCKETS;

@@ -21,7 +21,7 @@ mod stats;
 pub use addr::{AddressFamily, NextHop, V4, V6, VlanTags};
 pub use backend::{Backend, BackendFlags, BackendState};
 pub use cache::{CACHE_JIFFIES, CACHE_TICKS, CachedFlow, FLOW_VERSION_BITS};
-pub use client::{Affinity, AffinityKey, SourceRange, SourceRangeKey};
+pub use client::{Affinity, AffinityKey, ConnectionLimit, ConnectionRate, SourceRange, SourceRangeKey};
 pub use config::{Config, SynCookies, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
 pub use drop_reason::DropReason;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey};

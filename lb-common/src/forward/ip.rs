@@ -24,6 +24,9 @@ pub trait IpFamily: AddressFamily {
     fn replaced(old: &Self::Address, new: &Self::Address) -> u32;
     /// Whether an address is one that an error may be sent to (RFC 1122, section 3.2.2).
     fn may_be_answered(source: &Self::Address) -> bool;
+    /// Takes from an address what one client has many of: for IPv6, the interface identifier, since
+    /// whoever has a network of 64 bits has all of its addresses (RFC 4291, section 2.5.1).
+    fn keep_network(address: &mut Self::Address);
     /// Writes a whole header for a packet of our own. `payload` is the number of bytes after it.
     fn write_header(
         header: &mut Self::Header,
@@ -93,6 +96,9 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
+    fn keep_network(_address: &mut [u8; 4]) {}
+
+    #[inline(always)]
     fn write_header(header: &mut Ipv4, source: &[u8; 4], destination: &[u8; 4], protocol: u8, payload: u16) {
         *header = Ipv4 {
             version_ihl: [0x45],
@@ -156,6 +162,11 @@ impl IpFamily for V6 {
         // Neither multicast nor of ::/64, which holds the unspecified and the loopback address.
         let [a, b, c, d, e, f, g, h, ..] = *source;
         a != 0xff && u64::from_ne_bytes([a, b, c, d, e, f, g, h]) != 0
+    }
+
+    #[inline(always)]
+    fn keep_network(address: &mut [u8; 16]) {
+        address[8..].fill(0);
     }
 
     #[inline(always)]

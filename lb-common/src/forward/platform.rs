@@ -8,8 +8,9 @@ use super::parse::Link;
 use super::scratch::Scratch;
 use super::wire::{Tcp, Wire};
 use crate::abi::{
-    Affinity, AffinityKey, Backend, CachedFlow, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus,
-    Fragment, FragmentKey, IPPROTO_UDP, NextHop, Service, SourceRangeKey, Tick, VipKey, VlanTags,
+    Affinity, AffinityKey, Backend, CachedFlow, Config, ConnectionLimit, ConnectionRate, DropReason, Flow,
+    FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, IPPROTO_UDP, NextHop, Service, SourceRangeKey,
+    Tick, VipKey, VlanTags,
 };
 
 /// A handle to the bytes of the packet at hand.
@@ -103,6 +104,9 @@ pub trait Datapath {
     /// How long after its last connection began a client keeps its backend, by Service entry.
     fn affinity_timeout(&self, service: u32) -> Tick;
 
+    /// How many connections a client may open, by Service entry.
+    fn connection_limit(&self, service: u32) -> ConnectionLimit;
+
     /// Counts a forwarded packet for its Service and its backend.
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64);
     /// Counts a new flow for its Service and its backend.
@@ -132,6 +136,8 @@ pub trait Datapath {
 
     /// Replaces the status word of an entry if it is still as expected, atomically.
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool;
+    /// Replaces what a client has used of a limit if it is still as expected, atomically.
+    fn replace_rate(&self, rate: &mut ConnectionRate, expected: u64, new: u64) -> bool;
 }
 
 /// A change of what a TCP or UDP checksum covers.
@@ -189,6 +195,8 @@ pub trait Tables<F: IpFamily>: Datapath {
     type FlowRef: DerefMut<Target = Flow<F::Address>>;
     /// What is remembered of a client, in place.
     type AffinityRef: DerefMut<Target = Affinity>;
+    /// What a client has used of a limit, in place.
+    type RateRef: DerefMut<Target = ConnectionRate>;
     /// A fragment's note in place.
     type FragmentRef<'m>: Deref<Target = Fragment<F::Address>>
     where
@@ -250,6 +258,16 @@ pub trait Tables<F: IpFamily>: Datapath {
     fn affinity(&self, key: &AffinityKey<F::Address>) -> Option<Self::AffinityRef>;
     /// Remembers a client's backend; best effort.
     fn insert_affinity(&self, key: &AffinityKey<F::Address>, affinity: &Affinity);
+    /// Looks up what a client has used of its limit.
+    fn connection_rate(&self, key: &AffinityKey<F::Address>) -> Option<Self::RateRef>;
+    /// Begins to count a client's connections, unless they are counted already.
+    /// # Errors
+    /// When they are, or there is no room.
+    fn insert_new_connection_rate(
+        &self,
+        key: &AffinityKey<F::Address>,
+        rate: &ConnectionRate,
+    ) -> Result<(), InsertFailed>;
     /// What the first fragment left, in place.
     fn fragment<'m>(&'m self, key: &FragmentKey<F::Address>) -> Option<Self::FragmentRef<'m>>;
     /// Leaves a note for the other fragments; best effort.

@@ -8,8 +8,8 @@ use super::segment::Segment;
 use super::tcp_options::Timestamp;
 use super::wire::Tcp;
 use crate::abi::{
-    Affinity, AffinityKey, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, Service, SourceRange,
-    SourceRangeKey, VipKey,
+    Affinity, AffinityKey, ConnectionRate, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop,
+    Service, SourceRange, SourceRangeKey, VipKey,
 };
 
 /// Everything that is too large for the stack of a kernel program. All bytes zero is a valid value.
@@ -36,10 +36,12 @@ pub struct Scratch<A> {
     pub vip: VipKey<A>,
     /// The client, as the source ranges name it.
     pub source: SourceRangeKey<A>,
-    /// The client, as the affinity maps name it.
+    /// The client, as the affinity maps and the connection rate maps name it.
     pub affinity_key: AffinityKey<A>,
     /// What is to be remembered of it; nothing if the backend is 0.
     pub affinity: Affinity,
+    /// What a new client has used of its limit.
+    pub connection_rate: ConnectionRate,
     /// The best backend so far, where they are compared.
     pub best: Best,
     /// The Service entry of a new flow.
@@ -123,6 +125,7 @@ impl<A: Copy> Scratch<A> {
             source: SourceRangeKey { prefix_length: 0, range: SourceRange::new(0, address) },
             affinity_key: AffinityKey { client: address, service: 0 },
             affinity: Affinity::default(),
+            connection_rate: ConnectionRate::default(),
             best: Best::default(),
             service: Service::default(),
             timestamp: Timestamp::default(),

@@ -57,10 +57,15 @@ fn decide<D: Tables<F>, F: IpFamily, const COOKIES: bool>(datapath: &D) -> Verdi
     if step == FAILED {
         return Verdict::drop(datapath, DropReason::EditFailed);
     }
-    let verdict = if step == BEGIN {
-        new_flow::begin::<D, F>(datapath, scratch, service, entry)
-    } else {
+    let verdict = if step != BEGIN {
         Verdict::Pass
+    } else if entry.has(ServiceFlags::CONNECTION_RATE)
+        && !client::is_below_limit::<D, F>(datapath, scratch, service)
+    {
+        datapath.count_refused(service);
+        Verdict::drop(datapath, DropReason::ConnectionRate)
+    } else {
+        new_flow::begin::<D, F>(datapath, scratch, service, entry)
     };
     let verdict = datapath.forget(&mut scratch.verdict, verdict.pack());
     let refusal = scratch.refusal;

@@ -51,6 +51,7 @@ impl Sizes {
             | maps::SERVICE_NAMES
             | maps::ROUND_ROBIN
             | maps::AFFINITY_TICKS
+            | maps::CONNECTION_LIMITS
             | maps::SERVICE_STATS => self.services,
             maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => self.source_ranges,
             // A map without elements is none.

@@ -1,16 +1,15 @@
 //! The forwarding core on the host: maps are hash maps, the packet lies in a buffer, the time is
 //! what a test says.
 
-use std::cell::{Cell, RefCell, UnsafeCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
-use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, CACHE_JIFFIES, CachedFlow, Config, DropReason, DropStats,
-    FLOW_VERSION_BITS, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop, Service,
-    ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey, VlanTags, idle_ticks,
+    Affinity, AffinityKey, Backend, BackendStats, CACHE_JIFFIES, CachedFlow, Config, ConnectionLimit,
+    ConnectionRate, DropReason, DropStats, FLOW_VERSION_BITS, Flow, FlowKey, FlowState, FlowStatus, Fragment,
+    FragmentKey, NextHop, Service, ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey, VlanTags, idle_ticks,
 };
 use lb_common::forward::ip::{IpFamily, IpHeader};
 use lb_common::forward::parse::Link;
@@ -22,10 +21,12 @@ use lb_common::forward::scratch::Scratch;
 use lb_common::forward::wire::Tcp;
 use lb_common::forward::{self, Fast, Slow, Verdict};
 
-use super::ranges::Ranges;
 use super::sockets::SocketTable;
-use super::tables::Snapshot;
 use super::view::{Buffer, View};
+
+mod family;
+
+pub use family::{Family, Shared};
 
 /// Number of elements that the arrays have here and, for tests, in the kernel.
 pub const SERVICES: u32 = 64;
@@ -35,122 +36,6 @@ pub const SLOTS: u32 = 4096;
 pub const BACKENDS: u32 = 256;
 /// Elements of `snat_addresses`.
 pub const SNAT_ADDRESSES: u32 = 64;
-
-type FlowTable<A> = RefCell<HashMap<FlowKey<A>, Shared<Flow<A>>>>;
-
-/// The maps of one family.
-pub struct Family<A, P> {
-    established: FlowTable<A>,
-    transient: FlowTable<A>,
-    /// How many established flow entries there is room for.
-    pub capacity: usize,
-    /// VIPs.
-    pub vips: HashMap<VipKey<A>, u32>,
-    fragments: RefCell<HashMap<FragmentKey<A>, Rc<Fragment<A>>>>,
-    /// Who may connect.
-    pub sources: Ranges<A>,
-    affinity: RefCell<HashMap<AffinityKey<A>, Shared<Affinity>>>,
-    /// Next hops by destination: what `bpf_fib_lookup` would say.
-    pub routes: BTreeMap<A, NextHop>,
-    scratch: Box<UnsafeCell<Scratch<A>>>,
-    cache: Vec<UnsafeCell<CachedFlow<A, P>>>,
-}
-
-impl<A: Copy + Ord + Hash, P: Copy> Family<A, P> {
-    fn new(address: A) -> Self {
-        Self {
-            established: RefCell::default(),
-            transient: RefCell::default(),
-            capacity: usize::MAX,
-            vips: HashMap::new(),
-            fragments: RefCell::default(),
-            sources: Ranges::default(),
-            affinity: RefCell::default(),
-            routes: BTreeMap::new(),
-            scratch: Box::new(UnsafeCell::new(Scratch::new(address))),
-            cache: Vec::new(),
-        }
-    }
-
-    /// Makes room for as many copies of flows, all of them nobody's: `nothing` is one of those.
-    fn set_cache(&mut self, slots: u32, nothing: CachedFlow<A, P>) {
-        self.cache = (0..slots).map(|_| UnsafeCell::new(nothing)).collect();
-    }
-
-    /// All that is remembered.
-    pub fn snapshot(&self) -> Snapshot<A> {
-        let copy = |table: &FlowTable<A>| table.borrow().iter().map(|(key, flow)| (*key, **flow)).collect();
-        Snapshot {
-            established: copy(&self.established),
-            transient: copy(&self.transient),
-            fragments: self
-                .fragments
-                .borrow()
-                .iter()
-                .map(|(key, note)| ((key.source, key.destination, key.identification, key.protocol), **note))
-                .collect(),
-            affinities: self.affinity.borrow().iter().map(|(key, entry)| (*key, **entry)).collect(),
-        }
-    }
-
-    /// Changes all flows, fragments and affinities in place.
-    pub fn edit(
-        &mut self,
-        mut flow: impl FnMut(&FlowKey<A>, &mut Flow<A>),
-        mut note: impl FnMut(&mut Fragment<A>),
-        mut affinity: impl FnMut(&mut Affinity),
-    ) {
-        for table in [&mut self.established, &mut self.transient] {
-            for (key, entry) in table.get_mut() {
-                flow(key, entry);
-            }
-        }
-        for fragment in self.fragments.get_mut().values_mut() {
-            let mut changed = **fragment;
-            note(&mut changed);
-            *fragment = Rc::new(changed);
-        }
-        self.affinity.get_mut().values_mut().for_each(|entry| affinity(entry));
-    }
-
-    /// What the kernel's LRU does when it needs room; says whether there was such an entry.
-    pub fn evict(&mut self, key: &FlowKey<A>) -> bool {
-        self.transient.get_mut().remove(key).is_some()
-    }
-}
-
-/// A map's value in place. As in the kernel it stays valid, but unreachable, when its entry is
-/// removed.
-pub struct Shared<T>(Rc<UnsafeCell<T>>);
-
-impl<T> Shared<T> {
-    pub(super) fn new(value: T) -> Self {
-        Self(Rc::new(UnsafeCell::new(value)))
-    }
-}
-
-impl<T> Clone for Shared<T> {
-    fn clone(&self) -> Self {
-        Self(Rc::clone(&self.0))
-    }
-}
-
-#[expect(unsafe_code, reason = "map values are shared, as in the kernel")]
-impl<T> Deref for Shared<T> {
-    type Target = T;
-    fn deref(&self) -> &T {
-        // SAFETY: one thread; the core writes through one handle at a time.
-        unsafe { &*self.0.get() }
-    }
-}
-
-#[expect(unsafe_code, reason = "map values are shared, as in the kernel")]
-impl<T> DerefMut for Shared<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as above.
-        unsafe { &mut *self.0.get() }
-    }
-}
 
 /// Which half of the maps a family uses.
 pub trait Side: IpFamily {
@@ -205,6 +90,8 @@ pub struct Host {
     pub stats: RefCell<Stats>,
     /// How long affinities last, by Service entry.
     pub affinity_ticks: Vec<Tick>,
+    /// How many connections clients may open, by Service entry.
+    pub connection_limits: Vec<ConnectionLimit>,
     round_robin: Vec<Cell<u64>>,
     pub(super) sockets: SocketTable,
     versions: Vec<Cell<u64>>,
@@ -270,6 +157,7 @@ impl Default for Host {
             snat_addresses: vec![[0; 16]; SNAT_ADDRESSES as usize],
             stats: RefCell::default(),
             affinity_ticks: vec![0; SERVICES as usize],
+            connection_limits: vec![ConnectionLimit::default(); SERVICES as usize],
             round_robin: vec![Cell::new(0); SERVICES as usize],
             sockets: SocketTable::default(),
             versions: vec![Cell::new(0); 1 << FLOW_VERSION_BITS],
@@ -467,6 +355,10 @@ impl Datapath for Host {
         self.affinity_ticks.get(service as usize).copied().unwrap_or(0)
     }
 
+    fn connection_limit(&self, service: u32) -> ConnectionLimit {
+        self.connection_limits.get(service as usize).copied().unwrap_or_default()
+    }
+
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64) {
         let Stats { services, backends, .. } = &mut *self.stats.borrow_mut();
         if service < SERVICES {
@@ -533,6 +425,14 @@ impl Datapath for Host {
         }
         as_expected
     }
+
+    fn replace_rate(&self, rate: &mut ConnectionRate, expected: u64, new: u64) -> bool {
+        let as_expected = rate.full_at == expected;
+        if as_expected {
+            rate.full_at = new;
+        }
+        as_expected
+    }
 }
 
 impl<F: Side> Tables<F> for Host
@@ -541,6 +441,7 @@ where
 {
     type FlowRef = Shared<Flow<F::Address>>;
     type AffinityRef = Shared<Affinity>;
+    type RateRef = Shared<ConnectionRate>;
     type FragmentRef<'m> = Rc<Fragment<F::Address>>;
 
     #[expect(unsafe_code, reason = "the trait hands the scratch out once for each run of a step")]
@@ -647,6 +548,23 @@ where
 
     fn insert_affinity(&self, key: &AffinityKey<F::Address>, affinity: &Affinity) {
         F::of(self).affinity.borrow_mut().insert(*key, Shared::new(*affinity));
+    }
+
+    fn connection_rate(&self, key: &AffinityKey<F::Address>) -> Option<Shared<ConnectionRate>> {
+        F::of(self).rates.borrow().get(key).cloned()
+    }
+
+    fn insert_new_connection_rate(
+        &self,
+        key: &AffinityKey<F::Address>,
+        rate: &ConnectionRate,
+    ) -> Result<(), InsertFailed> {
+        let mut rates = F::of(self).rates.borrow_mut();
+        if rates.contains_key(key) {
+            return Err(InsertFailed::Exists);
+        }
+        rates.insert(*key, Shared::new(*rate));
+        Ok(())
     }
 
     fn fragment(&self, key: &FragmentKey<F::Address>) -> Option<Rc<Fragment<F::Address>>> {

@@ -15,11 +15,12 @@ use lb_common::abi::maps::{
     TC_CALLED_PROGRAMS, TC_COOKIE_PROGRAMS,
 };
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, CachedFlow, Config, DropStats, Flow, FlowKey, Fragment,
-    FragmentKey, Plain, Service, ServiceStats, SourceRange, TICK_SHIFT, Tick, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, CachedFlow, Config, ConnectionLimit, ConnectionRate,
+    DropStats, Flow, FlowKey, Fragment, FragmentKey, Plain, Service, ServiceStats, SourceRange, TICK_SHIFT,
+    Tick, VipKey,
 };
 
-use super::device::{Action, AnyKey, Device, age_affinity, age_flow, age_fragment, wide};
+use super::device::{Action, AnyKey, Device, age_affinity, age_flow, age_fragment, age_rate, wide};
 use super::host::{BACKENDS, Hook, SERVICES, SLOTS, SNAT_ADDRESSES, Stats};
 use super::tables::{Snapshot, Snapshots};
 
@@ -44,6 +45,7 @@ struct Family<A> {
     vips: Hashed<VipKey<A>, u32>,
     sources: LpmTrie<MapData, Raw<SourceRange<A>>, u32>,
     affinities: Hashed<AffinityKey<A>, Affinity>,
+    rates: Hashed<AffinityKey<A>, ConnectionRate>,
 }
 
 /// The loaded programs and their maps.
@@ -54,6 +56,7 @@ pub struct Kernel {
     v6: Family<[u8; 16]>,
     services: Array<MapData, Raw<Service>>,
     affinity_ticks: Array<MapData, u32>,
+    connection_limits: Array<MapData, Raw<ConnectionLimit>>,
     slots: Array<MapData, u32>,
     backends: Array<MapData, Raw<Backend>>,
     snat_addresses: Array<MapData, [u8; 16]>,
@@ -164,6 +167,7 @@ impl Kernel {
                 vips: map("vips_v4")?.try_into()?,
                 sources: map("src_ranges_v4")?.try_into()?,
                 affinities: map("affinity_v4")?.try_into()?,
+                rates: map("conn_rates_v4")?.try_into()?,
             },
             v6: Family {
                 established: map("flows_v6")?.try_into()?,
@@ -172,9 +176,11 @@ impl Kernel {
                 vips: map("vips_v6")?.try_into()?,
                 sources: map("src_ranges_v6")?.try_into()?,
                 affinities: map("affinity_v6")?.try_into()?,
+                rates: map("conn_rates_v6")?.try_into()?,
             },
             services: map("services")?.try_into()?,
             affinity_ticks: map("affinity_ticks")?.try_into()?,
+            connection_limits: map("conn_limits")?.try_into()?,
             slots: map("slots")?.try_into()?,
             backends: map("backends")?.try_into()?,
             snat_addresses: map("snat_addresses")?.try_into()?,
@@ -262,6 +268,7 @@ pub fn loader() -> EbpfLoader<'static> {
         .map_max_entries("services", SERVICES)
         .map_max_entries("service_stats", SERVICES)
         .map_max_entries("affinity_ticks", SERVICES)
+        .map_max_entries("conn_limits", SERVICES)
         .map_max_entries("round_robin", SERVICES)
         .map_max_entries("slots", SLOTS)
         .map_max_entries("backends", BACKENDS)
@@ -331,6 +338,7 @@ where
                 .map(|(key, note)| ((key.source, key.destination, key.identification, key.protocol), note))
                 .collect(),
             affinities: entries(&self.affinities).collect(),
+            rates: entries(&self.rates).collect(),
         }
     }
 
@@ -351,6 +359,14 @@ where
         for (key, mut affinity) in all {
             age_affinity(&mut affinity, ticks);
             self.affinities.insert(Raw(key), Raw(affinity), 0).expect("an entry can be replaced");
+        }
+    }
+
+    fn age_rates(&mut self, ticks: Tick) {
+        let all: Vec<_> = entries(&self.rates).collect();
+        for (key, mut rate) in all {
+            age_rate(&mut rate, ticks);
+            self.rates.insert(Raw(key), Raw(rate), 0).expect("an entry can be replaced");
         }
     }
 
@@ -424,7 +440,9 @@ impl Device for Kernel {
 
     fn wait(&mut self, ticks: Tick) {
         self.v4.age(ticks);
+        self.v4.age_rates(ticks);
         self.v6.age(ticks);
+        self.v6.age_rates(ticks);
         for index in 0..self.cache_v4.len() {
             let nothing = CachedFlow::nobodys([0; 4], []);
             self.cache_v4.set(index, Raw(nothing), 0).expect("the cache can be cleared");
@@ -463,6 +481,10 @@ impl Device for Kernel {
 
     fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
         self.affinity_ticks.set(service, ticks, 0).expect("the timeout can be set");
+    }
+
+    fn set_connection_limit(&mut self, service: u32, limit: ConnectionLimit) {
+        self.connection_limits.set(service, Raw(limit), 0).expect("the limit can be set");
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 
 use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
-use lb_common::abi::{Backend, Config, Flow, Service, Tick};
+use lb_common::abi::{Backend, Config, ConnectionLimit, ConnectionRate, Flow, Service, Tick};
 use lb_common::forward::Verdict;
 
 use super::device::{Action, AnyKey, Device};
@@ -95,6 +95,18 @@ impl Pair {
             affinities.map(|(key, entry)| (*key, entry.backend, entry.generation)).collect()
         };
         assert_eq!(backends(ours), backends(theirs), "{family} affinities; {}", self.past());
+        assert!(
+            ours.rates.keys().eq(theirs.rates.keys()),
+            "{family} rates {:?}, {:?}; {}",
+            ours.rates,
+            theirs.rates,
+            self.past()
+        );
+        for (key, rate) in &ours.rates {
+            // The kernel's clock may tick between two questions of one packet.
+            let apart = theirs.rates[key].full_at.wrapping_sub(rate.full_at).cast_signed().unsigned_abs();
+            assert!(apart <= ConnectionRate::time(1), "{family} rate of {key:?}; {}", self.past());
+        }
     }
 
     fn past(&self) -> String {
@@ -235,6 +247,11 @@ impl Device for Pair {
     fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
         self.host.set_affinity_ticks(service, ticks);
         self.kernel.set_affinity_ticks(service, ticks);
+    }
+
+    fn set_connection_limit(&mut self, service: u32, limit: ConnectionLimit) {
+        self.host.set_connection_limit(service, limit);
+        self.kernel.set_connection_limit(service, limit);
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use lb_common::abi::{Backend, Config, Flow, FlowKey, Service, Tick};
+use lb_common::abi::{Backend, Config, ConnectionLimit, Flow, FlowKey, Service, Tick};
 
 use super::device::{Action, AnyKey, Device};
 use super::host::{Family, Hook, Host, Stats};
@@ -51,6 +51,7 @@ fn catch_up<A: Copy + Ord + Hash, P: Copy>(cached: &mut Family<A, P>, plain: &Fa
                 flow.mark = plain.mark;
             }
         },
+        |_| {},
         |_| {},
         |_| {},
     );
@@ -128,6 +129,10 @@ impl Device for Twins {
 
     fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
         self.both(|host| host.set_affinity_ticks(service, ticks));
+    }
+
+    fn set_connection_limit(&mut self, service: u32, limit: ConnectionLimit) {
+        self.both(|host| host.set_connection_limit(service, limit));
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {
