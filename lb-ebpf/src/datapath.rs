@@ -330,12 +330,7 @@ impl<C: Hook> Datapath for Kernel<C> {
 
     #[inline(always)]
     fn caches_flows(&self) -> bool {
-        C::ON_WIRE && self.has_flow_cache()
-    }
-
-    #[inline(always)]
-    fn has_flow_cache(&self) -> bool {
-        maps::FLOW_CACHE_SLOTS.load() != 0
+        C::ON_WIRE && maps::FLOW_CACHE_SLOTS.load() != 0
     }
 
     #[inline(always)]

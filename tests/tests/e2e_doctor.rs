@@ -126,7 +126,11 @@ fn what_depends_on_routes_and_neighbours_is_found() -> Result<()> {
         "link add second type veth peer name third\n addr add 10.1.0.9/24 dev second
          link set third up\n link set second up",
     )?;
-    has(&doctor(&lab)?, "warning arp uplink");
+    // Devices come up in their own time.
+    wait_for("the second device to be noticed", || {
+        let found = doctor(&lab)?.into_iter().any(|finding| finding.what == "warning arp uplink");
+        Ok(found.then_some(()))
+    })?;
     edge.sysctl("net/ipv4/conf/second/arp_ignore", "1")?;
     assert_eq!(bad(&doctor(&lab)?), [""; 0]);
     let others = lab.pin_directory().join("v1");

@@ -108,6 +108,9 @@ impl ConnectionLimit {
     /// A second, as a [`ConnectionRate`] counts time: exact, since 10^9 ns * 2^32 / 2^24 ns is whole.
     const SECOND: u64 = 1_000_000_000 << (32 - TICK_SHIFT);
 
+    /// How far the time that a CPU has read may lie behind that of another: a quarter of a second.
+    const LATE: u64 = Self::SECOND / 4;
+
     /// The least burst that does not cut the rate: what a tick fills in and the bucket does not hold
     /// is lost, while there is always up to a connection's worth left over.
     #[must_use]
@@ -119,8 +122,9 @@ impl ConnectionLimit {
     /// when there is none in it.
     ///
     /// Rounded so that the rate is never exceeded, and missed by less than a 250,000th of itself.
-    /// A bucket that owes more than it can hold is full: time has wrapped since (after 2.3 years), or
-    /// the limit has changed. The rate must not be 0.
+    /// A bucket that owes far more than it can hold is full: time has wrapped since (after 2.3 years), or
+    /// the limit has changed. One that owes a little more is empty: another CPU has read a later time.
+    /// The rate must not be 0.
     #[inline(always)]
     #[must_use]
     pub const fn take(self, full_at: u64, now: Tick) -> u64 {
@@ -131,7 +135,7 @@ impl ConnectionLimit {
         let now = ConnectionRate::time(now);
         let mut missing = full_at.wrapping_sub(now);
         // What lies in the past is a large number.
-        if missing > capacity {
+        if missing > capacity.wrapping_add(Self::LATE) {
             missing = 0;
         }
         if missing + interval > capacity {
@@ -197,6 +201,27 @@ mod tests {
         for later in [1 << 30, 1 << 31, u32::MAX - 5, u32::MAX, 5] {
             let mut full_at = full_at;
             assert_eq!(allowed(limit, &mut full_at, later, 1, 40), 30, "{later}");
+        }
+    }
+
+    /// Of CPUs that count for one client, one has read the time a moment before the others.
+    #[test]
+    fn who_reads_the_time_late_finds_no_more_than_there_is() {
+        for rate in [1, 7, 100, 10_000, ConnectionLimit::MAXIMUM] {
+            let limit = ConnectionLimit { rate, burst: ConnectionLimit::least_burst(rate) };
+            for first in [3, 1 << 31, u32::MAX] {
+                let mut full_at = ConnectionRate::time(first);
+                allowed(limit, &mut full_at, first, 1, limit.burst);
+                let more = allowed(limit, &mut full_at, first.wrapping_add(1), 1, limit.burst);
+                for late in 0..10 {
+                    let now = first.wrapping_sub(late);
+                    assert_eq!(
+                        allowed(limit, &mut full_at, now, 1, 5),
+                        0,
+                        "{rate}/s, after {more} more, {late} ticks late"
+                    );
+                }
+            }
         }
     }
 

@@ -44,12 +44,10 @@ pub fn place(hash: u32, slots: u32) -> u32 {
 }
 
 /// Sees to it that no CPU uses a copy of a flow any more. To be called after the flow was taken out
-/// of the table.
+/// of the table. Also where this program has no cache: another that is still attached may have one.
 #[inline(always)]
 pub fn forget<D: Tables<F>, F: IpFamily>(datapath: &D, key: &FlowKey<F::Address>) {
-    if datapath.has_flow_cache() {
-        datapath.renew_version(hash::<F>(key));
-    }
+    datapath.renew_version(hash::<F>(key));
 }
 
 /// Where the copy of a packet's flow is, or would be.

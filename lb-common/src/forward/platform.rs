@@ -123,8 +123,6 @@ pub trait Datapath {
 
     /// Whether flows are copied to the flow cache, and packets looked up there first.
     fn caches_flows(&self) -> bool;
-    /// Whether there is a flow cache at all: whoever ends a flow has to tell, see [`Self::renew_version`].
-    fn has_flow_cache(&self) -> bool;
     /// The time in jiffies, for the flow cache.
     fn jiffies(&self) -> u32;
     /// For how many jiffies a copy is good.

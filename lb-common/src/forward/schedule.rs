@@ -93,15 +93,17 @@ fn open<D: Datapath>(datapath: &D, backend: u32) -> u32 {
     if flows < OUT_OF_REACH { flows } else { 0 }
 }
 
-/// Takes note that a flow goes from one state to another: its backend may have one less.
+/// Takes note that a flow goes from one state to another: its backend may have one less. Says whether
+/// that was counted, which it must not be twice.
 #[inline(always)]
-pub fn changes<D: Datapath, A>(datapath: &D, flow: &Flow<A>, next: FlowState) {
-    if tcp_state::is_over(next)
+pub fn changes<D: Datapath, A>(datapath: &D, flow: &Flow<A>, next: FlowState) -> bool {
+    let ends = tcp_state::is_over(next)
         && !tcp_state::is_over(flow.state())
-        && datapath.service(flow.service).is_some_and(|entry| entry.has(ServiceFlags::LEAST_CONNECTIONS))
-    {
+        && datapath.service(flow.service).is_some_and(|entry| entry.has(ServiceFlags::LEAST_CONNECTIONS));
+    if ends {
         datapath.flow_ended(flow.backend);
     }
+    ends
 }
 
 /// Takes a word into a hash: multiplicative, by the golden ratio.

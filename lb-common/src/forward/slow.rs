@@ -130,13 +130,13 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
         match tcp_state::step(state, believed(parsed, &flow, state), flow.is_reply(), answers) {
             Step::Stay => state,
             Step::To(next) => next,
-            Step::Renew => return renew::<D, F>(datapath, scratch, &flow, established),
+            Step::Renew => return renew::<D, F>(datapath, scratch, &mut flow, established),
         }
     } else if flow.is_reply() {
         FlowState::UdpReplied
     } else {
         if idle_ticks(now, flow.last_seen) > datapath.timeout(state) {
-            return renew::<D, F>(datapath, scratch, &flow, established);
+            return renew::<D, F>(datapath, scratch, &mut flow, established);
         }
         state
     };
@@ -157,14 +157,14 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
                 refuse::connection::<D, F>(datapath, parsed, flow.service, DropReason::BackendGone);
             return Verdict::Pass.pack();
         }
-        return renew::<D, F>(datapath, scratch, &flow, established);
+        return renew::<D, F>(datapath, scratch, &mut flow, established);
     }
     if flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 {
         let done = cookie::stand_in::<D, F>(datapath, parsed, &mut flow, replacement);
         match datapath.forget(cursor, done as usize) as u32 {
             cookie::GO_ON => {}
             cookie::REPLACE if segment::replace::<D, F>(datapath, parsed, replacement).is_some() => {}
-            cookie::RENEW => return renew::<D, F>(datapath, scratch, &flow, established),
+            cookie::RENEW => return renew::<D, F>(datapath, scratch, &mut flow, established),
             cookie::REFUSE => {
                 scratch.refusal =
                     refuse::connection::<D, F>(datapath, parsed, flow.service, DropReason::NoFlow);
@@ -259,10 +259,13 @@ fn answers_syn_ack<A>(parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
 fn renew<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,
-    flow: &Flow<F::Address>,
+    flow: &mut Flow<F::Address>,
     established: bool,
 ) -> usize {
-    schedule::changes(datapath, flow, FlowState::Free);
+    if schedule::changes(datapath, flow, FlowState::Free) {
+        // The packet may be refused, and leave the entry to the next one.
+        flow.status.state = FlowState::Free as u8;
+    }
     if established {
         set_peer_key(&mut scratch.peer_key, flow, scratch.key.protocol);
         datapath.remove_established(&scratch.peer_key);
@@ -427,7 +430,6 @@ pub fn find_hop<D: Tables<F>, F: IpFamily>(
         *mtu = config.client_mtu;
     }
     if flow.generation != generation {
-        flow.generation = generation;
         // Clients behind a VLAN tag are answered the way they came: the kernel's answer names the
         // VLAN device, not the tag.
         if u32::from_ne_bytes(flow.next_hop.vlan) == 0
@@ -435,6 +437,8 @@ pub fn find_hop<D: Tables<F>, F: IpFamily>(
         {
             copy_hop(&mut flow.next_hop, &found);
         }
+        // Last: with it, other CPUs take the way for the current one.
+        flow.generation = generation;
     }
     copy_hop(hop, &flow.next_hop);
     Way::Found

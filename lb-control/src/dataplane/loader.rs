@@ -5,6 +5,7 @@ use aya::maps::{MapData, ProgramArray};
 use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
+use lb_common::abi::CachedFlow;
 use lb_common::abi::maps::{self, SocketProgram};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::{info, warn};
@@ -39,7 +40,17 @@ impl Default for Sizes {
     }
 }
 
+/// So much memory the flow cache takes at most: a machine may have far fewer CPUs than it has room for,
+/// and the cache has a part for each that there may be.
+const FLOW_CACHE_BYTES: u32 = 64 << 20;
+
 impl Sizes {
+    /// Copies of flows of each family that each of as many CPUs keeps.
+    fn flow_cache_on(&self, cpus: u32) -> u32 {
+        let both = size_of::<CachedFlow<[u8; 4], [u8; 0]>>() + size_of::<CachedFlow<[u8; 16], [u8; 16]>>();
+        self.flow_cache.min(FLOW_CACHE_BYTES / (both as u32 * cpus.max(1)))
+    }
+
     /// Number of entries of a map on a node with as many CPUs.
     fn of(&self, map: maps::Map, cpus: u32) -> u32 {
         match map {
@@ -55,7 +66,7 @@ impl Sizes {
             | maps::SERVICE_STATS => self.services,
             maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => self.source_ranges,
             // A map without elements is none.
-            maps::FLOW_CACHE_V4 | maps::FLOW_CACHE_V6 => self.flow_cache.saturating_mul(cpus).max(1),
+            maps::FLOW_CACHE_V4 | maps::FLOW_CACHE_V6 => self.flow_cache_on(cpus).saturating_mul(cpus).max(1),
             maps::BACKENDS | maps::BACKEND_STATS | maps::OPEN_FLOWS => self.backends,
             maps::SLOTS => self.backends.saturating_mul(maps::SLOTS_PER_BACKEND),
             other => other.default_entries,
@@ -91,7 +102,17 @@ impl Kernel {
         };
         let paths: Vec<_> = maps::ALL.iter().map(|map| (map.name, path(*map))).collect();
         let mut loader = EbpfLoader::new();
-        loader.override_global(maps::FLOW_CACHE_SLOTS, &sizes.flow_cache, true);
+        let cached = sizes.flow_cache_on(cpus);
+        if cached < sizes.flow_cache {
+            warn!(
+                slots = cached,
+                wanted = sizes.flow_cache,
+                "the flow cache is smaller than asked for: the machine has room for {cpus} CPUs, and more than {} \
+                 MiB it does not take; see --flow-cache-slots",
+                FLOW_CACHE_BYTES >> 20
+            );
+        }
+        loader.override_global(maps::FLOW_CACHE_SLOTS, &cached, true);
         for (map, (name, path)) in maps::ALL.iter().zip(&paths) {
             if !maps::NOT_PINNED.contains(map) {
                 loader.map_pin_path(name, path.as_path());
@@ -115,7 +136,8 @@ impl Kernel {
     pub(super) fn unpinned(sizes: &Sizes) -> Result<Self> {
         let cpus = count_cpus()?;
         let mut loader = EbpfLoader::new();
-        loader.override_global(maps::FLOW_CACHE_SLOTS, &sizes.flow_cache, true);
+        let cached = sizes.flow_cache_on(cpus);
+        loader.override_global(maps::FLOW_CACHE_SLOTS, &cached, true);
         for map in maps::ALL {
             loader.map_max_entries(map.name, sizes.of(*map, cpus));
         }
@@ -206,8 +228,17 @@ impl Kernel {
             let fd = program.fd()?.try_clone()?;
             put(&mut self.tc_programs, index, &fd, name)?;
         }
-        if self.has_cookies {
-            self.load_tc_cookies()?;
+        if self.has_cookies
+            && let Err(error) = self.load_tc_cookies()
+        {
+            // Called in their place, these begin connections as without cookies.
+            warn!("SYN cookies are not used where packets come in by TC: {error:#}");
+            for (index, name) in
+                (maps::PROGRAM_COOKIE_V4..).zip([maps::TC_CALLED_PROGRAMS[2], maps::TC_CALLED_PROGRAMS[3]])
+            {
+                let fd = program::<SchedClassifier>(&mut self.ebpf, name)?.fd()?.try_clone()?;
+                put(&mut self.tc_programs, index, &fd, name)?;
+            }
         }
         program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
         Ok(())
@@ -328,4 +359,24 @@ fn report_sizes(ebpf: &Ebpf, sizes: &Sizes, cpus: u32) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flow_cache_does_not_grow_with_every_cpu_that_might_be() {
+        let sizes = |flow_cache| Sizes { flow_cache, ..Sizes::default() };
+        assert_eq!(Sizes::default().flow_cache_on(16), maps::DEFAULT_FLOW_CACHE);
+        assert_eq!(sizes(0).flow_cache_on(16), 0);
+        for cpus in [1, 2, 512, 8_192] {
+            let slots = sizes(u32::MAX).flow_cache_on(cpus);
+            assert!(
+                slots > 0 && u64::from(slots) * u64::from(cpus) * 192 <= 64 << 20,
+                "{slots} on {cpus} CPUs"
+            );
+            assert_eq!(sizes(u32::MAX).of(maps::FLOW_CACHE_V4, cpus), slots * cpus);
+        }
+    }
 }

@@ -393,11 +393,7 @@ impl Datapath for Host {
     }
 
     fn caches_flows(&self) -> bool {
-        self.hook == Hook::Xdp && self.has_flow_cache()
-    }
-
-    fn has_flow_cache(&self) -> bool {
-        !self.v4.cache.is_empty()
+        self.hook == Hook::Xdp && !self.v4.cache.is_empty()
     }
 
     fn jiffies(&self) -> u32 {
