@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use pointsman_tests::{
-    lab::{Agent, Lab, Lan, Options, is_root},
+    lab::{Agent, Lab, Lan, Options, is_root, wait_for},
     world::{World, web},
 };
 use serde_json::Value;
