@@ -1,18 +1,22 @@
 //! Real connections that begin with SYN cookies.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use pointsman_tests::{
     lab::{
         Agent,
+        agent::list,
         manifest::{ECHO, HTTP},
         wait_for,
     },
     traffic::{
         bulk,
         client::{check_round_robin, connect, half_close, who_answers},
+        flood::Flood,
+        herd::Herd,
     },
     world::{World, both, web},
 };
+use serde_json::Value;
 
 #[test]
 fn connections_work() -> Result<()> {
@@ -44,5 +48,76 @@ fn servers_may_speak_first() -> Result<()> {
             Ok((world.servers[0].accepted() > before).then_some(()))
         })?;
     }
+    Ok(())
+}
+
+/// SYNs that were answered with a cookie.
+fn given_out(agent: &Agent<'_>) -> Result<u64> {
+    let drops: Value = serde_json::from_str(&agent.cli(&["drops", "-o", "json"])?)?;
+    let mut all = list(&drops, "drops").iter();
+    let found = all.find(|drop| drop["name"] == "syn-cookie-sent").context("no such reason")?;
+    found["packets"].as_u64().context("no such counter")
+}
+
+/// What is there goes on, what comes is served, and the flood leaves nothing behind.
+#[test]
+fn a_flood_leaves_nothing_behind() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    world.lab.queue_frames()?;
+    let agent = Agent::start_with(&world.lab, &web(&[1, 2]), &["--syn-cookies", "always"])?;
+    let status = agent.wait_ready()?;
+    for (to, echo) in both(&status, HTTP)?.into_iter().zip(both(&status, ECHO)?) {
+        let mut herd = Herd::start(&world.lab.client, echo, 500)?;
+        let before = given_out(&agent)?;
+        let flood = Flood::start(&world.lab, to)?;
+        let given = wait_for("the flood to arrive", || {
+            herd.wait_round()?;
+            check_round_robin(&who_answers(&world.lab.client, to, 10)?, 2)?;
+            half_close(&connect(&world.lab.client, echo)?, b"new")?;
+            Ok(Some(given_out(&agent)? - before).filter(|given| *given > 20_000))
+        })?;
+        flood.stop()?;
+        herd.finish()?;
+        let flows: Value = serde_json::from_str(&agent.cli(&["flows", "-o", "json"])?)?;
+        let begun = list(&flows, "flows").iter().filter(|flow| flow["state"] == "syn-sent").count();
+        assert!(begun < 100, "{begun} flows of {given} SYNs");
+    }
+    Ok(())
+}
+
+/// Left to the agent, cookies are in use while there is a flood. What began before, meanwhile and after goes on.
+#[test]
+fn auto_answers_a_flood_and_no_longer() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    for backend in &world.lab.backends {
+        // What is flooded here is the load balancer: backends with a full queue say nothing.
+        backend.sysctl("net/ipv4/tcp_syncookies", "0")?;
+    }
+    world.lab.queue_frames()?;
+    let agent = Agent::start_with(&world.lab, &web(&[1, 2]), &["--syn-cookies", "auto"])?;
+    let status = agent.wait_ready()?;
+    assert_eq!(status["synCookies"], Value::Null);
+    let ([to, _], [echo, _]) = (both(&status, HTTP)?, both(&status, ECHO)?);
+    let mut herd = Herd::start(&world.lab.client, echo, 500)?;
+    let flood = Flood::start(&world.lab, to)?;
+    let status = agent.wait_status("cookies", |status| status["synCookies"] == "answer")?;
+    println!("answered after {} SYNs", flood.sent());
+    let problems = list(&status, "problems").iter().map(|problem| problem["message"].as_str());
+    assert!(problems.flatten().any(|message| message.contains("flood of SYNs")), "{status}");
+    let meanwhile = connect(&world.lab.client, echo)?;
+    let before = given_out(&agent)?;
+    wait_for("more of the flood", || {
+        herd.wait_round()?;
+        check_round_robin(&who_answers(&world.lab.client, to, 10)?, 2)?;
+        Ok((given_out(&agent)? > before + 20_000).then_some(()))
+    })?;
+    flood.stop()?;
+    let status = agent.wait_status("the end", |status| status["synCookies"] == "accept")?;
+    assert!(list(&status, "problems").is_empty(), "{status}");
+    let given = given_out(&agent)?;
+    half_close(&meanwhile, b"began with a cookie")?;
+    check_round_robin(&who_answers(&world.lab.client, to, 10)?, 2)?;
+    herd.finish()?;
+    assert_eq!(given_out(&agent)?, given, "connections begin the usual way again");
     Ok(())
 }

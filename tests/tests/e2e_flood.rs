@@ -40,6 +40,7 @@ fn survives(v6: bool, connections: usize, packets: u64) -> Result<()> {
         // What is flooded here is the load balancer: backends with a full queue say nothing.
         backend.sysctl("net/ipv4/tcp_syncookies", "0")?;
     }
+    world.lab.queue_frames()?;
     let agent = Agent::start(&world.lab, &web(&[1, 2]))?;
     let status = agent.wait_ready()?;
     let start = Instant::now();
@@ -62,7 +63,10 @@ fn survives(v6: bool, connections: usize, packets: u64) -> Result<()> {
     let took = begin.elapsed();
     let sent = flood.stop()?;
     rounds += herd.finish()?;
-    println!("{arrived} SYNs of {sent} in {took:?}, {rounds} rounds of {connections} exchanges");
+    println!(
+        "{arrived} SYNs of {sent} in {took:.1?}, {:.0} in a second; {rounds} rounds of {connections} exchanges",
+        arrived as f64 / took.as_secs_f64()
+    );
     // A connection that was forgotten would have been begun anew, or refused.
     assert_eq!(counted(&agent, ECHO, v6, "newFlows")?, connections as u64);
     assert_eq!(counted(&agent, ECHO, v6, "refused")?, 0);

@@ -13,7 +13,7 @@ use tracing::{debug, error, info};
 use super::Settings;
 use super::live::Live;
 use super::shared::Shared;
-use super::start::{check_device, first_config};
+use super::start::{check_device, first_config, first_cookies};
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{
@@ -24,10 +24,11 @@ use crate::model::{ObjectRef, Problem, Severity};
 use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
-use crate::plan::{self, Addressing, Compiler, Effects, FlowTableWatch, Paths, Planner, Scope};
+use crate::plan::{self, Addressing, Compiler, CookiePhase, Effects, FlowTableWatch, Paths, Planner, Scope};
 use crate::ports::MapStore;
 use crate::source::Update;
 
+mod cookies;
 mod hooks;
 mod telling;
 
@@ -53,6 +54,8 @@ pub struct Agent {
     compiler: Compiler,
     planner: Planner,
     config: Config,
+    /// What the datapath is to do about SYN cookies, if it can.
+    cookies: CookiePhase,
     paths: Paths,
     /// Whether something has happened that may have moved the way back to clients.
     routes_changed: bool,
@@ -94,7 +97,9 @@ impl Agent {
         let maps = KernelMaps::from_pins(&pins)?;
         let compiler = Compiler::adopt(&maps, plan::Settings::default())?;
         // Whatever the maps say, next hops may be others by now.
-        let config = first_config(settings, maps.config()?)?;
+        let earlier = maps.config()?;
+        let cookies = first_cookies(settings.syn_cookies, earlier.as_ref());
+        let config = first_config(settings, earlier)?;
         let addressing = if settings.follows_cluster() {
             Addressing::Follows
         } else {
@@ -124,6 +129,7 @@ impl Agent {
             compiler,
             planner,
             config,
+            cookies,
             paths: Paths::new(),
             routes_changed: false,
             ask_routes: false,

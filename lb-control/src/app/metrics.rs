@@ -38,6 +38,7 @@ pub fn collect(
             1.0,
         );
     }
+    samples.plain(&table::SYN_COOKIES, f64::from(published.cookies.raw()));
     if let Some(flows) = &published.flows {
         for (stage, count) in [("established", flows.established), ("transient", flows.transient)] {
             samples.level(&table::FLOWS, &labels([stage]), count as f64);
@@ -102,7 +103,7 @@ mod tests {
     use crate::app::shared::Flows;
     use crate::inspect::MapReading;
     use crate::model::{ObjectRef, Problem, VipReport};
-    use crate::plan::{Fill, testing::pool};
+    use crate::plan::{CookiePhase, Fill, testing::pool};
     use crate::telemetry::metrics::{Outcome, Recorder};
     use crate::view::AttachMode;
 
@@ -130,6 +131,7 @@ mod tests {
                 unprotected: 1,
                 tables: [("flows_v4", Fill { entries: 10, room: 20 })].into(),
             }),
+            cookies: CookiePhase::Answer,
             ..Published::default()
         };
         let devices = [DeviceView {
@@ -182,6 +184,7 @@ mod tests {
             "pointsman_problems{area=\"services\"} 3.0",
             "pointsman_source_synced 1.0",
             "pointsman_ready 0.0",
+            "pointsman_syn_cookies 2.0",
             "pointsman_device_info{device=\"eth0\",mode=\"xdp-native\",reason=\"chosen\"} 1.0",
             "pointsman_flows{stage=\"transient\"} 6.0",
             "pointsman_map_entries{map=\"flows_v4\"} 10.0",

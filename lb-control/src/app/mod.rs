@@ -3,6 +3,7 @@
 mod agent;
 mod cluster;
 mod feed;
+mod flood_guard;
 mod live;
 mod metrics;
 mod refusals;
@@ -28,6 +29,7 @@ use tracing::{info, warn};
 use crate::dataplane::{Cgroup, Mode, Sizes};
 use crate::http;
 use crate::net::Monitor;
+use crate::plan::{CookiePhase, CookiePolicy};
 use crate::source::Update;
 
 pub use cluster::{ClusterSettings, LEADER_LEASE, host_name};
@@ -36,6 +38,7 @@ pub use writer::Writer;
 
 use agent::Agent;
 use cluster::{Cluster, Leave};
+use flood_guard::FloodGuard;
 use live::Live;
 use shared::{Published, Shared};
 use upkeep::Upkeep;
@@ -65,8 +68,8 @@ pub struct Settings {
     pub cgroup: Cgroup,
     /// Sizes of the maps.
     pub sizes: Sizes,
-    /// Whether SYNs are answered with cookies.
-    pub syn_cookies: bool,
+    /// When SYNs are answered with cookies.
+    pub syn_cookies: CookiePolicy,
     /// Source addresses towards backends; if there is none of a family, the node's own.
     pub snat_addresses: Vec<IpAddr>,
     /// First and last source port towards backends.
@@ -219,6 +222,7 @@ async fn serve(
 ) -> Result<End> {
     let mut health_problems = agent.health_problems();
     let mut upkeep = Upkeep::start(agent.pins());
+    let mut guard = agent.watches_floods().then(|| FloodGuard::start(agent.pins(), agent.cookie_phase()));
     let now = Instant::now();
     let mut renewal = interval_at(now + RENEWAL, RENEWAL);
     let mut resync = interval_at(now + RESYNC, RESYNC);
@@ -251,6 +255,7 @@ async fn serve(
             _ = resync.tick() => agent.resync().await,
             problems = health_problems.next() => agent.health_troubled(problems),
             sweep = upkeep.next() => agent.swept(&sweep),
+            phase = flood(guard.as_mut()) => agent.use_cookies(phase),
         }
     }
 }
@@ -301,6 +306,14 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
 async fn uninstallation(cluster: Option<&mut Cluster>) {
     match cluster {
         Some(cluster) => cluster.uninstallation().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until a flood begins or ends; for ever if nobody looks for one.
+async fn flood(guard: Option<&mut FloodGuard>) -> CookiePhase {
+    match guard {
+        Some(guard) => guard.next().await,
         None => std::future::pending().await,
     }
 }

@@ -16,7 +16,7 @@ use crate::dataplane::{Attachment, Counters, PinDirectory};
 use crate::http::Inspect;
 use crate::inspect::{MapReading, PinnedMaps, overlay};
 use crate::model::{ObjectRef, Problem, ServiceReport};
-use crate::plan::Fill;
+use crate::plan::{CookiePhase, Fill};
 use crate::telemetry::metrics::{CONTENT_TYPE, Recorder, Samples, table};
 use crate::view::{
     AgentView, BackendView, DeviceView, DropView, FlowTableView, FlowView, ProblemView, ServiceView,
@@ -46,6 +46,8 @@ pub struct Published {
     pub pools: BTreeMap<String, f64>,
     /// The flow tables at the last sweep.
     pub flows: Option<Flows>,
+    /// What the datapath does about SYN cookies.
+    pub cookies: CookiePhase,
 }
 
 impl Published {
@@ -143,6 +145,7 @@ impl Shared {
             placed: published.placed,
             pools: published.pools.clone(),
             flows: published.flows.clone(),
+            cookies: published.cookies,
         };
         (rest, reports)
     }

@@ -5,6 +5,7 @@ use lb_common::abi::Config;
 
 use super::Settings;
 use crate::net::Kernel as Network;
+use crate::plan::{CookiePhase, CookiePolicy};
 
 /// Refuses to begin without the link device, and says which there are.
 pub async fn check_device(network: &Network, name: &str) -> Result<()> {
@@ -35,4 +36,32 @@ pub fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Conf
         snat_port_count: count,
         ..Config::default()
     })
+}
+
+/// What the datapath is to do about SYN cookies to begin with. Left to the agent, it goes on with what an
+/// earlier one did: an agent that is restarted in a flood does not let it in.
+pub fn first_cookies(policy: CookiePolicy, earlier: Option<&Config>) -> CookiePhase {
+    match policy {
+        CookiePolicy::Off => CookiePhase::Off,
+        CookiePolicy::Auto => {
+            earlier.map_or(CookiePhase::Off, |config| CookiePhase::from_raw(config.syn_cookies))
+        }
+        CookiePolicy::Always => CookiePhase::Answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_goes_on_with_what_is_in_use() {
+        for (raw, phase) in [(0, CookiePhase::Off), (1, CookiePhase::Accept), (2, CookiePhase::Answer)] {
+            let earlier = Config { syn_cookies: raw, ..Config::default() };
+            assert_eq!(first_cookies(CookiePolicy::Auto, Some(&earlier)), phase);
+            assert_eq!(first_cookies(CookiePolicy::Off, Some(&earlier)), CookiePhase::Off);
+            assert_eq!(first_cookies(CookiePolicy::Always, Some(&earlier)), CookiePhase::Answer);
+        }
+        assert_eq!(first_cookies(CookiePolicy::Auto, None), CookiePhase::Off);
+    }
 }

@@ -23,6 +23,8 @@ pub enum Area {
     Maps,
     /// Keeping flows.
     Flows,
+    /// Keeping floods out.
+    Floods,
     /// Putting addresses on the device.
     Addresses,
     /// Answering health checks of other load balancers.
@@ -31,7 +33,7 @@ pub enum Area {
 
 impl Area {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Source,
         Self::Objects,
         Self::Network,
@@ -39,6 +41,7 @@ impl Area {
         Self::Sockets,
         Self::Maps,
         Self::Flows,
+        Self::Floods,
         Self::Addresses,
         Self::HealthChecks,
     ];
@@ -53,6 +56,7 @@ impl Area {
             Self::Sockets => "sockets",
             Self::Maps => "maps",
             Self::Flows => "flows",
+            Self::Floods => "floods",
             Self::Addresses => "addresses",
             Self::HealthChecks => "health-checks",
         }

@@ -13,6 +13,7 @@ use lb_common::abi::{Config, maps};
 use super::Place;
 use crate::app::{ClusterSettings, Settings, Source, host_name};
 use crate::dataplane::{Cgroup, Mode, Sizes};
+use crate::plan::CookiePolicy;
 
 /// Settings of the agent.
 #[derive(Clone, Debug, Args)]
@@ -85,8 +86,9 @@ pub struct RunArgs {
     /// (auto), or none (off). Without: all, or none if Services come from files
     #[arg(long, env = "CGROUP", value_name = "PATH|auto|off", help_heading = "Datapath")]
     pub cgroup: Option<Cgroup>,
-    /// SYN cookies: always answers each SYN with one, and makes a connection only when it comes back, so
-    /// that a flood of SYNs from made-up addresses leaves nothing behind. Needs Linux 6.0
+    /// SYN cookies: a SYN is answered with one, and a connection made only when it comes back, so that a
+    /// flood of SYNs from made-up addresses leaves nothing behind. Always, or only during floods (auto).
+    /// Needs Linux 6.0
     #[arg(
         long,
         env = "SYN_COOKIES",
@@ -169,8 +171,20 @@ pub enum SynCookiesChoice {
     /// Never.
     #[default]
     Off,
+    /// Every SYN, while there is a flood of them.
+    Auto,
     /// Every SYN.
     Always,
+}
+
+impl SynCookiesChoice {
+    fn policy(self) -> CookiePolicy {
+        match self {
+            Self::Off => CookiePolicy::Off,
+            Self::Auto => CookiePolicy::Auto,
+            Self::Always => CookiePolicy::Always,
+        }
+    }
 }
 
 /// What a clean end leaves behind.
@@ -307,7 +321,7 @@ impl RunArgs {
                 source_ranges: self.max_source_ranges,
                 flow_cache: self.flow_cache_slots,
             },
-            syn_cookies: self.syn_cookies == SynCookiesChoice::Always,
+            syn_cookies: self.syn_cookies.policy(),
             snat_addresses: self.snat_addresses,
             snat_ports: (self.snat_ports.first, self.snat_ports.last),
             keep_on_exit: self.on_exit == OnExit::Keep,

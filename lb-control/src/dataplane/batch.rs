@@ -5,7 +5,7 @@
 //! `__htab_map_lookup_and_delete_batch`). aya has no batches yet.
 
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use lb_common::abi::Plain;
@@ -34,8 +34,23 @@ struct Attributes {
 /// # Errors
 /// When the kernel refuses.
 pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
+    for_each_while(map, |key, value| {
+        each(key, value);
+        ControlFlow::Continue(())
+    })
+}
+
+/// Calls `each` for every entry, until it says to stop. A hash map's entries come in the order of a
+/// hash that nobody outside knows (its seed is the kernel's): the first ones are a fair sample.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn for_each_while<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    mut each: impl FnMut(K, V) -> ControlFlow<()>,
+) -> io::Result<()> {
     for_each_group(map, 1, 0..usize::MAX, |key, values: &[V]| {
-        values.iter().for_each(|value| each(key, *value))
+        values.iter().try_for_each(|value| each(key, *value))
     })
 }
 
@@ -47,7 +62,10 @@ pub fn elements<V: Plain>(map: BorrowedFd<'_>, first: u32, count: u32) -> io::Re
     let mut all = Vec::with_capacity(count as usize);
     if count > 0 {
         let range = first as usize..first as usize + count as usize;
-        for_each_group(map, 1, range, |_: u32, values: &[V]| all.extend_from_slice(values))?;
+        for_each_group(map, 1, range, |_: u32, values: &[V]| {
+            all.extend_from_slice(values);
+            ControlFlow::Continue(())
+        })?;
     }
     Ok(all)
 }
@@ -60,19 +78,22 @@ pub fn elements<V: Plain>(map: BorrowedFd<'_>, first: u32, count: u32) -> io::Re
 pub fn for_each_per_cpu<V: Plain>(
     map: BorrowedFd<'_>,
     cpus: usize,
-    each: impl FnMut(u32, &[V]),
+    mut each: impl FnMut(u32, &[V]),
 ) -> io::Result<()> {
     const { assert!(size_of::<V>().is_multiple_of(8), "values lie closer than the kernel writes them") };
-    for_each_group(map, cpus, 0..usize::MAX, each)
+    for_each_group(map, cpus, 0..usize::MAX, |index, values| {
+        each(index, values);
+        ControlFlow::Continue(())
+    })
 }
 
-/// Calls `each` for every entry of a map that has `group` values for each key. Of an array, for those
+/// Calls `each` for every entry of a map that has `group` values for each key, until it says to stop. Of an array, for those
 /// of a range, which is not empty; other maps have no order, and are read as a whole.
 fn for_each_group<K: Plain, V: Plain>(
     map: BorrowedFd<'_>,
     group: usize,
     range: Range<usize>,
-    mut each: impl FnMut(K, &[V]),
+    mut each: impl FnMut(K, &[V]) -> ControlFlow<()>,
 ) -> io::Result<()> {
     // On a machine with many CPUs, the values of one key are many.
     let batch = (BATCH / group).max(1).min(range.len());
@@ -114,7 +135,9 @@ fn for_each_group<K: Plain, V: Plain>(
             values.set_len(count * group);
         }
         for (key, values) in keys.drain(..).zip(values.chunks_exact(group)) {
-            each(key, values);
+            if each(key, values).is_break() {
+                return Ok(());
+            }
         }
         values.clear();
         left = left.saturating_sub(count);

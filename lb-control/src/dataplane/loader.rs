@@ -189,6 +189,12 @@ impl Kernel {
         Ok(())
     }
 
+    /// Whether the programs for SYN cookies are loaded.
+    #[must_use]
+    pub fn has_cookies(&self) -> bool {
+        self.has_cookies
+    }
+
     fn load_tc_cookies(&mut self) -> Result<()> {
         for (index, name) in (maps::PROGRAM_COOKIE_V4..).zip(maps::TC_COOKIE_PROGRAMS) {
             let fd = program::<SchedClassifier>(&mut self.ebpf, name)?.fd()?.try_clone()?;

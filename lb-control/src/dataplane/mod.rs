@@ -9,6 +9,7 @@ pub mod collect;
 mod counters;
 pub mod flows;
 mod growth;
+pub mod half_open;
 mod link_update;
 mod links;
 mod loader;

@@ -1,11 +1,13 @@
 //! What the pinned maps tell while no agent runs.
 
 use anyhow::{Result, bail};
+use lb_common::abi::Config;
 
 use super::{flow_views, service_refs, service_views, traffic};
 use crate::dataplane::flows::FlowTables;
 use crate::dataplane::{KernelMaps, PinDirectory, clock, device_name, linked_devices};
 use crate::http::Inspect;
+use crate::plan::CookiePhase;
 use crate::ports::MapStore;
 use crate::view::{DeviceView, DropView, DropsView, FlowView, StatusView};
 
@@ -51,6 +53,7 @@ impl Inspect for PinnedMaps {
             agent: None,
             devices: device_views(&self.pins)?,
             flow_tables: Vec::new(),
+            syn_cookies: syn_cookies(maps.config()?).to_owned(),
             services: service_views(&maps, &traffic(&maps)?, &device_name)?,
             problems: Vec::new(),
         })
@@ -69,6 +72,15 @@ impl Inspect for PinnedMaps {
     /// Packets are forwarded by what the last agent has set up, as far as it has.
     fn ready(&self) -> bool {
         self.pins.is_populated() && linked_devices(&self.pins).is_ok_and(|devices| !devices.is_empty())
+    }
+}
+
+/// What the datapath does about SYN cookies, as [`StatusView::syn_cookies`] has it.
+fn syn_cookies(config: Option<Config>) -> &'static str {
+    match config.map_or(CookiePhase::Off, |config| CookiePhase::from_raw(config.syn_cookies)) {
+        CookiePhase::Off => "",
+        CookiePhase::Accept => "accept",
+        CookiePhase::Answer => "answer",
     }
 }
 

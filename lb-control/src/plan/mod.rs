@@ -8,6 +8,7 @@ pub mod controller;
 pub mod departure;
 pub mod doctor;
 pub mod election;
+mod flood_watch;
 mod flow_tables;
 mod health;
 pub mod ipam;
@@ -22,6 +23,7 @@ pub(crate) mod testing;
 
 pub use compile::name;
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Scope, Settings, apply};
+pub use flood_watch::{CookiePhase, CookiePolicy, FloodWatch, HalfOpen, Handshakes};
 pub use flow_tables::{Fill, FlowTableWatch};
 pub use health::HealthCheck;
 pub use planner::{Addressing, Effects, Plan, Planner};

@@ -18,6 +18,10 @@ pub struct StatusView {
     /// The tables of flows, when an agent runs and has looked at them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub flow_tables: Vec<FlowTableView>,
+    /// `answer` while SYNs are answered with cookies, `accept` while those that were given out are only
+    /// accepted; empty otherwise.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub syn_cookies: String,
     /// Services, by namespace and name.
     pub services: Vec<ServiceView>,
     /// What is wrong and belongs to no Service.

@@ -148,6 +148,19 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Gives the devices of client and backends a queue. Without one, what they send while the other end
+    /// has no time is lost at once, and TCP takes that for congestion of the host itself: it tries 15 times
+    /// in 7.5 s, then gives the connection up (`tcp_send_probe0` in net/ipv4/tcp_output.c).
+    ///
+    /// # Errors
+    /// When tc cannot.
+    pub fn queue_frames(&self) -> Result<()> {
+        for namespace in [self.client.as_ref()].into_iter().chain(&self.backends) {
+            namespace.run(["tc", "qdisc", "replace", "dev", "eth0", "root", "pfifo", "limit", "50000"])?;
+        }
+        Ok(())
+    }
+
     /// Every namespace.
     pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
         [self.client.as_ref(), &self.edge, &self.switch]

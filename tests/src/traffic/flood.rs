@@ -1,6 +1,8 @@
 //! SYNs from everywhere.
 
 use std::{
+    fs::File,
+    io::{Read, Seek},
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
     sync::{
@@ -8,6 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -56,7 +59,8 @@ impl Flood {
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, count, client) = (Arc::clone(&stop), Arc::clone(&sent), Arc::clone(&lab.client));
         let frame = spec.build();
-        let thread = thread::spawn(move || run(&client, frame, &stopped, &count));
+        let arrived = Received::open(&lab.edge, "uplink")?;
+        let thread = thread::spawn(move || run(&client, frame, arrived, &stopped, &count));
         Ok(Self { stop, sent, thread: Some(thread) })
     }
 
@@ -88,7 +92,54 @@ impl Drop for Flood {
     }
 }
 
-fn run(client: &Namespace, mut frame: Vec<u8>, stop: &AtomicBool, sent: &AtomicU64) -> Result<()> {
+/// Frames that are sent at once: a part of what the queue of the device that gets them holds (256).
+const BURST: u64 = 64;
+/// How long a burst is waited for: frames may get lost all the same.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Counts the packets that a device has received.
+struct Received {
+    device: String,
+    counters: File,
+    text: String,
+}
+
+impl Received {
+    fn open(namespace: &Namespace, device: &str) -> Result<Self> {
+        // It shows the devices of whoever has opened it.
+        let counters = namespace.enter(|| File::open("/proc/thread-self/net/dev"))??;
+        Ok(Self { device: format!("{device}:"), counters, text: String::new() })
+    }
+
+    fn count(&mut self) -> Result<u64> {
+        self.text.clear();
+        self.counters.rewind()?;
+        self.counters.read_to_string(&mut self.text)?;
+        let mut lines = self.text.lines().map(str::trim_start);
+        let fields = lines.find_map(|line| line.strip_prefix(&self.device)).context("the device is gone")?;
+        // Bytes, packets.
+        fields.split_ascii_whitespace().nth(1).context("no counter")?.parse().context("no number")
+    }
+
+    /// Waits for so many more than there were.
+    fn wait(&mut self, wanted: u64) -> Result<()> {
+        let begin = Instant::now();
+        while self.count()? < wanted && begin.elapsed() < PATIENCE {
+            thread::yield_now();
+        }
+        Ok(())
+    }
+}
+
+/// Sends as fast as the frames are received, and no faster: the rest would be lost on the way, and with
+/// it the packets of others, before anybody could tell them from a flood.
+fn run(
+    client: &Namespace,
+    mut frame: Vec<u8>,
+    mut received: Received,
+    stop: &AtomicBool,
+    sent: &AtomicU64,
+) -> Result<()> {
     let socket = client.enter(|| -> Result<_> {
         let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
         bind(socket.as_raw_fd(), &link("eth0")?)?;
@@ -96,7 +147,12 @@ fn run(client: &Namespace, mut frame: Vec<u8>, stop: &AtomicBool, sent: &AtomicU
     })??;
     let is_v4 = frame[12..14] == [8, 0];
     let mut number: u64 = 0;
+    let mut before = received.count()?;
     while !stop.load(Ordering::Relaxed) {
+        if number.is_multiple_of(BURST) && number > 0 {
+            received.wait(before + BURST)?;
+            before = received.count()?;
+        }
         number += 1;
         come_from(&mut frame, is_v4, scatter(number));
         match write(&socket, &frame) {

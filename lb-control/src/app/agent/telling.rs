@@ -7,7 +7,7 @@ use super::Agent;
 use crate::app::live::{Forwarding, Lack};
 use crate::dataplane::Attachment;
 use crate::model::{Few, ObjectRef};
-use crate::plan::Effects;
+use crate::plan::{CookiePhase, Effects};
 
 /// Which of the wanted VIPs are on the link device.
 #[derive(Debug, PartialEq, Eq)]
@@ -152,6 +152,7 @@ impl Agent {
             published.devices = self.devices.attached().cloned().collect();
             published.generation = self.generation;
             published.reloaded = self.reloaded;
+            published.cookies = CookiePhase::from_raw(self.config.syn_cookies);
             published.problem_counts = self.trouble.counts();
             published.placed = self.placed.count(self.planner.plan().desired.vips.len());
             let troubled = self.next_hops.troubled();

@@ -126,6 +126,8 @@ metrics! {
          flows had no room for them: a flood can evict them.";
     FLOWS_FORGOTTEN = Counter "pointsman_flows_forgotten_total" []
         "Flows that sweeps took out of the tables because they were over.";
+    SYN_COOKIES = Gauge "pointsman_syn_cookies" []
+        "2 while SYNs are answered with cookies, 1 while those that were given out are only accepted, else 0.";
     MAP_ENTRIES = Gauge "pointsman_map_entries" ["map"]
         "Entries of a map that are in use. A flow has two. Flow tables: at the last sweep.";
     MAP_MAX_ENTRIES = Gauge "pointsman_map_max_entries" ["map"]

@@ -10,7 +10,8 @@ use crate::view::{AgentView, PortView, ServiceView, StatusView, TrafficView};
 
 impl Render for StatusView {
     fn table(&self, wide: bool) -> String {
-        let mut sections = vec![agent(self.agent.as_ref()), devices(self), services(self, wide)];
+        let first = format!("{}{}", agent(self.agent.as_ref()), syn_cookies(&self.syn_cookies));
+        let mut sections = vec![first, devices(self), services(self, wide)];
         if self.services.iter().any(|service| service.ports.iter().any(|port| !port.backends.is_empty())) {
             sections.push(backends(self, wide));
         }
@@ -36,6 +37,14 @@ fn agent(agent: Option<&AgentView>) -> String {
         agent.pid,
         seconds(agent.uptime_seconds)
     )
+}
+
+fn syn_cookies(phase: &str) -> &'static str {
+    match phase {
+        "" => "",
+        "accept" => "SYN cookies: those that were given out are accepted.\n",
+        _ => "SYN cookies: each SYN is answered with one.\n",
+    }
 }
 
 fn devices(view: &StatusView) -> String {
@@ -259,6 +268,7 @@ mod tests {
                 reason: Some("the fastest way works".into()),
                 program_id: Some(7),
             }],
+            syn_cookies: "answer".into(),
             flow_tables: vec![FlowTableView { table: "flows_v4".into(), entries: 150, room: 200 }],
             services: vec![ServiceView {
                 namespace: "default".into(),
@@ -277,6 +287,7 @@ mod tests {
     fn table_is_what_a_person_reads() {
         let expected = "\
 Agent: version 0.1.0, pid 42, up 3m12s, configuration 2 taken 5s ago.
+SYN cookies: each SYN is answered with one.
 
 DEVICE   MODE         PROGRAM   REASON
 eth0     xdp-native   7         the fastest way works
