@@ -11,3 +11,4 @@ pub mod packets;
 pub mod product;
 pub mod report;
 pub mod sustained;
+mod variants;
