@@ -36,19 +36,19 @@ pub fn load(path: &Path, sizes: &[(&str, u32)]) -> Result<Ebpf> {
     for (map, entries) in sizes {
         loader.map_max_entries(map, *entries);
     }
-    load_by(&mut loader, path)
+    load_by(&mut loader, path, &[Hook::Xdp, Hook::Tc])
 }
 
-/// Loads all programs of an object that are for packets by a loader that was set up for it.
+/// Loads the programs of an object for `hooks` by a loader that was set up for it.
 ///
 /// # Errors
 /// When the verifier rejects one.
-pub fn load_by(loader: &mut EbpfLoader<'_>, path: &Path) -> Result<Ebpf> {
+pub fn load_by(loader: &mut EbpfLoader<'_>, path: &Path, hooks: &[Hook]) -> Result<Ebpf> {
     let mut ebpf = loader.load_file(path).with_context(|| format!("loading {}", path.display()))?;
     for (name, program) in ebpf.programs_mut() {
         match program {
-            Program::Xdp(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) if hooks.contains(&Hook::Xdp) => program.load(),
+            Program::SchedClassifier(program) if hooks.contains(&Hook::Tc) => program.load(),
             _ => continue,
         }
         .with_context(|| format!("loading the program {name}"))?;

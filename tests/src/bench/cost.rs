@@ -66,11 +66,13 @@ pub(super) struct Shape<'s> {
     pub cache: u32,
     /// Backends of each Service.
     pub backends: u8,
+    /// Whether the programs of TC are needed, too.
+    pub in_tc: bool,
 }
 
 impl Default for Shape<'_> {
     fn default() -> Self {
-        Self { sizes: &[], cache: 0, backends: 3 }
+        Self { sizes: &[], cache: 0, backends: 3, in_tc: false }
     }
 }
 
@@ -91,7 +93,7 @@ pub(super) struct Cost<'r> {
 pub fn measure(report: &mut Report, effort: Effort) -> Result<()> {
     for repetition in 0..effort.repetitions {
         eprintln!("ns per packet: repetition {} of {}", repetition + 1, effort.repetitions);
-        let mut cost = Cost::begin(report, effort, Shape::default())?;
+        let mut cost = Cost::begin(report, effort, Shape { in_tc: true, ..Shape::default() })?;
         let large = cost.product.memory(maps::FLOWS_V4)?;
         cost.repetition()?;
         drop(cost);
@@ -168,11 +170,12 @@ fn expect(report: &mut Report) {
 
 impl<'r> Cost<'r> {
     pub fn begin(report: &'r mut Report, effort: Effort, shape: Shape<'_>) -> Result<Self> {
-        let Shape { sizes, cache, backends } = shape;
+        let Shape { sizes, cache, backends, in_tc } = shape;
         let bare = sizes.first().map_or(8 * FLOWS as u32, |(_, entries)| *entries);
         let bench = Bench::load(VIP, PORT, bare)?;
         let endpoints = some_endpoints(backends, hop());
-        let mut product = Product::load_with_cache(sizes, &endpoints, &snat_addresses(8), cache)?;
+        let hooks: &[_] = if in_tc { &[Hook::Xdp, Hook::Tc] } else { &[Hook::Xdp] };
+        let mut product = Product::load_for(hooks, sizes, &endpoints, &snat_addresses(8), cache)?;
         let entry = product.handle()?;
         Ok(Self { report, bench, product, entry, effort, prefix: String::new() })
     }
@@ -306,11 +309,12 @@ impl<'r> Cost<'r> {
     }
 
     fn baselines(&mut self, flows: usize, harness: f64) -> Result<()> {
-        for (program, name) in [
-            ("swap_tx", "parse + swap + TX"),
+        let all = [
             ("bare_nat", "bare NAT"),
             ("bare_nat_own", "bare NAT (own lists)"),
-        ] {
+            ("swap_tx", "parse + swap + TX"),
+        ];
+        for (program, name) in if self.prefix.is_empty() { &all[..] } else { &all[..1] } {
             let target = self.bench.handle(program)?;
             let ns = self.cycle(&target, flows, TRANSMIT)? - harness;
             self.add(&format!("{name}, {flows} flows"), "ns", ns);

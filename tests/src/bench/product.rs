@@ -14,7 +14,7 @@ use lb_common::abi::{
 };
 use lb_control::plan::maglev;
 
-use super::baselines::{Target, classifier, handle, load_by, object, program};
+use super::baselines::{Hook, Target, classifier, handle, load_by, object, program};
 use super::packets::{Kind, Tuple, address, low};
 
 /// The VIP, as the last four bytes of an address.
@@ -37,7 +37,7 @@ pub struct Endpoint {
 /// The loaded object.
 pub struct Product {
     ebpf: Ebpf,
-    _programs: [ProgramArray<MapData>; 2],
+    _programs: Vec<ProgramArray<MapData>>,
     endpoints: Vec<Endpoint>,
 }
 
@@ -73,14 +73,16 @@ impl Product {
     /// # Errors
     /// When the object is missing or rejected.
     pub fn load(sizes: &[(&str, u32)], endpoints: &[Endpoint], snat: &[[u8; 4]]) -> Result<Self> {
-        Self::load_with_cache(sizes, endpoints, snat, maps::DEFAULT_FLOW_CACHE)
+        Self::load_for(&[Hook::Xdp, Hook::Tc], sizes, endpoints, snat, maps::DEFAULT_FLOW_CACHE)
     }
 
-    /// The same with a flow cache of as many copies on each CPU, or none.
+    /// The same for some hooks, which takes the verifier less time, and with a flow cache of as many copies on
+    /// each CPU, or none.
     ///
     /// # Errors
     /// When the object is missing or rejected.
-    pub fn load_with_cache(
+    pub fn load_for(
+        hooks: &[Hook],
         sizes: &[(&str, u32)],
         endpoints: &[Endpoint],
         snat: &[[u8; 4]],
@@ -96,11 +98,15 @@ impl Product {
             loader.map_max_entries(cache.name, (slots * cpus).max(1));
         }
         loader.override_global(maps::FLOW_CACHE_SLOTS, &slots, true);
-        let mut ebpf = load_by(&mut loader, &path)?;
-        let xdp = maps::CALLED_PROGRAMS.into_iter().chain(maps::COOKIE_PROGRAMS);
-        let tc = maps::TC_CALLED_PROGRAMS.into_iter().chain(maps::TC_COOKIE_PROGRAMS);
-        let programs =
-            [program_array(&mut ebpf, maps::PROGRAMS, xdp)?, program_array(&mut ebpf, maps::TC_PROGRAMS, tc)?];
+        let mut ebpf = load_by(&mut loader, &path, hooks)?;
+        let mut programs = Vec::new();
+        for hook in hooks {
+            let (map, called, cookies) = match hook {
+                Hook::Xdp => (maps::PROGRAMS, maps::CALLED_PROGRAMS, maps::COOKIE_PROGRAMS),
+                Hook::Tc => (maps::TC_PROGRAMS, maps::TC_CALLED_PROGRAMS, maps::TC_COOKIE_PROGRAMS),
+            };
+            programs.push(program_array(&mut ebpf, map, called.into_iter().chain(cookies))?);
+        }
         let mut product = Self { ebpf, _programs: programs, endpoints: endpoints.to_vec() };
         product.fill(endpoints, snat)?;
         Ok(product)
@@ -191,9 +197,8 @@ impl Product {
             Scheduling::RoundRobin => Service::new(0, count, 0),
             Scheduling::LeastConnections => Service::new(0, count, ServiceFlags::LEAST_CONNECTIONS),
             Scheduling::Maglev => {
-                let address = |endpoint: &Endpoint| {
-                    (SocketAddr::new(IpAddr::from(endpoint.address), endpoint.port), 1)
-                };
+                let address =
+                    |endpoint: &Endpoint| (SocketAddr::new(IpAddr::from(endpoint.address), endpoint.port), 1);
                 let table = maglev::table(&self.endpoints.iter().map(address).collect::<Vec<_>>());
                 let mut slots: Array<_, u32> = self.map(maps::SLOTS)?.try_into()?;
                 for (slot, backend) in (TABLES..).zip(&table) {

@@ -32,13 +32,13 @@ pub fn measure(report: &mut Report, effort: Effort) -> Result<()> {
         let ns = cost.once(&entry, TRANSMIT)?;
         cost.add(&format!("tcp v4 new flow, {name}"), "ns", ns);
     }
-    let mut cost = Cost::begin(report, effort, Shape::default())?;
+    let mut cost = Cost::begin(report, effort, Shape { in_tc: true, ..Shape::default() })?;
     cost.aim(TCP4, Segment::Syn, &clients)?;
     let ingress = cost.product.ingress_handle()?;
     let ns = cost.once(&ingress, TC_REDIRECT)?;
     cost.add("TC: tcp v4 new flow, fresh tables", "ns", ns);
     drop(cost);
-    let mut cost = Cost::begin(report, effort, Shape::default())?;
+    let mut cost = Cost::begin(report, effort, Shape { in_tc: true, ..Shape::default() })?;
     cost.local(&clients)
 }
 
