@@ -55,7 +55,8 @@ fn age(lab: &Lab) -> Result<()> {
     fs::rename(own, &previous)?;
     let arrays = [PROGRAMS.name, TC_PROGRAMS.name];
     let kept: BTreeSet<_> = CARRIED.iter().map(|map| map.name).chain(arrays).collect();
-    for map in maps::ALL.iter().filter(|map| !kept.contains(map.name)) {
+    let pinned = maps::ALL.iter().filter(|map| !maps::NOT_PINNED.contains(map));
+    for map in pinned.filter(|map| !kept.contains(map.name)) {
         fs::remove_file(previous.join(map.name))?;
     }
     Ok(())
