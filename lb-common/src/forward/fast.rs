@@ -49,6 +49,9 @@ fn done(packed: Option<usize>, or: Fast) -> Fast {
     packed.map_or(or, |packed| Fast::Done(Verdict::unpack(packed)))
 }
 
+/// Flows whose segments are edited beyond addresses and ports.
+const EDITS: u8 = FlowFlags::EDIT_TIMESTAMPS | FlowFlags::EDIT_SEQUENCE;
+
 /// Gives a packed verdict.
 #[inline(always)]
 fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<usize> {
@@ -87,7 +90,6 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<usize> {
     }
     let mut flow = datapath.established(&key)?;
     let for_tc = if datapath.sends_by_any_device() { 0 } else { FlowFlags::TC };
-    const EDITS: u8 = FlowFlags::EDIT_TIMESTAMPS | FlowFlags::EDIT_SEQUENCE;
     if flow.status.flags & (EDITS | FlowFlags::LOCAL | for_tc) != 0 {
         // One test for all: what is rare costs the others nothing.
         return if flow.is_local() { local::<D, F>(datapath, &key, frame, &mut flow) } else { None };

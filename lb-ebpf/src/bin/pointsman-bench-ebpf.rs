@@ -4,12 +4,12 @@
 
 #[cfg(target_arch = "bpf")]
 mod bench {
-    use aya_ebpf::bindings::BPF_F_NO_COMMON_LRU;
     use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
+    use aya_ebpf::bindings::{BPF_F_NO_COMMON_LRU, TC_ACT_SHOT, TC_ACT_UNSPEC};
     use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
     use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_tail};
-    use aya_ebpf::macros::{btf_map, xdp};
-    use aya_ebpf::programs::XdpContext;
+    use aya_ebpf::macros::{btf_map, classifier, xdp};
+    use aya_ebpf::programs::{TcContext, XdpContext};
     use lb_common::abi::{FlowKey, IPPROTO_TCP, VipKey};
     use lb_common::forward::checksum::{TTL_DECREMENT, apply, fold, replaced};
     use lb_common::forward::wire::{ETHER_TYPE_IPV4, Ethernet, Ipv4, Tcp, TcpFrame, copy_mac};
@@ -51,6 +51,8 @@ mod bench {
     static RECORDS: Array<Record, 65_536> = Array::new();
     #[btf_map(name = "bench_target")]
     static TARGET: ProgramArray<1> = ProgramArray::new();
+    #[btf_map(name = "bench_tc_target")]
+    static TC_TARGET: ProgramArray<1> = ProgramArray::new();
     #[btf_map(name = "bench_sunk")]
     static SUNK: PerCpuArray<u64, 1> = PerCpuArray::new();
 
@@ -60,12 +62,11 @@ mod bench {
         unsafe { ((start + offset) as *mut [u8; N]).write_unaligned(bytes) };
     }
 
-    /// Makes the packet that of the next flow. `None` if it is shorter than expected.
+    /// Makes the packet from `start` to `end` that of the next flow. `None` if it is shorter than expected.
     #[inline(always)]
-    fn restore(context: &XdpContext, is_ipv6: bool) -> Option<&'static Setup> {
+    fn restore(start: usize, end: usize, is_ipv6: bool) -> Option<&'static Setup> {
         // SAFETY: one CPU runs the benchmark.
         let setup = unsafe { &mut *SETUP.get_ptr_mut(0)? };
-        let (start, end) = (context.data(), context.data_end());
         if start + LENGTH > end {
             return None;
         }
@@ -103,7 +104,7 @@ mod bench {
             // SAFETY: the context is the program's own.
             unsafe { bpf_xdp_adjust_tail(context.ctx, LENGTH as i32 - length as i32) };
         }
-        if restore(context, is_ipv6).is_some() {
+        if restore(context.data(), context.data_end(), is_ipv6).is_some() {
             // SAFETY: the map holds XDP programs only.
             unsafe { TARGET.tail_call(context, 0) };
         }
@@ -120,10 +121,25 @@ mod bench {
         run(&context, true)
     }
 
+    /// Nothing that is measured in TC changes a packet's length.
+    #[classifier]
+    pub fn tc_harness_v4(context: TcContext) -> i32 {
+        if restore(context.data(), context.data_end(), false).is_some() {
+            // SAFETY: the map holds classifiers only.
+            unsafe { TC_TARGET.tail_call(&context, 0) };
+        }
+        TC_ACT_SHOT
+    }
+
+    #[classifier]
+    pub fn tc_nothing(_context: TcContext) -> i32 {
+        TC_ACT_UNSPEC
+    }
+
     /// For live frames: sends each packet by a device.
     #[xdp]
     pub fn generate(context: XdpContext) -> u32 {
-        match restore(&context, false) {
+        match restore(context.data(), context.data_end(), false) {
             // SAFETY: no pointers.
             Some(setup) => unsafe { bpf_redirect(setup.ifindex as u32, 0) as u32 },
             None => XDP_ABORTED,

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{Program, ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp};
-use aya::{Ebpf, EbpfLoader};
+use aya::programs::{Program, ProgramFd, SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader, TestRunResult};
 use lb_common::abi::VipKey;
 
 use super::machine::thread_time_ns;
@@ -27,7 +27,7 @@ pub fn object(name: &str, variable: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Loads all programs of an object.
+/// Loads all programs of an object that are for packets.
 ///
 /// # Errors
 /// When the verifier rejects one.
@@ -36,20 +36,20 @@ pub fn load(path: &Path, sizes: &[(&str, u32)]) -> Result<Ebpf> {
     for (map, entries) in sizes {
         loader.map_max_entries(map, *entries);
     }
-    load_by(&mut loader, path)
+    load_by(&mut loader, path, &[Hook::Xdp, Hook::Tc])
 }
 
-/// Loads all programs of an object by a loader that was set up for it.
+/// Loads the programs of an object for `hooks` by a loader that was set up for it.
 ///
 /// # Errors
 /// When the verifier rejects one.
-pub fn load_by(loader: &mut EbpfLoader<'_>, path: &Path) -> Result<Ebpf> {
+pub fn load_by(loader: &mut EbpfLoader<'_>, path: &Path, hooks: &[Hook]) -> Result<Ebpf> {
     let mut ebpf = loader.load_file(path).with_context(|| format!("loading {}", path.display()))?;
     for (name, program) in ebpf.programs_mut() {
         match program {
-            Program::Xdp(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            _ => bail!("the program {name} is of a kind that is not measured"),
+            Program::Xdp(program) if hooks.contains(&Hook::Xdp) => program.load(),
+            Program::SchedClassifier(program) if hooks.contains(&Hook::Tc) => program.load(),
+            _ => continue,
         }
         .with_context(|| format!("loading the program {name}"))?;
     }
@@ -65,12 +65,60 @@ pub fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp> {
     Ok(program.try_into()?)
 }
 
-/// A handle to a program of an object, to be called by the harness.
+/// A classifier of an object.
 ///
 /// # Errors
 /// When it has none of that name.
-pub fn handle(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd> {
-    Ok(program(ebpf, name)?.fd()?.try_clone()?)
+pub fn classifier<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut SchedClassifier> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Frames come in.
+    Xdp,
+    /// Packets come in, or leave.
+    Tc,
+}
+
+/// A handle to a program, to be called by the harness.
+#[derive(Debug)]
+pub struct Target {
+    fd: ProgramFd,
+    /// Which harness can call it.
+    pub hook: Hook,
+}
+
+impl Target {
+    /// Another handle to the same program.
+    ///
+    /// # Errors
+    /// When there are no file descriptors left.
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, hook: self.hook })
+    }
+
+    /// What program arrays take.
+    #[must_use]
+    pub fn fd(&self) -> &ProgramFd {
+        &self.fd
+    }
+}
+
+/// A handle to a program of an object, to be called by the harness.
+///
+/// # Errors
+/// When it has none of that name, or one that is not for packets.
+pub fn handle(ebpf: &mut Ebpf, name: &str) -> Result<Target> {
+    let program = ebpf.program(name).with_context(|| format!("the object lacks the program {name}"))?;
+    let hook = match program {
+        Program::Xdp(_) => Hook::Xdp,
+        Program::SchedClassifier(_) => Hook::Tc,
+        _ => bail!("the program {name} is not for packets"),
+    };
+    Ok(Target { fd: program.fd()?.try_clone()?, hook })
 }
 
 /// Words of the setup after the template.
@@ -85,6 +133,8 @@ pub struct Bench {
     setup: Array<MapData, [u64; WORDS]>,
     records: Array<MapData, [u64; 2]>,
     target: ProgramArray<MapData>,
+    tc_target: ProgramArray<MapData>,
+    template: [u8; LENGTH],
     kind: Kind,
     words: [u64; WORDS],
 }
@@ -94,7 +144,7 @@ pub struct Bench {
 pub struct Run {
     /// CPU time per packet.
     pub ns: f64,
-    /// XDP action of the last packet.
+    /// XDP or TC action of the last packet.
     pub action: u32,
 }
 
@@ -113,6 +163,7 @@ impl Bench {
         let setup = take("bench_setup")?.try_into()?;
         let records = take("bench_records")?.try_into()?;
         let target = take("bench_target")?.try_into()?;
+        let tc_target = take("bench_tc_target")?.try_into()?;
         let mut vips: HashMap<_, VipKey<[u8; 4]>, u32> = take("bare_vips")?.try_into()?;
         vips.insert(VipKey::new(vip, port.to_be_bytes(), 6), 1, 0)?;
         let mut backends: Array<_, [u8; 8]> = take("bare_backends")?.try_into()?;
@@ -120,15 +171,24 @@ impl Bench {
             backends.set(index, [10, 0, 1, index as u8, 0x1f, 0x90, 0, 0], 0)?;
         }
         let kind = Kind { is_ipv6: false, is_udp: false };
-        Ok(Self { ebpf, setup, records, target, kind, words: [0; WORDS] })
+        let template = [0; LENGTH];
+        Ok(Self { ebpf, setup, records, target, tc_target, template, kind, words: [0; WORDS] })
     }
 
     /// A handle to one of its programs.
     ///
     /// # Errors
     /// When there is none of that name.
-    pub fn handle(&mut self, name: &str) -> Result<ProgramFd> {
+    pub fn handle(&mut self, name: &str) -> Result<Target> {
         handle(&mut self.ebpf, name)
+    }
+
+    /// The program that does nothing at a hook: what the harness itself costs.
+    ///
+    /// # Errors
+    /// When the object lacks it.
+    pub fn nothing(&mut self, hook: Hook) -> Result<Target> {
+        self.handle(if hook == Hook::Tc { "tc_nothing" } else { "nothing" })
     }
 
     /// One of its programs.
@@ -169,6 +229,7 @@ impl Bench {
         self.words[UDP] = kind.is_udp.into();
         self.words[DEVICE] = device.into();
         self.kind = kind;
+        self.template = template;
         for (index, tuple) in (0..).zip(tuples) {
             self.records.set(index, record(kind, segment, tuple), 0)?;
         }
@@ -186,17 +247,22 @@ impl Bench {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn run(&mut self, target: &ProgramFd, flows: usize, packets: u32) -> Result<Run> {
+    pub fn run(&mut self, target: &Target, flows: usize, packets: u32) -> Result<Run> {
         self.rewind(flows)?;
-        self.target.set(0, target, 0)?;
-        let name = if self.kind.is_ipv6 { "harness_v6" } else { "harness_v4" };
-        let harness = program(&mut self.ebpf, name)?;
-        let data = [0; LENGTH];
-        let options = TestRunOptions { data_in: Some(&data), repeat: packets, ..TestRunOptions::new() };
-        let before = thread_time_ns()?;
-        let result = harness.test_run(options)?;
-        let spent = thread_time_ns()? - before;
-        Ok(Run { ns: spent as f64 / f64::from(packets), action: result.return_value })
+        match (target.hook, self.kind.is_ipv6) {
+            (Hook::Xdp, is_ipv6) => {
+                self.target.set(0, &target.fd, 0)?;
+                let name = if is_ipv6 { "harness_v6" } else { "harness_v4" };
+                timed(program(&mut self.ebpf, name)?, &[0; LENGTH], packets)
+            }
+            (Hook::Tc, false) => {
+                self.tc_target.set(0, &target.fd, 0)?;
+                // The kernel looks at it when it makes the packet.
+                let template = self.template;
+                timed(classifier(&mut self.ebpf, "tc_harness_v4")?, &template, packets)
+            }
+            (Hook::Tc, true) => bail!("there is no harness for IPv6 in TC"),
+        }
     }
 
     /// Sends live frames by the device aimed at. Gives the CPU time that it took in nanoseconds.
@@ -214,4 +280,15 @@ impl Bench {
         generator.test_run(options)?;
         Ok(thread_time_ns()? - before)
     }
+}
+
+fn timed<P>(harness: &P, data: &[u8; LENGTH], packets: u32) -> Result<Run>
+where
+    P: for<'o> TestRun<Opts<'o> = TestRunOptions<'o>, Result = TestRunResult>,
+{
+    let options = TestRunOptions { data_in: Some(data), repeat: packets, ..TestRunOptions::new() };
+    let before = thread_time_ns()?;
+    let result = harness.test_run(options)?;
+    let spent = thread_time_ns()? - before;
+    Ok(Run { ns: spent as f64 / f64::from(packets), action: result.return_value })
 }

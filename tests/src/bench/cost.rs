@@ -3,16 +3,20 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use aya::programs::ProgramFd;
 use lb_common::abi::{NextHop, SynCookies, maps};
 
-use super::baselines::Bench;
+use super::baselines::{Bench, Hook, Target};
 use super::packets::{FLOWS, Kind, Segment, Tuple, client};
-use super::product::{EMPTY_PORT, PORT, Product, VIP, endpoints, snat_addresses};
+use super::product::{EMPTY_PORT, PORT, Product, VIP, snat_addresses, some_endpoints};
 use super::report::Report;
+use super::variants;
 
-const PASS: u32 = 2;
-const TRANSMIT: u32 = 3;
+/// XDP actions.
+pub(super) const PASS: u32 = 2;
+pub(super) const TRANSMIT: u32 = 3;
+/// TC actions: on with the next program, and another device.
+pub(super) const TC_NEXT: u32 = u32::MAX;
+pub(super) const TC_REDIRECT: u32 = 7;
 
 /// How much to run.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +27,7 @@ pub struct Effort {
     pub packets: u32,
 }
 
-const TCP4: Kind = Kind { is_ipv6: false, is_udp: false };
+pub(super) const TCP4: Kind = Kind { is_ipv6: false, is_udp: false };
 const KINDS: [(Kind, &str); 4] = [
     (TCP4, "tcp v4"),
     (Kind { is_ipv6: false, is_udp: true }, "udp v4"),
@@ -32,7 +36,7 @@ const KINDS: [(Kind, &str); 4] = [
 ];
 
 /// Numbers of flows that established packets are cycled over.
-const CYCLES: [usize; 3] = [1, 1_024, FLOWS];
+pub(super) const CYCLES: [usize; 3] = [1, 1_024, FLOWS];
 
 const MACS: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
 
@@ -43,7 +47,7 @@ fn hop() -> NextHop {
 
 /// A fixed shuffle: entries lie in memory in the order in which they were made, and no real traffic
 /// comes in that order.
-fn shuffled<T: Copy>(all: &[T]) -> Vec<T> {
+pub(super) fn shuffled<T: Copy>(all: &[T]) -> Vec<T> {
     let mut all = all.to_vec();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for last in (1..all.len()).rev() {
@@ -53,14 +57,33 @@ fn shuffled<T: Copy>(all: &[T]) -> Vec<T> {
     all
 }
 
-struct Cost<'r> {
-    report: &'r mut Report,
-    bench: Bench,
-    product: Product,
-    entry: ProgramFd,
+/// What is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape<'s> {
+    /// Sizes of maps other than by default; the first is that of the bare NAT's tables, too.
+    pub sizes: &'s [(&'s str, u32)],
+    /// Copies that the flow cache has room for.
+    pub cache: u32,
+    /// Backends of each Service.
+    pub backends: u8,
+    /// Whether the programs of TC are needed, too.
+    pub in_tc: bool,
+}
+
+impl Default for Shape<'_> {
+    fn default() -> Self {
+        Self { sizes: &[], cache: 0, backends: 3, in_tc: false }
+    }
+}
+
+pub(super) struct Cost<'r> {
+    pub report: &'r mut Report,
+    pub bench: Bench,
+    pub product: Product,
+    pub entry: Target,
     effort: Effort,
     /// Set before the name of each row.
-    prefix: String,
+    pub prefix: String,
 }
 
 /// Runs all repetitions.
@@ -70,10 +93,11 @@ struct Cost<'r> {
 pub fn measure(report: &mut Report, effort: Effort) -> Result<()> {
     for repetition in 0..effort.repetitions {
         eprintln!("ns per packet: repetition {} of {}", repetition + 1, effort.repetitions);
-        let mut cost = Cost::begin(report, effort, &[])?;
+        let mut cost = Cost::begin(report, effort, Shape { in_tc: true, ..Shape::default() })?;
         let large = cost.product.memory(maps::FLOWS_V4)?;
         cost.repetition()?;
         drop(cost);
+        variants::measure(report, effort)?;
         with_flow_cache(report, effort)?;
         let small = full_tables(report, effort)?;
         let whole = 2.0 * large.0 as f64 / large.1 as f64;
@@ -133,35 +157,37 @@ fn expect(report: &mut Report) {
         true,
     );
     report.expect_ratio(
-        "SYN answered with a cookie / new flow",
-        "SYN answered with a cookie",
+        "SYN answered with a cookie / new flow, fresh tables",
+        "SYN answered with a cookie, fresh tables",
         "tcp v4 new flow, fresh tables",
         Some(0.3),
         true,
     );
+    report.expect_ratio(
+        "SYN answered with a cookie / new flow, full tables",
+        "SYN answered with a cookie, full tables",
+        "tcp v4 new flow, full tables",
+        Some(0.3),
+        true,
+    );
+    variants::expect(report);
     let memory = report.values("map memory of an established v4 flow").to_vec();
     report.expect("bytes per v4 flow, both directions", memory, Some(288.0), true);
 }
 
 impl<'r> Cost<'r> {
-    fn begin(report: &'r mut Report, effort: Effort, sizes: &[(&str, u32)]) -> Result<Self> {
-        Self::begin_with_cache(report, effort, sizes, 0)
-    }
-
-    fn begin_with_cache(
-        report: &'r mut Report,
-        effort: Effort,
-        sizes: &[(&str, u32)],
-        slots: u32,
-    ) -> Result<Self> {
+    pub fn begin(report: &'r mut Report, effort: Effort, shape: Shape<'_>) -> Result<Self> {
+        let Shape { sizes, cache, backends, in_tc } = shape;
         let bare = sizes.first().map_or(8 * FLOWS as u32, |(_, entries)| *entries);
         let bench = Bench::load(VIP, PORT, bare)?;
-        let mut product = Product::load_with_cache(sizes, &endpoints(hop()), &snat_addresses(8), slots)?;
+        let endpoints = some_endpoints(backends, hop());
+        let hooks: &[_] = if in_tc { &[Hook::Xdp, Hook::Tc] } else { &[Hook::Xdp] };
+        let mut product = Product::load_for(hooks, sizes, &endpoints, &snat_addresses(8), cache)?;
         let entry = product.handle()?;
         Ok(Self { report, bench, product, entry, effort, prefix: String::new() })
     }
 
-    fn add(&mut self, name: &str, unit: &'static str, value: f64) {
+    pub fn add(&mut self, name: &str, unit: &'static str, value: f64) {
         self.report.add(&format!("{}{name}", self.prefix), unit, value);
     }
 
@@ -174,13 +200,17 @@ impl<'r> Cost<'r> {
         }
         self.settle_udp(&flows)?;
         for (kind, name, clients, replies) in &flows {
-            self.established(*kind, name, &shuffled(clients), &shuffled(replies))?;
+            let (clients, replies) = (shuffled(clients), shuffled(replies));
+            self.established(*kind, name, &clients, &replies)?;
+            if *kind == TCP4 {
+                self.in_tc(&clients, &replies)?;
+            }
         }
         self.others()
     }
 
     /// Runs a program on each of the packets aimed at once, less what the harness takes for it.
-    fn once(&mut self, target: &ProgramFd, action: u32) -> Result<f64> {
+    pub fn once(&mut self, target: &Target, action: u32) -> Result<f64> {
         let run = self.bench.run(target, FLOWS, FLOWS as u32)?;
         ensure!(
             run.action == action,
@@ -188,11 +218,11 @@ impl<'r> Cost<'r> {
             run.action,
             self.product.drops()?
         );
-        let nothing = self.bench.handle("nothing")?;
+        let nothing = self.bench.nothing(target.hook)?;
         Ok(run.ns - self.bench.run(&nothing, FLOWS, FLOWS as u32)?.ns)
     }
 
-    fn aim(&mut self, kind: Kind, segment: Segment, tuples: &[Tuple]) -> Result<()> {
+    pub fn aim(&mut self, kind: Kind, segment: Segment, tuples: &[Tuple]) -> Result<()> {
         self.bench.aim(kind, segment, tuples, MACS, 0)
     }
 
@@ -244,16 +274,27 @@ impl<'r> Cost<'r> {
     }
 
     /// Measures programs on `flows` flows, after one round to warm the caches.
-    fn cycle(&mut self, target: &ProgramFd, flows: usize, action: u32) -> Result<f64> {
+    pub fn cycle(&mut self, target: &Target, flows: usize, action: u32) -> Result<f64> {
         self.bench.run(target, flows, flows.max(1_024) as u32)?;
         let run = self.bench.run(target, flows, self.effort.packets)?;
         ensure!(run.action == action, "the last packet's action is {} in place of {action}", run.action);
         Ok(run.ns)
     }
 
+    /// The same, for packets that all have to be forwarded.
+    pub fn forwarding(&mut self, target: &Target, kind: Kind, flows: usize, action: u32) -> Result<f64> {
+        let before = self.product.forwarded(kind)?;
+        let ns = self.cycle(target, flows, action)?;
+        let after = self.product.forwarded(kind)?;
+        let counted = (after.0 - before.0) + (after.1 - before.1);
+        let sent = u64::from(self.effort.packets) + flows.max(1_024) as u64;
+        ensure!(counted == sent, "{counted} of {sent} packets of {flows} flows ({kind:?}) were forwarded");
+        Ok(ns)
+    }
+
     fn established(&mut self, kind: Kind, name: &str, clients: &[Tuple], replies: &[Tuple]) -> Result<()> {
         let entry = self.entry.try_clone()?;
-        let nothing = self.bench.handle("nothing")?;
+        let nothing = self.bench.nothing(Hook::Xdp)?;
         let (segment, answer) =
             if kind.is_udp { (Segment::Datagram, Segment::Datagram) } else { (Segment::Ack, Segment::Reply) };
         for (direction, segment, tuples) in [("to backend", segment, clients), ("to client", answer, replies)]
@@ -264,12 +305,7 @@ impl<'r> Cost<'r> {
                 if kind == TCP4 && direction == "to backend" {
                     self.baselines(flows, harness)?;
                 }
-                let before = self.product.forwarded(kind)?;
-                let ns = self.cycle(&entry, flows, TRANSMIT)?;
-                let after = self.product.forwarded(kind)?;
-                let counted = (after.0 - before.0) + (after.1 - before.1);
-                let sent = u64::from(self.effort.packets) + flows.max(1_024) as u64;
-                ensure!(counted == sent, "{name} {direction}: {counted} of {sent} packets were forwarded");
+                let ns = self.forwarding(&entry, kind, flows, TRANSMIT)?;
                 self.add(&format!("{name} {direction}, {flows} flows"), "ns", ns - harness);
                 if kind == TCP4 {
                     self.add(&format!("harness, {direction}, {flows} flows"), "ns", harness);
@@ -280,11 +316,12 @@ impl<'r> Cost<'r> {
     }
 
     fn baselines(&mut self, flows: usize, harness: f64) -> Result<()> {
-        for (program, name) in [
-            ("swap_tx", "parse + swap + TX"),
+        let all = [
             ("bare_nat", "bare NAT"),
             ("bare_nat_own", "bare NAT (own lists)"),
-        ] {
+            ("swap_tx", "parse + swap + TX"),
+        ];
+        for (program, name) in if self.prefix.is_empty() { &all[..] } else { &all[..1] } {
             let target = self.bench.handle(program)?;
             let ns = self.cycle(&target, flows, TRANSMIT)? - harness;
             self.add(&format!("{name}, {flows} flows"), "ns", ns);
@@ -295,7 +332,7 @@ impl<'r> Cost<'r> {
     /// What is not forwarded.
     fn others(&mut self) -> Result<()> {
         let entry = self.entry.try_clone()?;
-        let nothing = self.bench.handle("nothing")?;
+        let nothing = self.bench.nothing(Hook::Xdp)?;
         let cases = [
             ("refused SYN (no backend, RST)", Segment::Syn, VIP, EMPTY_PORT, TRANSMIT),
             ("refused segment (no flow, RST)", Segment::Ack, VIP, PORT, TRANSMIT),
@@ -319,7 +356,7 @@ impl<'r> Cost<'r> {
         self.product.set_syn_cookies(SynCookies::ANSWER)?;
         let ns = self.once(&entry, TRANSMIT)?;
         self.product.set_syn_cookies(SynCookies::OFF)?;
-        self.report.add("SYN answered with a cookie", "ns", ns);
+        self.report.add("SYN answered with a cookie, fresh tables", "ns", ns);
         Ok(())
     }
 }
@@ -332,7 +369,7 @@ const CACHES: [u32; 3] = [4_096, 16_384, 65_536];
 fn with_flow_cache(report: &mut Report, effort: Effort) -> Result<()> {
     let clients: Vec<_> = (0..FLOWS).map(|index| client(index, VIP, PORT, 0)).collect();
     for slots in [0].into_iter().chain(CACHES) {
-        let mut cost = Cost::begin_with_cache(report, effort, &[], slots)?;
+        let mut cost = Cost::begin(report, effort, Shape { cache: slots, ..Shape::default() })?;
         cost.prefix = format!("flow cache {slots}: ");
         let replies = cost.open(TCP4, "tcp v4", &clients)?;
         cost.established(TCP4, "tcp v4", &shuffled(&clients), &shuffled(&replies))?;
@@ -345,7 +382,7 @@ fn with_flow_cache(report: &mut Report, effort: Effort) -> Result<()> {
 fn full_tables(report: &mut Report, effort: Effort) -> Result<(u64, u64)> {
     let entries = 2 * FLOWS as u32;
     let sizes = [(maps::TRANSIENT_V4.name, entries), (maps::FLOWS_V4.name, entries)];
-    let mut cost = Cost::begin(report, effort, &sizes)?;
+    let mut cost = Cost::begin(report, effort, Shape { sizes: &sizes, ..Shape::default() })?;
     let targets = [
         ("bare NAT new flow, full tables", cost.bench.handle("bare_nat")?),
         ("bare NAT (own lists) new flow, full tables", cost.bench.handle("bare_nat_own")?),
@@ -372,5 +409,11 @@ fn full_tables(report: &mut Report, effort: Effort) -> Result<(u64, u64)> {
         let ns = cost.once(&target, TRANSMIT)?;
         cost.report.add(name, "ns", ns);
     }
+    let flood: Vec<_> = (0..FLOWS).map(|index| client(index, VIP, PORT, FILLING + 2)).collect();
+    cost.aim(TCP4, Segment::Syn, &shuffled(&flood))?;
+    cost.product.set_syn_cookies(SynCookies::ANSWER)?;
+    let entry = cost.entry.try_clone()?;
+    let ns = cost.once(&entry, TRANSMIT)?;
+    cost.report.add("SYN answered with a cookie, full tables", "ns", ns);
     cost.product.memory(maps::FLOWS_V4)
 }

@@ -1,8 +1,8 @@
 //! Live frames through veth: generator, load balancer and sink on one CPU.
 
 use anyhow::{Context, Result, ensure};
-use aya::programs::XdpMode;
 use aya::programs::xdp::XdpLinkId;
+use aya::programs::{TcAttachType, XdpMode};
 use lb_common::abi::NextHop;
 
 use super::baselines::Bench;
@@ -24,14 +24,16 @@ enum Way {
     Floor,
     Transmit,
     Product,
+    Tc,
     Routing,
     Nftables,
 }
 
-const WAYS: [(Way, &str); 5] = [
+const WAYS: [(Way, &str); 6] = [
     (Way::Floor, "dropped on arrival (floor)"),
     (Way::Transmit, "XDP_TX"),
     (Way::Product, "pointsman (XDP redirect)"),
+    (Way::Tc, "pointsman (TC redirect)"),
     (Way::Routing, "kernel routing"),
     (Way::Nftables, "nftables DNAT + masquerade"),
 ];
@@ -92,6 +94,8 @@ pub fn measure(report: &mut Report, effort: Effort, cpu: usize) -> Result<()> {
     }
     let (nftables, ours) = ("live net, nftables DNAT + masquerade", "live net, pointsman (XDP redirect)");
     report.expect_ratio("live CPU time less the floor, nftables / pointsman", nftables, ours, None, false);
+    let (tc, routing) = ("live, pointsman (TC redirect)", "live, kernel routing");
+    report.expect_ratio("live packets/s, TC redirect / kernel routing", tc, routing, None, false);
     Ok(())
 }
 
@@ -183,6 +187,11 @@ impl Live {
         } else {
             None
         };
+        let classifier = if way == Way::Tc {
+            Some(balancer.inside(|| Ok(product.ingress()?.attach("l0", TcAttachType::Ingress)?))?)
+        } else {
+            None
+        };
         if way == Way::Nftables {
             let rules = nftables(["10.0.1.1", "10.0.1.2", "10.0.1.3"], "10.0.1.0/24");
             balancer.inside(|| nft(&rules))?;
@@ -197,6 +206,9 @@ impl Live {
         }
         if let Some(link) = ours {
             self.product.entry()?.detach(link)?;
+        }
+        if let Some(link) = classifier {
+            self.product.ingress()?.detach(link)?;
         }
         if way == Way::Nftables {
             self.balancer.inside(|| nft("delete table ip bench"))?;
@@ -216,7 +228,7 @@ impl Live {
             "{arrived} of {packets} frames arrived; drops: {:?}",
             self.product.drops()?
         );
-        if way == Way::Product {
+        if matches!(way, Way::Product | Way::Tc) {
             let ours = self.product.forwarded(TCP4)?.0 - forwarded;
             // The sink also counts the odd neighbour discovery of the kernel's.
             let enough = u64::from(packets) * 99 / 100;

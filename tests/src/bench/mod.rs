@@ -2,6 +2,7 @@
 //! measured in the same run.
 
 pub mod baselines;
+pub mod bulk;
 pub mod control;
 pub mod cost;
 pub mod live;
@@ -11,3 +12,4 @@ pub mod packets;
 pub mod product;
 pub mod report;
 pub mod sustained;
+mod variants;

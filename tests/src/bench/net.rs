@@ -74,17 +74,26 @@ impl Namespace {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 
-    /// Makes a veth pair between this namespace and another, both ends up.
-    ///
-    /// Offloads that leave checksums unfinished are off: XDP at the other end would see them.
+    /// Makes a veth pair between this namespace and another, both ends up, with the offloads that veth has.
     ///
     /// # Errors
-    /// When `ip` or `ethtool` fails.
-    pub fn join(&self, device: &str, other: &Self, other_device: &str) -> Result<()> {
+    /// When `ip` fails.
+    pub fn link(&self, device: &str, other: &Self, other_device: &str) -> Result<()> {
         let path = other.path();
         self.run(&format!("ip link add {device} type veth peer name {other_device} netns {path}"))?;
         for (namespace, device) in [(self, device), (other, other_device)] {
             namespace.run(&format!("ip link set {device} up"))?;
+        }
+        Ok(())
+    }
+
+    /// The same without offloads that leave checksums unfinished: XDP at the other end would see them.
+    ///
+    /// # Errors
+    /// When `ip` or `ethtool` fails.
+    pub fn join(&self, device: &str, other: &Self, other_device: &str) -> Result<()> {
+        self.link(device, other, other_device)?;
+        for (namespace, device) in [(self, device), (other, other_device)] {
             namespace.run(&format!("ethtool -K {device} tx off tso off gso off gro on"))?;
         }
         Ok(())

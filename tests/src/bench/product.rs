@@ -1,18 +1,20 @@
 //! The product's programs, with maps filled as the agent fills them.
 
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{Array, DevMapHash, HashMap, Map, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{ProgramFd, Xdp};
+use aya::programs::{SchedClassifier, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
-    Backend, BackendState, Config, DropReason, DropStats, Flow, FlowKey, NextHop, Service, ServiceStats,
-    VipKey, maps,
+    Backend, BackendFlags, BackendState, Config, DropReason, DropStats, Flow, FlowKey, NextHop, Service,
+    ServiceFlags, ServiceStats, VipKey, maps,
 };
+use lb_control::plan::maglev;
 
-use super::baselines::{handle, load_by, object, program};
+use super::baselines::{Hook, Target, classifier, handle, load_by, object, program};
 use super::packets::{Kind, Tuple, address, low};
 
 /// The VIP, as the last four bytes of an address.
@@ -35,8 +37,23 @@ pub struct Endpoint {
 /// The loaded object.
 pub struct Product {
     ebpf: Ebpf,
-    _programs: ProgramArray<MapData>,
+    _programs: Vec<ProgramArray<MapData>>,
+    endpoints: Vec<Endpoint>,
 }
+
+/// How new connections are spread over the backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheduling {
+    /// In turn.
+    RoundRobin,
+    /// By a lookup table.
+    Maglev,
+    /// To the one with the fewest.
+    LeastConnections,
+}
+
+/// The first slot of lookup tables, behind those of all Services.
+const TABLES: u32 = 1 << 16;
 
 /// Service entries: one for each kind, and one without backends.
 fn service_index(kind: Kind) -> u32 {
@@ -56,14 +73,16 @@ impl Product {
     /// # Errors
     /// When the object is missing or rejected.
     pub fn load(sizes: &[(&str, u32)], endpoints: &[Endpoint], snat: &[[u8; 4]]) -> Result<Self> {
-        Self::load_with_cache(sizes, endpoints, snat, maps::DEFAULT_FLOW_CACHE)
+        Self::load_for(&[Hook::Xdp, Hook::Tc], sizes, endpoints, snat, maps::DEFAULT_FLOW_CACHE)
     }
 
-    /// The same with a flow cache of as many copies on each CPU, or none.
+    /// The same for some hooks, which takes the verifier less time, and with a flow cache of as many copies on
+    /// each CPU, or none.
     ///
     /// # Errors
     /// When the object is missing or rejected.
-    pub fn load_with_cache(
+    pub fn load_for(
+        hooks: &[Hook],
         sizes: &[(&str, u32)],
         endpoints: &[Endpoint],
         snat: &[[u8; 4]],
@@ -79,13 +98,16 @@ impl Product {
             loader.map_max_entries(cache.name, (slots * cpus).max(1));
         }
         loader.override_global(maps::FLOW_CACHE_SLOTS, &slots, true);
-        let mut ebpf = load_by(&mut loader, &path)?;
-        let map = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
-        let mut programs: ProgramArray<_> = map.try_into()?;
-        for (index, name) in (0..).zip(maps::CALLED_PROGRAMS.into_iter().chain(maps::COOKIE_PROGRAMS)) {
-            programs.set(index, &handle(&mut ebpf, name)?, 0)?;
+        let mut ebpf = load_by(&mut loader, &path, hooks)?;
+        let mut programs = Vec::new();
+        for hook in hooks {
+            let (map, called, cookies) = match hook {
+                Hook::Xdp => (maps::PROGRAMS, maps::CALLED_PROGRAMS, maps::COOKIE_PROGRAMS),
+                Hook::Tc => (maps::TC_PROGRAMS, maps::TC_CALLED_PROGRAMS, maps::TC_COOKIE_PROGRAMS),
+            };
+            programs.push(program_array(&mut ebpf, map, called.into_iter().chain(cookies))?);
         }
-        let mut product = Self { ebpf, _programs: programs };
+        let mut product = Self { ebpf, _programs: programs, endpoints: endpoints.to_vec() };
         product.fill(endpoints, snat)?;
         Ok(product)
     }
@@ -151,6 +173,44 @@ impl Product {
         Ok(())
     }
 
+    /// Moves the IPv4 TCP Service's backends to this node.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn make_local(&mut self) -> Result<()> {
+        let count = self.endpoints.len() as u32;
+        let mut backends: Array<_, Backend> = self.map(maps::BACKENDS)?.try_into()?;
+        for index in 1..=count {
+            let backend = backends.get(&index, 0)?;
+            backends.set(index, Backend { flags: BackendFlags::LOCAL, ..backend }, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Changes how the connections of the IPv4 TCP Service are spread.
+    ///
+    /// # Errors
+    /// When a map cannot be written.
+    pub fn set_scheduling(&mut self, scheduling: Scheduling) -> Result<()> {
+        let count = self.endpoints.len() as u32;
+        let entry = match scheduling {
+            Scheduling::RoundRobin => Service::new(0, count, 0),
+            Scheduling::LeastConnections => Service::new(0, count, ServiceFlags::LEAST_CONNECTIONS),
+            Scheduling::Maglev => {
+                let address =
+                    |endpoint: &Endpoint| (SocketAddr::new(IpAddr::from(endpoint.address), endpoint.port), 1);
+                let table = maglev::table(&self.endpoints.iter().map(address).collect::<Vec<_>>());
+                let mut slots: Array<_, u32> = self.map(maps::SLOTS)?.try_into()?;
+                for (slot, backend) in (TABLES..).zip(&table) {
+                    slots.set(slot, 1 + *backend as u32, 0)?;
+                }
+                Service::new(TABLES, table.len() as u32, ServiceFlags::MAGLEV)
+            }
+        };
+        let service = service_index(Kind { is_ipv6: false, is_udp: false });
+        Ok(Array::<_, Service>::try_from(self.map(maps::SERVICES)?)?.set(service, entry, 0)?)
+    }
+
     /// Says whether SYNs are answered with cookies: one of [`SynCookies`](lb_common::abi::SynCookies).
     ///
     /// # Errors
@@ -181,8 +241,32 @@ impl Product {
     ///
     /// # Errors
     /// When the object lacks it.
-    pub fn handle(&mut self) -> Result<ProgramFd> {
+    pub fn handle(&mut self) -> Result<Target> {
         handle(&mut self.ebpf, maps::ENTRY_PROGRAM)
+    }
+
+    /// The program that does the same in TC.
+    ///
+    /// # Errors
+    /// When the object lacks it.
+    pub fn ingress(&mut self) -> Result<&mut SchedClassifier> {
+        classifier(&mut self.ebpf, maps::INGRESS_PROGRAM)
+    }
+
+    /// A handle to it.
+    ///
+    /// # Errors
+    /// When the object lacks it.
+    pub fn ingress_handle(&mut self) -> Result<Target> {
+        handle(&mut self.ebpf, maps::INGRESS_PROGRAM)
+    }
+
+    /// A handle to the program for replies of backends on this node.
+    ///
+    /// # Errors
+    /// When the object lacks it.
+    pub fn egress_handle(&mut self) -> Result<Target> {
+        handle(&mut self.ebpf, maps::EGRESS_PROGRAM)
     }
 
     /// The tuples that the backends answer with, from the entries that the program has made.
@@ -273,6 +357,20 @@ impl Product {
     }
 }
 
+/// Puts programs into the array that the entry program calls them by.
+fn program_array(
+    ebpf: &mut Ebpf,
+    map: maps::Map,
+    names: impl Iterator<Item = &'static str>,
+) -> Result<ProgramArray<MapData>> {
+    let taken = ebpf.take_map(map.name).with_context(|| format!("the object lacks the map {}", map.name))?;
+    let mut programs: ProgramArray<_> = taken.try_into()?;
+    for (index, name) in (0..).zip(names) {
+        programs.set(index, handle(ebpf, name)?.fd(), 0)?;
+    }
+    Ok(programs)
+}
+
 fn turned(source: [u8; 16], destination: [u8; 16], source_port: [u8; 2], destination_port: [u8; 2]) -> Tuple {
     Tuple {
         source: destination,
@@ -285,7 +383,13 @@ fn turned(source: [u8; 16], destination: [u8; 16], source_port: [u8; 2], destina
 /// Three endpoints that are reached by one device.
 #[must_use]
 pub fn endpoints(next_hop: NextHop) -> Vec<Endpoint> {
-    (1..=3).map(|place| Endpoint { address: [10, 0, 1, place], port: 8080, next_hop }).collect()
+    some_endpoints(3, next_hop)
+}
+
+/// So many endpoints that are reached by one device.
+#[must_use]
+pub fn some_endpoints(count: u8, next_hop: NextHop) -> Vec<Endpoint> {
+    (1..=count).map(|place| Endpoint { address: [10, 0, 1, place], port: 8080, next_hop }).collect()
 }
 
 /// Last four bytes of the addresses towards backends.

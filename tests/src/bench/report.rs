@@ -94,13 +94,13 @@ impl Report {
     pub fn table(&self) -> String {
         let Machine { processor, cpus, kernel } = &self.machine;
         let mut text = format!("{processor}, {cpus} CPUs, Linux {kernel}\n\n");
-        text += &format!("{:<52} {:>10} {:>10} {:>10}  {:<8} n\n", "", "min", "median", "max", "unit");
+        text += &format!("{:<60} {:>10} {:>10} {:>10}  {:<8} n\n", "", "min", "median", "max", "unit");
         for Series { name, unit, values } in &self.series {
             let (min, median, max) = spread(values);
             text +=
-                &format!("{name:<52} {min:>10.1} {median:>10.1} {max:>10.1}  {unit:<8} {}\n", values.len());
+                &format!("{name:<60} {min:>10.1} {median:>10.1} {max:>10.1}  {unit:<8} {}\n", values.len());
         }
-        text += &format!("\n{:<60} {:>8} {:>8} {:>8} {:>8}\n", "expected", "bound", "min", "median", "max");
+        text += &format!("\n{:<64} {:>8} {:>8} {:>8} {:>8}\n", "expected", "bound", "min", "median", "max");
         for Expectation { what, bound, at_most, values, met } in &self.expectations {
             let (min, median, max) = spread(values);
             let sign = if *at_most { "≤" } else { "≥" };
@@ -109,7 +109,7 @@ impl Report {
                 (Some(bound), true) => (format!("{sign} {bound}"), "met"),
                 (Some(bound), false) => (format!("{sign} {bound}"), "NOT MET"),
             };
-            text += &format!("{what:<60} {bound:>8} {min:>8.2} {median:>8.2} {max:>8.2}  {verdict}\n");
+            text += &format!("{what:<64} {bound:>8} {min:>8.2} {median:>8.2} {max:>8.2}  {verdict}\n");
         }
         text
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use pointsman_tests::bench::bulk;
 use pointsman_tests::bench::control;
 use pointsman_tests::bench::cost::{self, Effort};
 use pointsman_tests::bench::live;
@@ -35,6 +36,8 @@ enum Section {
     Cost,
     /// Packets per second through veth, by live frames.
     Live,
+    /// Gbit/s of one connection through veth with offloads, in TC.
+    Bulk,
     /// Connections per second under a sustained load.
     Sustained,
 }
@@ -50,10 +53,13 @@ struct Datapath {
     /// Only one section.
     #[arg(long)]
     only: Option<Section>,
+    /// Repetitions of the first three sections (7, or 3 with --quick).
+    #[arg(long)]
+    repetitions: Option<usize>,
     /// Length of the sustained load (60, or 10 with --quick).
     #[arg(long)]
     seconds: Option<u64>,
-    /// CPU that the cost and live sections run on.
+    /// CPU that the first three sections run on.
     #[arg(long, default_value_t = 1)]
     cpu: usize,
 }
@@ -113,18 +119,21 @@ fn main() -> Result<()> {
 
 fn datapath(report: &mut Report, options: &Datapath) -> Result<()> {
     let wanted = |section| options.only.is_none_or(|only| only == section);
+    let packets = if options.quick { 1 << 17 } else { 1 << 20 };
+    let repetitions = options.repetitions.unwrap_or(if options.quick { 3 } else { 7 });
+    let effort = Effort { repetitions, packets };
     if wanted(Section::Cost) {
-        let packets = if options.quick { 1 << 17 } else { 1 << 20 };
-        let effort = Effort { repetitions: if options.quick { 3 } else { 7 }, packets };
         Namespace::new()?.inside(|| {
             machine::pin(options.cpu)?;
             cost::measure(report, effort)
         })?;
     }
     if wanted(Section::Live) {
-        let packets = if options.quick { 1 << 17 } else { 1 << 20 };
-        let effort = Effort { repetitions: if options.quick { 3 } else { 7 }, packets };
         live::measure(report, effort, options.cpu)?;
+    }
+    if wanted(Section::Bulk) {
+        let length = Duration::from_secs(if options.quick { 1 } else { 3 });
+        bulk::measure(report, repetitions, length, options.cpu)?;
     }
     if wanted(Section::Sustained) {
         let seconds = options.seconds.unwrap_or(if options.quick { 10 } else { 60 });

@@ -36,6 +36,7 @@ unsafe impl<T: Plain> Pod for Raw<T> {}
 /// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
 
+type Copies<A, P> = Array<MapData, Raw<CachedFlow<A, P>>>;
 type Hashed<K, V> = HashMap<MapData, Raw<K>, Raw<V>>;
 
 struct Family<A> {
@@ -66,8 +67,8 @@ pub struct Kernel {
     drops: PerCpuArray<MapData, Raw<DropStats>>,
     open_flows: Array<MapData, u32>,
     devices: DevMapHash<MapData>,
-    cache_v4: Array<MapData, Raw<CachedFlow<[u8; 4], [u8; 0]>>>,
-    cache_v6: Array<MapData, Raw<CachedFlow<[u8; 16], [u8; 16]>>>,
+    cache_v4: Copies<[u8; 4], [u8; 0]>,
+    cache_v6: Copies<[u8; 16], [u8; 16]>,
     _programs: ProgramArray<MapData>,
     output: Vec<u8>,
 }
