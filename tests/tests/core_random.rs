@@ -41,3 +41,16 @@ fn anything_may_come() {
     }
     assert!(shifted > 100, "timestamps were shifted in {shifted} entries");
 }
+
+/// The same as TC sees it, with all that may lie beside a packet.
+#[test]
+fn anything_may_lie_beside() {
+    for seed in 0..20 {
+        let mut host = Host::with_offloads(Source::Seed(!seed));
+        let mut traffic = Traffic::new(&mut host, Source::Seed(seed));
+        for _ in 0..2_000 {
+            traffic.step(&mut host);
+        }
+        assert!(host.stats().services.values().any(|service| service.packets_out > 100));
+    }
+}

@@ -65,19 +65,48 @@ fn super_packets_leave() {
 }
 
 mod random {
+    use pointsman_tests::kit::host::Hook;
     use pointsman_tests::kit::kernel::Kernel;
     use pointsman_tests::kit::pair::Pair;
     use pointsman_tests::kit::random::{Source, Traffic};
     use pointsman_tests::object_or_skip;
 
     fn run(seed: u64) {
-        let mut pair = Pair::new(Kernel::load(&object_or_skip!()).unwrap());
+        run_on(Pair::new(Kernel::load(&object_or_skip!()).unwrap()), seed);
+    }
+
+    fn run_on(mut pair: Pair, seed: u64) {
         pair.compare_every = 50;
         let mut traffic = Traffic::new(&mut pair, Source::Seed(seed));
         for _ in 0..10_000 {
             traffic.step(&mut pair);
         }
         pair.compare();
+    }
+
+    /// The programs of TC, by test runs.
+    #[test]
+    fn classifiers() {
+        run_on(Pair::new(Kernel::load_as(&object_or_skip!(), Hook::Tc).unwrap()), 5);
+    }
+
+    /// The programs of TC on a device, with unfinished checksums, super-packets, tags beside packets.
+    fn run_on_a_device(seed: u64) {
+        let kernel = Kernel::load_as(&object_or_skip!(), Hook::Tc).unwrap();
+        match Pair::on_a_device(kernel, Source::Seed(!seed)) {
+            Ok(pair) => run_on(pair, seed),
+            Err(error) => println!("SKIP: {error:#}"),
+        }
+    }
+
+    #[test]
+    fn device_1() {
+        run_on_a_device(1);
+    }
+
+    #[test]
+    fn device_2() {
+        run_on_a_device(2);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub trait IpFamily: AddressFamily {
     fn hash(address: &Self::Address) -> u32;
     /// What replacing one address with another adds to a sum.
     fn replaced(old: &Self::Address, new: &Self::Address) -> u32;
+    /// What a hop adds to the sum of a packet: nothing in IPv4, whose header checksum balances it.
+    fn hop_in_sum() -> u32;
     /// Whether an address is one that an error may be sent to (RFC 1122, section 3.2.2).
     fn may_be_answered(source: &Self::Address) -> bool;
     /// Writes a whole header for a packet of our own. `payload` is the number of bytes after it.
@@ -81,6 +83,11 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
+    fn hop_in_sum() -> u32 {
+        0
+    }
+
+    #[inline(always)]
     fn may_be_answered(source: &[u8; 4]) -> bool {
         !matches!(source[0], 0 | 127 | 224..=255)
     }
@@ -130,6 +137,12 @@ impl IpFamily for V6 {
     #[inline(always)]
     fn replaced(old: &[u8; 16], new: &[u8; 16]) -> u32 {
         checksum::replaced(old, new)
+    }
+
+    #[inline(always)]
+    fn hop_in_sum() -> u32 {
+        // The hop limit is the second byte of its word.
+        u32::from(!u16::from_ne_bytes([0, 1]))
     }
 
     #[inline(always)]

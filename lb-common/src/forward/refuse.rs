@@ -102,9 +102,9 @@ fn reset<D: Datapath, F: IpFamily>(datapath: &D, parsed: &Parsed<F::Address>) ->
     let l4 = link.l3 + F::HEADER_LENGTH;
     let length = (l4 + size_of::<Tcp>()) as i32;
     let is_unfinished = is_unfinished(datapath, ip);
-    if is_unfinished && ip.l4 != l4 {
-        // The kernel would finish the checksum where it was.
-        return None;
+    if !datapath.is_on_wire() && ip.l4 > l4 {
+        // The kernel would finish the checksum where it was, and cuts nothing off in front of it.
+        datapath.take_out_options((ip.l4 - l4) as u32).ok()?;
     }
     datapath.move_tail(length - datapath.packet().length() as i32).ok()?;
     let packet = datapath.packet();

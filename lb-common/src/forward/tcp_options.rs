@@ -109,7 +109,7 @@ pub fn shift<D: Datapath>(
     let change = if (offset - l4) & 1 == 0 { change } else { change.swap_bytes() };
     if !datapath.is_on_wire() {
         let (offset, covered) = (l4 + 16, u32::from(change));
-        let change = ChecksumChange { offset, is_udp: false, is_v6: false, pseudo: 0, covered };
+        let change = ChecksumChange { offset, is_udp: false, is_v6: false, pseudo: 0, covered, beside: 0 };
         // The kernel has looked at the field's neighbours already: this cannot fail.
         let _ = datapath.add_to_checksum(change);
     } else if let Some(tcp) = packet.at::<Tcp>(l4) {

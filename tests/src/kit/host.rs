@@ -21,10 +21,12 @@ use lb_common::forward::platform::{
 use lb_common::forward::scratch::Scratch;
 use lb_common::forward::{self, Fast, Slow, Verdict};
 
+use super::random::Source;
 use super::ranges::Ranges;
+use super::skb::{Frame, Skb};
 use super::sockets::SocketTable;
 use super::tables::Snapshot;
-use super::view::{Buffer, View};
+use super::view::View;
 
 /// Number of elements that the arrays have here and, for tests, in the kernel.
 pub const SERVICES: u32 = 64;
@@ -32,6 +34,8 @@ pub const SERVICES: u32 = 64;
 pub const SLOTS: u32 = 4096;
 /// Elements of `backends`.
 pub const BACKENDS: u32 = 256;
+/// Bytes of headers that the first program of TC wants in reach.
+const HEADERS: u32 = 14 + 40 + 20;
 /// Elements of `snat_addresses`.
 pub const SNAT_ADDRESSES: u32 = 64;
 
@@ -174,11 +178,13 @@ pub enum Hook {
 
 /// The datapath on the host.
 pub struct Host {
-    buffer: Buffer,
+    packet: Skb,
     /// The place that it stands for.
     pub hook: Hook,
     /// The time.
     pub now: Tick,
+    /// Chooses what lies beside the packets that it is sent as a device; nothing does without it.
+    pub(super) offloads: Option<Source>,
     /// Index of the device that packets come in by.
     pub ingress: u32,
     /// Devices that packets may be redirected to.
@@ -221,8 +227,9 @@ pub struct Stats {
 impl Default for Host {
     fn default() -> Self {
         Self {
-            buffer: Buffer::default(),
+            packet: Skb::default(),
             hook: Hook::Xdp,
+            offloads: None,
             now: 1_000_000,
             ingress: 1,
             devices: BTreeSet::new(),
@@ -242,11 +249,23 @@ impl Default for Host {
 }
 
 impl Host {
+    /// TC, with packets as devices and the kernel's stack hand them over.
+    #[must_use]
+    pub fn with_offloads(choices: Source) -> Self {
+        Self { hook: Hook::Tc, offloads: Some(choices), ..Self::default() }
+    }
+
     /// Runs a packet through what the kernel programs do: fast, slow, unknown. Gives the verdict
     /// and the packet afterwards.
     pub fn run(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
-        self.buffer.fill(packet);
-        let verdict = match forward::fast(self) {
+        let (verdict, frame) = self.run_frame(&Frame::plain(packet));
+        (verdict, frame.bytes)
+    }
+
+    /// The same with what lies beside the packet, which is in its bytes afterwards as far as it can be.
+    pub fn run_frame(&mut self, frame: &Frame) -> (Verdict, Frame) {
+        self.packet.fill(frame);
+        let verdict = match self.enter() {
             Fast::Done(verdict) => verdict,
             Fast::SlowV4 => self.slow::<V4>(),
             Fast::SlowV6 => self.slow::<V6>(),
@@ -258,18 +277,32 @@ impl Host {
             }
             other => other,
         };
-        (verdict, self.buffer.content().to_vec())
+        (verdict, self.packet.content().sent())
+    }
+
+    /// The first of the programs.
+    fn enter(&self) -> Fast {
+        if self.hook == Hook::Xdp {
+            return forward::fast(self);
+        }
+        self.pull(HEADERS);
+        match self.link() {
+            Some(Link { vlan: [0, 0, 0, 0], .. }) if !self.packet.has_tag_beside() => forward::fast(self),
+            Some(Link { ether_type: [8, 0], .. }) => Fast::SlowV4,
+            Some(Link { ether_type: [0x86, 0xdd], .. }) => Fast::SlowV6,
+            _ => Fast::Done(Verdict::Pass),
+        }
     }
 
     /// Runs a packet that leaves the node through what the kernel program does.
     pub fn run_egress(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
-        self.buffer.fill(packet);
-        let verdict = match forward::parse::link(self.buffer.view()).map(|link| link.ether_type) {
+        self.packet.fill(&Frame::plain(packet));
+        let verdict = match forward::parse::link(self.packet.view()).map(|link| link.ether_type) {
             Some([8, 0]) => forward::egress::<_, V4>(self),
             Some([0x86, 0xdd]) => forward::egress::<_, V6>(self),
             _ => Verdict::Pass,
         };
-        (verdict, self.buffer.content().to_vec())
+        (verdict, self.packet.content().bytes)
     }
 
     fn add_open(&self, backend: u32, amount: u32) {
@@ -290,7 +323,7 @@ impl Host {
 
     fn packet_length(&self) -> u64 {
         use lb_common::forward::platform::Packet;
-        self.buffer.view().length() as u64
+        self.packet.view().length() as u64
     }
 
     fn slow<F: Side + Parse>(&self) -> Verdict
@@ -308,7 +341,7 @@ impl Datapath for Host {
     type Packet = View;
 
     fn packet(&self) -> View {
-        self.buffer.view()
+        self.packet.view()
     }
 
     fn is_on_wire(&self) -> bool {
@@ -320,40 +353,46 @@ impl Datapath for Host {
     }
 
     fn link(&self) -> Option<Link> {
-        forward::parse::link(self.buffer.view())
+        self.packet.link()
     }
 
     fn set_tags(&self, link: &Link, tags: VlanTags) -> Result<(), EditFailed> {
-        forward::emit::set_tags_in_packet(self, link, tags)
+        match self.hook {
+            Hook::Xdp => forward::emit::set_tags_in_packet(self, link, tags),
+            Hook::Tc => self.packet.set_tags(link, tags),
+        }
     }
 
-    fn pull(&self, _bytes: u32) {}
+    fn pull(&self, bytes: u32) {
+        self.packet.pull(bytes);
+    }
 
     fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed> {
-        use lb_common::forward::checksum::{apply, apply_udp, fold};
-        use lb_common::forward::platform::Packet;
-        let field = self.buffer.view().at::<[u8; 2]>(change.offset).ok_or(EditFailed)?;
-        // One after the other, as the kernel does it: the two ways may differ in the sign of zero.
-        for sum in [change.pseudo, change.covered] {
-            if change.is_udp { apply_udp(field, fold(sum)) } else { apply(field, fold(sum)) }
-        }
-        Ok(())
+        self.packet.add_to_checksum(change)
     }
 
-    fn largest_on_wire(&self, l3: usize, _headers: usize) -> usize {
-        self.packet_length() as usize - l3
+    fn largest_on_wire(&self, l3: usize, headers: usize) -> usize {
+        self.packet.largest_on_wire(l3, headers)
     }
 
     fn is_unfinished(&self, _offset: usize) -> bool {
-        false
+        self.packet.is_unfinished()
+    }
+
+    fn add_to_sum(&self, change: u32) {
+        self.packet.add_to_sum(change);
+    }
+
+    fn take_out_options(&self, bytes: u32) -> Result<(), ResizeFailed> {
+        self.packet.take_out_options(bytes)
     }
 
     fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed> {
-        self.buffer.move_head(bytes)
+        self.packet.move_head(bytes)
     }
 
     fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed> {
-        self.buffer.move_tail(bytes)
+        self.packet.move_tail(bytes)
     }
 
     fn forget(&self, slot: &mut usize, value: usize) -> usize {
