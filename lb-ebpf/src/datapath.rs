@@ -4,17 +4,25 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
+    bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4,
+    bpf_tcp_raw_gen_syncookie_ipv6,
+};
 use core::ffi::c_void;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey,
-    NextHop, Service, SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey, VlanTags,
+    AddressFamily, Affinity, AffinityKey, Backend, CachedFlow, Config, ConnectionLimit, ConnectionRate,
+    FLOW_VERSION_BITS, Flow, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, NextHop, Service,
+    SourceRange, SourceRangeKey, TICK_SHIFT, Tick, V4, V6, VipKey, VlanTags,
 };
+use lb_common::forward::cache;
+use lb_common::forward::ip::IpFamily;
 use lb_common::forward::parse::Link;
 use lb_common::forward::platform::{
     ChecksumChange, Datapath, EditFailed, InsertFailed, Packet, ResizeFailed, Tables,
 };
 use lb_common::forward::scratch::Scratch;
+use lb_common::forward::wire::Tcp;
 
 use crate::maps;
 
@@ -91,6 +99,21 @@ unsafe fn compare_exchange(word: *mut u32, expected: u32, new: u32) -> bool {
     unsafe {
         asm!("w0 = cmpxchg32_32({word} + 0, w0, {new})",
             word = in(reg) word, new = in(wreg) new, inout("w0") found);
+    }
+    found == expected
+}
+
+/// Like [`compare_exchange`], of 8 bytes.
+///
+/// # Safety
+/// `word` is valid and aligned.
+#[inline(always)]
+unsafe fn compare_exchange_wide(word: *mut u64, expected: u64, new: u64) -> bool {
+    let mut found = expected;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!("r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word, new = in(reg) new, inout("r0") found);
     }
     found == expected
 }
@@ -274,6 +297,11 @@ impl<C: Hook> Datapath for Kernel<C> {
     }
 
     #[inline(always)]
+    fn connection_limit(&self, service: u32) -> ConnectionLimit {
+        maps::CONNECTION_LIMITS.get(service).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64) {
         // SAFETY (both): per-CPU values, and XDP programs are not preempted by each other.
         if let Some(stats) = maps::SERVICE_STATS.get_ptr_mut(service).map(|stats| unsafe { &mut *stats }) {
@@ -313,6 +341,44 @@ impl<C: Hook> Datapath for Kernel<C> {
     }
 
     #[inline(always)]
+    fn caches_flows(&self) -> bool {
+        C::ON_WIRE && self.has_flow_cache()
+    }
+
+    #[inline(always)]
+    fn has_flow_cache(&self) -> bool {
+        maps::FLOW_CACHE_SLOTS.load() != 0
+    }
+
+    #[inline(always)]
+    fn jiffies(&self) -> u32 {
+        // SAFETY: no arguments.
+        (unsafe { bpf_jiffies64() }) as u32
+    }
+
+    #[inline(always)]
+    fn cache_lifetime(&self) -> u32 {
+        maps::FLOW_CACHE_JIFFIES.load()
+    }
+
+    #[inline(always)]
+    fn flow_version(&self, hash: u32) -> u16 {
+        // Volatile: a version must be from before the flow is looked up.
+        // SAFETY: the pointer is to an aligned map value that lives as long as the program runs.
+        maps::FLOW_VERSIONS
+            .get_ptr(hash >> (32 - FLOW_VERSION_BITS))
+            .map_or(0, |version| unsafe { version.read_volatile() } as u16)
+    }
+
+    #[inline(always)]
+    fn renew_version(&self, hash: u32) {
+        if let Some(version) = maps::FLOW_VERSIONS.get_ptr_mut(hash >> (32 - FLOW_VERSION_BITS)) {
+            // SAFETY: as above.
+            unsafe { fetch_add(version, 1) };
+        }
+    }
+
+    #[inline(always)]
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool {
         let word = |status: FlowStatus| {
             let [low, high] = status.epoch.to_ne_bytes();
@@ -320,6 +386,12 @@ impl<C: Hook> Datapath for Kernel<C> {
         };
         // SAFETY: `FlowStatus` is four plain bytes, aligned to 4.
         unsafe { compare_exchange(core::ptr::from_mut(status).cast(), word(expected), word(new)) }
+    }
+
+    #[inline(always)]
+    fn replace_rate(&self, rate: &mut ConnectionRate, expected: u64, new: u64) -> bool {
+        // SAFETY: a reference to an aligned word.
+        unsafe { compare_exchange_wide(&raw mut rate.full_at, expected, new) }
     }
 }
 
@@ -350,10 +422,11 @@ impl<C: Hook> Kernel<C> {
 }
 
 macro_rules! tables {
-    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $scratch:ident, $route:expr) => {
+    ($family:ty, $address:ty, $flows:ident, $transient:ident, $vips:ident, $fragments:ident, $sources:ident, $affinity:ident, $rates:ident, $scratch:ident, $cache:ident, $make:ident, $check:ident, $route:expr) => {
         impl<C: Hook> Tables<$family> for Kernel<C> {
             type FlowRef = &'static mut Flow<$address>;
             type AffinityRef = &'static mut Affinity;
+            type RateRef = &'static mut ConnectionRate;
             type FragmentRef<'m>
                 = &'m Fragment<$address>
             where
@@ -363,6 +436,19 @@ macro_rules! tables {
             fn scratch<'s>(&self) -> Option<&'s mut Scratch<$address>> {
                 // SAFETY: per-CPU, and taken once by each run of a program.
                 maps::$scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+            }
+
+            #[inline(always)]
+            fn cached_flow<'s>(
+                &self,
+                hash: u32,
+            ) -> Option<&'s mut CachedFlow<$address, <$family as AddressFamily>::Pad>> {
+                let slots = maps::FLOW_CACHE_SLOTS.load();
+                // SAFETY: no arguments.
+                let cpu = unsafe { bpf_get_smp_processor_id() };
+                let index = cpu * slots + cache::place(hash, slots);
+                // SAFETY: only programs on this CPU use it, which do not interrupt each other.
+                maps::$cache.get_ptr_mut(index).map(|copy| unsafe { &mut *copy })
             }
 
             #[inline(always)]
@@ -419,6 +505,26 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn cookie(&self, l3: usize, tcp: &mut Tcp) -> Option<u32> {
+                let ip = self.packet().at::<<$family as IpFamily>::Header>(l3)?;
+                let tcp: *mut Tcp = tcp;
+                // SAFETY: both headers are whole; the helper only reads them.
+                let made =
+                    unsafe { $make(core::ptr::from_mut(ip).cast(), tcp.cast(), size_of::<Tcp>() as u32) };
+                // The segment size that the kernel took is in the upper half.
+                if made < 0 { None } else { Some(made as u32) }
+            }
+
+            #[inline(always)]
+            fn is_cookie(&self, l3: usize, tcp: &mut Tcp) -> bool {
+                let Some(ip) = self.packet().at::<<$family as IpFamily>::Header>(l3) else { return false };
+                let tcp: *mut Tcp = tcp;
+                // SAFETY: both headers are whole; the helper only reads them.
+                let result = unsafe { $check(core::ptr::from_mut(ip).cast(), tcp.cast()) };
+                result == 0
+            }
+
+            #[inline(always)]
             fn vip(&self, key: &VipKey<$address>) -> Option<u32> {
                 maps::$vips.get_ptr(key).map(|service| unsafe { *service })
             }
@@ -440,6 +546,24 @@ macro_rules! tables {
             #[inline(always)]
             fn insert_affinity(&self, key: &AffinityKey<$address>, affinity: &Affinity) {
                 let _ = maps::$affinity.insert(key, affinity, BPF_ANY.into());
+            }
+
+            #[inline(always)]
+            fn connection_rate(&self, key: &AffinityKey<$address>) -> Option<&'static mut ConnectionRate> {
+                // SAFETY: as in `transient`; that another client's word is changed, it has to be the same
+                // to the fraction of a tick.
+                maps::$rates.get_ptr_mut(key).map(|rate| unsafe { &mut *rate })
+            }
+
+            #[inline(always)]
+            fn insert_new_connection_rate(
+                &self,
+                key: &AffinityKey<$address>,
+                rate: &ConnectionRate,
+            ) -> Result<(), InsertFailed> {
+                maps::$rates
+                    .insert(key, rate, BPF_NOEXIST.into())
+                    .map_err(|error| if error == EEXIST { InsertFailed::Exists } else { InsertFailed::Full })
             }
 
             #[inline(always)]
@@ -478,7 +602,11 @@ tables!(
     FRAGMENTS_V4,
     SOURCE_RANGES_V4,
     AFFINITY_V4,
+    CONNECTION_RATES_V4,
     SCRATCH_V4,
+    FLOW_CACHE_V4,
+    bpf_tcp_raw_gen_syncookie_ipv4,
+    bpf_tcp_raw_check_syncookie_ipv4,
     |lookup: &mut FibLookup, source: &[u8; 4], destination: &[u8; 4]| {
         lookup.family = AF_INET;
         lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(*source);
@@ -495,7 +623,11 @@ tables!(
     FRAGMENTS_V6,
     SOURCE_RANGES_V6,
     AFFINITY_V6,
+    CONNECTION_RATES_V6,
     SCRATCH_V6,
+    FLOW_CACHE_V6,
+    bpf_tcp_raw_gen_syncookie_ipv6,
+    bpf_tcp_raw_check_syncookie_ipv6,
     |lookup: &mut FibLookup, source: &[u8; 16], destination: &[u8; 16]| {
         lookup.family = AF_INET6;
         lookup.__bindgen_anon_3.ipv6_src = words(source);

@@ -2,7 +2,8 @@
 //!
 //! `pointsman_xdp` is attached to devices and handles packets of established flows. Through the map
 //! `programs` it calls `slow_v4` or `slow_v6` for everything else, and those call `unknown_v4` or
-//! `unknown_v6` for packets of no known flow.
+//! `unknown_v6` for packets of no known flow. While SYN cookies are in use, `cookie_v4` and `cookie_v6`
+//! take the place of the latter for TCP.
 //!
 //! `pointsman_tc_in` does the same in TC, with programs `tc_slow_v4` and so on: in place of XDP, and
 //! beside it for what XDP cannot send, or does not see.
@@ -29,7 +30,7 @@ mod programs {
     use aya_ebpf::helpers::generated::bpf_redirect;
     use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
     use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
-    use lb_common::abi::maps::{PROGRAM_SLOW_V4, PROGRAM_UNKNOWN_V4};
+    use lb_common::abi::maps::{PROGRAM_COOKIE_V4, PROGRAM_SLOW_V4, PROGRAM_UNKNOWN_V4};
     use lb_common::abi::{DropReason, V4, V6};
     use lb_common::forward::parse::Link;
     use lb_common::forward::platform::{Datapath, Packet};
@@ -56,6 +57,7 @@ mod programs {
         match forward::slow::<_, V4>(&datapath) {
             Slow::Done(verdict) => action(&datapath, verdict),
             Slow::Unknown => call(&datapath, PROGRAM_UNKNOWN_V4),
+            Slow::Cookie => call(&datapath, PROGRAM_COOKIE_V4),
         }
     }
 
@@ -65,6 +67,7 @@ mod programs {
         match forward::slow::<_, V6>(&datapath) {
             Slow::Done(verdict) => action(&datapath, verdict),
             Slow::Unknown => call(&datapath, PROGRAM_UNKNOWN_V4 + 1),
+            Slow::Cookie => call(&datapath, PROGRAM_COOKIE_V4 + 1),
         }
     }
 
@@ -79,6 +82,20 @@ mod programs {
     pub fn unknown_v6(context: XdpContext) -> u32 {
         let datapath = Xdp { context };
         let verdict = forward::unknown::<_, V6>(&datapath);
+        action(&datapath, verdict)
+    }
+
+    #[xdp]
+    pub fn cookie_v4(context: XdpContext) -> u32 {
+        let datapath = Xdp { context };
+        let verdict = forward::cookie::<_, V4>(&datapath);
+        action(&datapath, verdict)
+    }
+
+    #[xdp]
+    pub fn cookie_v6(context: XdpContext) -> u32 {
+        let datapath = Xdp { context };
+        let verdict = forward::cookie::<_, V6>(&datapath);
         action(&datapath, verdict)
     }
 
@@ -115,6 +132,7 @@ mod programs {
         match forward::slow::<_, V4>(&datapath) {
             Slow::Done(verdict) => tc_action(&datapath, verdict),
             Slow::Unknown => tc_call(&datapath, PROGRAM_UNKNOWN_V4),
+            Slow::Cookie => tc_call(&datapath, PROGRAM_COOKIE_V4),
         }
     }
 
@@ -124,6 +142,7 @@ mod programs {
         match forward::slow::<_, V6>(&datapath) {
             Slow::Done(verdict) => tc_action(&datapath, verdict),
             Slow::Unknown => tc_call(&datapath, PROGRAM_UNKNOWN_V4 + 1),
+            Slow::Cookie => tc_call(&datapath, PROGRAM_COOKIE_V4 + 1),
         }
     }
 
@@ -138,6 +157,20 @@ mod programs {
     pub fn tc_unknown_v6(context: TcContext) -> i32 {
         let datapath = Tc { context };
         let verdict = forward::unknown::<_, V6>(&datapath);
+        tc_action(&datapath, verdict)
+    }
+
+    #[classifier]
+    pub fn tc_cookie_v4(context: TcContext) -> i32 {
+        let datapath = Tc { context };
+        let verdict = forward::cookie::<_, V4>(&datapath);
+        tc_action(&datapath, verdict)
+    }
+
+    #[classifier]
+    pub fn tc_cookie_v6(context: TcContext) -> i32 {
+        let datapath = Tc { context };
+        let verdict = forward::cookie::<_, V6>(&datapath);
         tc_action(&datapath, verdict)
     }
 

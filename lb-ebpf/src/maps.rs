@@ -1,13 +1,15 @@
 //! The maps. Names and layouts are those of `lb_common::abi`; sizes are set when the agent loads
 //! the object.
 
-use aya_ebpf::bindings::{BPF_F_NO_COMMON_LRU, bpf_fib_lookup};
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_COMMON_LRU, bpf_fib_lookup};
 use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::maps as sizes;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
-    Service, ServiceName, ServiceStats, SocketKey, SocketPeer, SourceRange, Tick, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, CACHE_JIFFIES, CachedFlow, Config, ConnectionLimit,
+    ConnectionRate, DropStats, Flow, FlowKey, Fragment, FragmentKey, Service, ServiceName, ServiceStats,
+    SocketKey, SocketPeer, SourceRange, Tick, VipKey,
 };
 use lb_common::forward::scratch::Scratch;
 
@@ -31,6 +33,27 @@ pub static TRANSIENT_V4: LruHashMap<FlowKey<A4>, Flow<A4>, { entries!(TRANSIENT_
 #[btf_map(name = "transient_v6")]
 pub static TRANSIENT_V6: LruHashMap<FlowKey<A6>, Flow<A6>, { entries!(TRANSIENT_V6) }, OWN_LRU> =
     LruHashMap::new();
+/// The kernel puts the values of an array that can be mapped at the start of a page, so that a copy
+/// lies in as few cache lines as it can. An array for all CPUs, of which each has a part: elements of
+/// a per-CPU array are found by a second table.
+const ALIGNED: usize = BPF_F_MMAPABLE as usize;
+
+#[btf_map(name = "flow_cache_v4")]
+pub static FLOW_CACHE_V4: Array<CachedFlow<A4, [u8; 0]>, { entries!(FLOW_CACHE_V4) }, ALIGNED> = Array::new();
+#[btf_map(name = "flow_cache_v6")]
+pub static FLOW_CACHE_V6: Array<CachedFlow<A6, [u8; 16]>, { entries!(FLOW_CACHE_V6) }, ALIGNED> =
+    Array::new();
+#[btf_map(name = "flow_versions")]
+pub static FLOW_VERSIONS: Array<u64, { entries!(FLOW_VERSIONS) }> = Array::new();
+
+/// How many copies of flows each CPU keeps: none, unless the loader makes room. The verifier knows the value, and leaves out what it rules
+/// out: without a cache, nothing asks for one.
+#[unsafe(no_mangle)]
+pub static FLOW_CACHE_SLOTS: Global<u32> = Global::new(0);
+/// For how long they are good.
+#[unsafe(no_mangle)]
+pub static FLOW_CACHE_JIFFIES: Global<u32> = Global::new(CACHE_JIFFIES);
+
 #[btf_map(name = "vips_v4")]
 pub static VIPS_V4: HashMap<VipKey<A4>, u32, { entries!(VIPS_V4) }> = HashMap::new();
 #[btf_map(name = "vips_v6")]
@@ -73,6 +96,22 @@ pub static AFFINITY_V4: LruHashMap<AffinityKey<A4>, Affinity, { entries!(AFFINIT
 pub static AFFINITY_V6: LruHashMap<AffinityKey<A6>, Affinity, { entries!(AFFINITY_V6) }> = LruHashMap::new();
 #[btf_map(name = "affinity_ticks")]
 pub static AFFINITY_TICKS: Array<Tick, { entries!(AFFINITY_TICKS) }> = Array::new();
+#[btf_map(name = "conn_limits")]
+pub static CONNECTION_LIMITS: Array<ConnectionLimit, { entries!(CONNECTION_LIMITS) }> = Array::new();
+#[btf_map(name = "conn_rates_v4")]
+pub static CONNECTION_RATES_V4: LruHashMap<
+    AffinityKey<A4>,
+    ConnectionRate,
+    { entries!(CONNECTION_RATES_V4) },
+    OWN_LRU,
+> = LruHashMap::new();
+#[btf_map(name = "conn_rates_v6")]
+pub static CONNECTION_RATES_V6: LruHashMap<
+    AffinityKey<A6>,
+    ConnectionRate,
+    { entries!(CONNECTION_RATES_V6) },
+    OWN_LRU,
+> = LruHashMap::new();
 #[btf_map(name = "sockets")]
 pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, { entries!(SOCKETS) }> = LruHashMap::new();
 #[btf_map(name = "devices")]

@@ -29,12 +29,17 @@ pub fn dump(maps: &dyn MapStore) -> anyhow::Result<String> {
         ranges.entry(service).or_default().push(range.to_string());
     }
     let mut timeouts: BTreeMap<u32, _> = maps.affinity_timeouts()?.into_iter().collect();
+    let mut limits: BTreeMap<u32, _> = maps.connection_limits()?.into_iter().collect();
     for (index, name) in maps.service_names()? {
         let service = services.get(&index).copied().unwrap_or_default();
         write!(out, "service {index} {}", self::name(&name))?;
         if service.has(ServiceFlags::AFFINITY) {
             let ticks = timeouts.remove(&index).unwrap_or_default();
             write!(out, " affinity {} s", (u64::from(ticks) << TICK_SHIFT) / 1_000_000_000)?;
+        }
+        if service.has(ServiceFlags::CONNECTION_RATE) {
+            let limit = limits.remove(&index).unwrap_or_default();
+            write!(out, " limit {}/s, {} at once", limit.rate, limit.burst)?;
         }
         if service.has(ServiceFlags::MAGLEV) {
             write!(out, " maglev")?;
@@ -60,6 +65,9 @@ pub fn dump(maps: &dyn MapStore) -> anyhow::Result<String> {
     }
     for (index, ticks) in timeouts {
         writeln!(out, "remains of service {index}: affinity {ticks} ticks")?;
+    }
+    for (index, limit) in limits {
+        writeln!(out, "remains of service {index}: limit {}/s, {} at once", limit.rate, limit.burst)?;
     }
     Ok(out)
 }
@@ -118,7 +126,7 @@ fn backend(backend: &Backend, snat: &[[u8; 16]]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::Service;
+    use lb_common::abi::{ConnectionLimit, Service};
     use lb_control::{
         model::{ObjectRef, Protocol, ServiceKey},
         plan::name::service_name,
@@ -128,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn source_ranges_and_affinity_are_shown() {
+    fn what_is_asked_of_clients_is_shown() {
         let mut maps = FakeMaps::new(Limits::default());
         let key = ServiceKey {
             service: ObjectRef::new("default", "web"),
@@ -136,21 +144,25 @@ mod tests {
             vip: IpAddr::from([192, 0, 2, 1]),
             port: 80,
         };
-        let both = ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY;
+        let all = ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY | ServiceFlags::CONNECTION_RATE;
+        let limit = ConnectionLimit { rate: 5, burst: 9 };
         for op in [
             MapOp::SetServiceName { index: 1, value: Box::new(service_name(&key, "http")) },
-            MapOp::SetService { index: 1, value: Service::new(0, 0, both) },
+            MapOp::SetService { index: 1, value: Service::new(0, 0, all) },
             MapOp::AllowSource { service: 1, range: "198.51.100.0/24".parse().unwrap() },
             MapOp::AllowSource { service: 1, range: "10.0.0.0/8".parse().unwrap() },
             MapOp::SetAffinityTimeout { service: 1, ticks: lb_common::abi::ticks_from_seconds(10_800) },
+            MapOp::SetConnectionLimit { service: 1, limit },
+            MapOp::SetConnectionLimit { service: 2, limit },
             MapOp::AllowSource { service: 2, range: "10.0.0.0/8".parse().unwrap() },
         ] {
             maps.apply(&op).unwrap();
         }
         assert_eq!(
             dump(&maps).unwrap(),
-            "service 1 default/web \"http\" 192.0.2.1:80/TCP affinity 10800 s from 10.0.0.0/8,198.51.100.0/24 \
-             slots 0+0 []\nremains of service 2: from 10.0.0.0/8\n"
+            "service 1 default/web \"http\" 192.0.2.1:80/TCP affinity 10800 s limit 5/s, 9 at once \
+             from 10.0.0.0/8,198.51.100.0/24 slots 0+0 []\nremains of service 2: from 10.0.0.0/8\nremains of \
+             service 2: limit 5/s, 9 at once\n"
         );
     }
 }

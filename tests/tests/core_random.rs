@@ -8,9 +8,15 @@ use pointsman_tests::kit::host::Host;
 use pointsman_tests::kit::random::{Source, Traffic};
 
 /// Reasons that this traffic cannot bring about: tables never fill on the host, nothing fails to be
-/// edited, the slow path is always there, and quotes that are cut end the packet.
-const OUT_OF_REACH: [DropReason; 4] =
-    [DropReason::TableFull, DropReason::EditFailed, DropReason::BadIcmpQuote, DropReason::NoSlowPath];
+/// edited, the slow path is always there, quotes that are cut end the packet, and SYN cookies are off.
+const OUT_OF_REACH: [DropReason; 6] = [
+    DropReason::TableFull,
+    DropReason::EditFailed,
+    DropReason::BadIcmpQuote,
+    DropReason::NoSlowPath,
+    DropReason::SynCookieSent,
+    DropReason::SynCookieInvalid,
+];
 
 /// What is passed is untouched and what is sent is sound (the traffic itself sees to that), and the
 /// traffic gets everywhere.

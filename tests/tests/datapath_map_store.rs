@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lb_common::abi::ConnectionLimit;
 use lb_control::{
     dataplane::KernelMaps,
     ports::{FakeMaps, Limits, MapOp, MapStore},
@@ -19,10 +20,11 @@ fn agree(kernel: &mut KernelMaps, fake: &mut FakeMaps, ops: &[MapOp]) {
         |store: &dyn MapStore| -> BTreeSet<_> { store.source_ranges().unwrap().into_iter().collect() };
     assert_eq!(ranges(kernel), ranges(fake));
     assert_eq!(kernel.affinity_timeouts().unwrap(), fake.affinity_timeouts().unwrap());
+    assert_eq!(kernel.connection_limits().unwrap(), fake.connection_limits().unwrap());
 }
 
 #[test]
-fn source_ranges_and_affinity_timeouts() {
+fn what_services_ask_of_clients() {
     let mut ebpf = loader().load(&object_or_skip!()).unwrap();
     let open = |map: lb_common::abi::maps::Map| {
         ebpf.take_map(map.name).ok_or_else(|| anyhow::anyhow!("no map {}", map.name))
@@ -41,6 +43,9 @@ fn source_ranges_and_affinity_timeouts() {
         agree(&mut kernel, &mut fake, &ops);
     }
     agree(&mut kernel, &mut fake, &[timeout(3, 7), timeout(5, u32::MAX), timeout(3, 0)]);
+    let limit =
+        |service, rate| MapOp::SetConnectionLimit { service, limit: ConnectionLimit { rate, burst: rate } };
+    agree(&mut kernel, &mut fake, &[limit(3, 7), limit(5, u32::MAX), limit(3, 0)]);
     // What is not there is no error; what is there twice goes at once.
     for range in ranges {
         agree(&mut kernel, &mut fake, &[forbid(1, range), forbid(1, range), forbid(2, range)]);

@@ -18,6 +18,22 @@ macro_rules! tests {
             })+
         })+}
 
+        mod cached {$(pub mod $module {
+            use pointsman_tests::kit::host::Hook;
+            use pointsman_tests::kit::journeys;
+            use pointsman_tests::kit::kernel::{CACHE_SLOTS, Kernel};
+            use pointsman_tests::kit::pair::Pair;
+            use pointsman_tests::object_or_skip;
+
+            $(#[test]
+            fn $name() {
+                let kernel = Kernel::load_with_cache(&object_or_skip!(), Hook::Xdp, CACHE_SLOTS).unwrap();
+                let mut pair = Pair::new(kernel).with_cache();
+                journeys::$module::$name(&mut pair);
+                pair.compare();
+            })+
+        })+}
+
         mod classifier {$(pub mod $module {
             use pointsman_tests::kit::host::Hook;
             use pointsman_tests::kit::journeys;
@@ -66,16 +82,16 @@ fn super_packets_leave() {
 
 mod random {
     use pointsman_tests::kit::host::Hook;
-    use pointsman_tests::kit::kernel::Kernel;
+    use pointsman_tests::kit::kernel::{CACHE_SLOTS, Kernel};
     use pointsman_tests::kit::pair::Pair;
     use pointsman_tests::kit::random::{Source, Traffic};
     use pointsman_tests::object_or_skip;
 
     fn run(seed: u64) {
-        run_on(Pair::new(Kernel::load(&object_or_skip!()).unwrap()), seed);
+        go_on(seed, Pair::new(Kernel::load(&object_or_skip!()).unwrap()));
     }
 
-    fn run_on(mut pair: Pair, seed: u64) {
+    fn go_on(seed: u64, mut pair: Pair) {
         pair.compare_every = 50;
         let mut traffic = Traffic::new(&mut pair, Source::Seed(seed));
         for _ in 0..10_000 {
@@ -87,14 +103,14 @@ mod random {
     /// The programs of TC, by test runs.
     #[test]
     fn classifiers() {
-        run_on(Pair::new(Kernel::load_as(&object_or_skip!(), Hook::Tc).unwrap()), 5);
+        go_on(6, Pair::new(Kernel::load_as(&object_or_skip!(), Hook::Tc).unwrap()));
     }
 
     /// The programs of TC on a device, with unfinished checksums, super-packets, tags beside packets.
     fn run_on_a_device(seed: u64) {
         let kernel = Kernel::load_as(&object_or_skip!(), Hook::Tc).unwrap();
         match Pair::on_a_device(kernel, Source::Seed(!seed)) {
-            Ok(pair) => run_on(pair, seed),
+            Ok(pair) => go_on(seed, pair),
             Err(error) => println!("SKIP: {error:#}"),
         }
     }
@@ -107,6 +123,12 @@ mod random {
     #[test]
     fn device_2() {
         run_on_a_device(2);
+    }
+
+    #[test]
+    fn with_flow_cache() {
+        let kernel = Kernel::load_with_cache(&object_or_skip!(), Hook::Xdp, CACHE_SLOTS).unwrap();
+        go_on(5, Pair::new(kernel).with_cache());
     }
 
     #[test]

@@ -131,7 +131,7 @@ fn what_depends_on_routes_and_neighbours_is_found() -> Result<()> {
     assert_eq!(bad(&doctor(&lab)?), [""; 0]);
     let others = lab.pin_directory().join("v1");
     fs::create_dir_all(&others)?;
-    has(&doctor(&lab)?, "warning pins");
+    has(&doctor(&lab)?, "warning pins v1");
     fs::remove_dir(&others)?;
     assert_eq!(bad(&doctor(&lab)?), [""; 0]);
     Ok(())

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use aya::programs::{CgroupSockAddr, SchedClassifier, Xdp};
 use lb_common::abi::maps::{
-    CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, SOCKET_PROGRAMS, TC_CALLED_PROGRAMS,
+    CALLED_PROGRAMS, COOKIE_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, SOCKET_PROGRAMS,
+    TC_CALLED_PROGRAMS, TC_COOKIE_PROGRAMS,
 };
 use pointsman_tests::kit::kernel::loader;
 use pointsman_tests::object_or_skip;
@@ -36,12 +37,14 @@ fn programs_stay_within_their_budget() {
             over.push(format!("{name}: {processed} instructions, {limit} are allowed"));
         }
     };
-    for name in CALLED_PROGRAMS.into_iter().chain([ENTRY_PROGRAM]) {
+    for name in CALLED_PROGRAMS.into_iter().chain(COOKIE_PROGRAMS).chain([ENTRY_PROGRAM]) {
         let program: &mut Xdp = ebpf.program_mut(name).unwrap().try_into().unwrap();
         program.load().unwrap_or_else(|error| panic!("the kernel rejects {name}: {error}"));
         check(name, program.info().unwrap().verified_instruction_count());
     }
-    for name in TC_CALLED_PROGRAMS.into_iter().chain([INGRESS_PROGRAM, EGRESS_PROGRAM]) {
+    for name in
+        TC_CALLED_PROGRAMS.into_iter().chain(TC_COOKIE_PROGRAMS).chain([INGRESS_PROGRAM, EGRESS_PROGRAM])
+    {
         let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
         program.load().unwrap_or_else(|error| panic!("the kernel rejects {name}: {error}"));
         check(name, program.info().unwrap().verified_instruction_count());

@@ -6,6 +6,8 @@ use super::{Plain, plain};
 pub trait AddressFamily: Copy + 'static {
     /// An address as it is on the wire.
     type Address: Plain + Eq + core::fmt::Debug;
+    /// What pads a [`CachedFlow`](super::CachedFlow) to whole cache lines.
+    type Pad: Plain;
     /// 4 or 6, as in the version field of the IP header.
     const VERSION: u8;
 
@@ -24,6 +26,7 @@ pub struct V6;
 
 impl AddressFamily for V4 {
     type Address = [u8; 4];
+    type Pad = [u8; 0];
     const VERSION: u8 = 4;
 
     #[inline(always)]
@@ -40,6 +43,7 @@ impl AddressFamily for V4 {
 
 impl AddressFamily for V6 {
     type Address = [u8; 16];
+    type Pad = [u8; 16];
     const VERSION: u8 = 6;
 
     #[inline(always)]

@@ -41,13 +41,28 @@ pub struct Config {
     pub client_mtu: u16,
     /// Not zero if TC is attached beside XDP.
     pub has_tc: u8,
+    /// Numbers of [`SynCookies`].
+    pub syn_cookies: u8,
     /// Zero.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
 }
 plain!(Config, size = 80, {
     route_generation: u32, snat_port_first: u16, snat_port_count: u16, timeouts: [Tick; Config::TIMEOUTS],
-    client_mtu: u16, has_tc: u8, reserved: [u8; 5],
+    client_mtu: u16, has_tc: u8, syn_cookies: u8, reserved: [u8; 4],
 });
+
+/// Values of [`Config::syn_cookies`].
+#[derive(Clone, Copy, Debug)]
+pub struct SynCookies;
+
+impl SynCookies {
+    /// Nobody looks for cookies, and the programs for them need not be there.
+    pub const OFF: u8 = 0;
+    /// Connections begin the usual way; cookies that were given out before are accepted.
+    pub const ACCEPT: u8 = 1;
+    /// SYNs are answered with cookies.
+    pub const ANSWER: u8 = 2;
+}
 
 impl Config {
     /// Number of timeouts there is room for.
@@ -74,7 +89,8 @@ impl Default for Config {
             timeouts,
             client_mtu: 0,
             has_tc: 0,
-            reserved: [0; 5],
+            syn_cookies: SynCookies::OFF,
+            reserved: [0; 4],
         }
     }
 }

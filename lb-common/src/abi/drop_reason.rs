@@ -69,6 +69,12 @@ drop_reasons! {
     SourceNotAllowed = 15, "source-not-allowed", true;
     /// The packet is larger than its way on takes; answered with ICMP fragmentation needed, or packet too big.
     TooBig = 16, "too-big", true;
+    /// The client opens more connections to the Service than its connection rate limit allows; not answered.
+    ConnectionRate = 17, "connection-rate", true;
+    /// A SYN was answered with a SYN cookie; its connection begins when the cookie comes back.
+    SynCookieSent = 18, "syn-cookie-sent", true;
+    /// A TCP packet of no known connection brings back no valid SYN cookie; answered with an RST.
+    SynCookieInvalid = 19, "syn-cookie-invalid", true;
 }
 
 impl DropReason {

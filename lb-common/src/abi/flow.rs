@@ -158,6 +158,10 @@ impl FlowFlags {
     /// Reply entries: the client's packets come in by TC, and XDP may not be able to send by the device
     /// that they come in by: it leaves the replies to TC, too.
     pub const TC: u8 = 32;
+    /// The client was answered with a SYN cookie, before there was a backend: every packet needs its
+    /// TCP sequence or acknowledgment number edited. `timestamp_delta` is what is added to the
+    /// backend's sequence numbers; such flows have no timestamps.
+    pub const EDIT_SEQUENCE: u8 = 64;
 }
 
 /// State and flags of a flow in one word, so that it can be compared and swapped.
@@ -204,10 +208,14 @@ pub struct Flow<A> {
     /// To the backend: the backend's generation. Reply entries: the route generation under which
     /// `next_hop` was found; 0 if it was not looked up yet.
     pub generation: u32,
-    /// What is added to the client's TCP timestamps (and subtracted from their echo).
+    /// What is added to the client's TCP timestamps (and subtracted from their echo). With
+    /// [`FlowFlags::EDIT_SEQUENCE`], what is added to the backend's sequence numbers (and subtracted
+    /// from their acknowledgment); until the backend has one, its initial number counts as the client's.
     pub timestamp_delta: u32,
     /// To the backend: the backend's initial sequence number until the connection is established,
-    /// then a recent sequence number of the client (TCP); the time of the first packet (UDP). Reply entries: the client's last timestamp or
+    /// then a recent sequence number of the client (TCP); the time of the first packet (UDP). With a SYN cookie, the client's initial sequence number until the
+    /// backend's is known; the cookie is `mark + timestamp_delta` until the connection is established, and
+    /// the `mark` of the reply entry. Reply entries: the client's last timestamp or
     /// sequence number as the backend saw it, for whoever uses the port next.
     pub mark: u32,
 }

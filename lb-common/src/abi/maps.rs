@@ -40,9 +40,16 @@ pub const DEFAULT_SOURCE_RANGES: u32 = 65_536;
 /// Clients of each family whose backend is remembered, over all Service entries with affinity.
 pub const DEFAULT_AFFINITIES: u32 = 65_536;
 
+/// Clients of each family whose connections are counted, over all Service entries with a limit.
+pub const DEFAULT_CONNECTION_RATES: u32 = 65_536;
+
 /// Sockets of this node whose peer is remembered: an entry for a connection, two for a datagram socket
 /// and each VIP that it talks to.
 pub const DEFAULT_SOCKETS: u32 = 65_536;
+
+/// Copies that the flow cache has room for on each CPU and for each family, unless configured; 0 is
+/// no cache.
+pub const DEFAULT_FLOW_CACHE: u32 = 4_096;
 
 maps! {
     /// Established IPv4 flows: hash, [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow), two entries a flow.
@@ -53,6 +60,13 @@ maps! {
     TRANSIENT_V4 = "transient_v4", 2 * DEFAULT_FLOWS;
     /// IPv6 flows that begin or end.
     TRANSIENT_V6 = "transient_v6", DEFAULT_FLOWS;
+    /// Copies of established IPv4 flows: array of [`CachedFlow`](super::CachedFlow), a part for each CPU. At
+    /// least one element, used or not.
+    FLOW_CACHE_V4 = "flow_cache_v4", 1;
+    /// The same for IPv6.
+    FLOW_CACHE_V6 = "flow_cache_v6", 1;
+    /// Array of `u64`: counts flows that have left the tables of established flows, by hash.
+    FLOW_VERSIONS = "flow_versions", 1 << super::FLOW_VERSION_BITS;
     /// [`VipKey`](super::VipKey) to the index in `services`.
     VIPS_V4 = "vips_v4", DEFAULT_SERVICES;
     /// The same for IPv6.
@@ -94,15 +108,22 @@ maps! {
     AFFINITY_V6 = "affinity_v6", DEFAULT_AFFINITIES;
     /// Array of [`Tick`](super::Tick): how long a client's backend is remembered, by Service entry.
     AFFINITY_TICKS = "affinity_ticks", DEFAULT_SERVICES;
+    /// Array of [`ConnectionLimit`](super::ConnectionLimit), by Service entry.
+    CONNECTION_LIMITS = "conn_limits", DEFAULT_SERVICES;
+    /// What clients have used of it: LRU hash, [`AffinityKey`](super::AffinityKey) to
+    /// [`ConnectionRate`](super::ConnectionRate).
+    CONNECTION_RATES_V4 = "conn_rates_v4", DEFAULT_CONNECTION_RATES;
+    /// The same for IPv6, by network.
+    CONNECTION_RATES_V6 = "conn_rates_v6", DEFAULT_CONNECTION_RATES;
     /// Sockets of this node that talk to backends: LRU hash, [`SocketKey`](super::SocketKey) to
     /// [`SocketPeer`](super::SocketPeer).
     SOCKETS = "sockets", DEFAULT_SOCKETS;
     /// Device map (hash) of the devices that packets may be redirected to, by index.
     DEVICES = "devices", 1_024;
     /// Program array: the slow paths.
-    PROGRAMS = "programs", 4;
+    PROGRAMS = "programs", 8;
     /// Program array: the slow paths of TC.
-    TC_PROGRAMS = "tc_programs", 4;
+    TC_PROGRAMS = "tc_programs", 8;
     /// Per-CPU array of one: what the slow path has under construction (IPv4).
     SCRATCH_V4 = "scratch_v4", 1;
     /// The same for IPv6.
@@ -110,6 +131,16 @@ maps! {
     /// Per-CPU array of one: the parameters of `bpf_fib_lookup`.
     SCRATCH_FIB = "scratch_fib", 1;
 }
+
+/// Maps that are not pinned: each loader makes its own, empty and of the size that it wants.
+pub const NOT_PINNED: [Map; 2] = [FLOW_CACHE_V4, FLOW_CACHE_V6];
+
+/// Name of the variable of the kernel object that holds how many copies of flows there is room for on
+/// each CPU: `u32`, set when the object is loaded.
+pub const FLOW_CACHE_SLOTS: &str = "FLOW_CACHE_SLOTS";
+
+/// The same for how many jiffies a copy is good, see [`CACHE_JIFFIES`](super::CACHE_JIFFIES): only tests set it.
+pub const FLOW_CACHE_JIFFIES: &str = "FLOW_CACHE_JIFFIES";
 
 /// Name of the program that is attached to devices.
 pub const ENTRY_PROGRAM: &str = "pointsman_xdp";
@@ -126,10 +157,19 @@ pub const CALLED_PROGRAMS: [&str; 4] = ["slow_v4", "slow_v6", "unknown_v4", "unk
 /// The same for [`INGRESS_PROGRAM`] and its own program array.
 pub const TC_CALLED_PROGRAMS: [&str; 4] = ["tc_slow_v4", "tc_slow_v6", "tc_unknown_v4", "tc_unknown_v6"];
 
+/// Names of the programs that take the place of `unknown_v4` and `unknown_v6` for TCP while SYN cookies
+/// are in use. Loaded only then: their helpers came with Linux 6.0.
+pub const COOKIE_PROGRAMS: [&str; 2] = ["cookie_v4", "cookie_v6"];
+
+/// The same for TC.
+pub const TC_COOKIE_PROGRAMS: [&str; 2] = ["tc_cookie_v4", "tc_cookie_v6"];
+
 /// Index of the slow path for IPv4 in the program array; that for IPv6 is the next.
 pub const PROGRAM_SLOW_V4: u32 = 0;
 /// Index of the path for unknown IPv4 flows in the program array; that for IPv6 is the next.
 pub const PROGRAM_UNKNOWN_V4: u32 = 2;
+/// Index of the path for unknown IPv4 flows with SYN cookies in the program array; that for IPv6 is the next.
+pub const PROGRAM_COOKIE_V4: u32 = 4;
 
 /// A program for sockets, attached to a control group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

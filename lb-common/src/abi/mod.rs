@@ -6,6 +6,7 @@
 
 mod addr;
 mod backend;
+mod cache;
 mod client;
 mod config;
 mod drop_reason;
@@ -19,8 +20,9 @@ mod stats;
 
 pub use addr::{AddressFamily, NextHop, V4, V6, VlanTags};
 pub use backend::{Backend, BackendFlags, BackendState};
-pub use client::{Affinity, AffinityKey, SourceRange, SourceRangeKey};
-pub use config::{Config, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
+pub use cache::{CACHE_JIFFIES, CACHE_TICKS, CachedFlow, FLOW_VERSION_BITS};
+pub use client::{Affinity, AffinityKey, ConnectionLimit, ConnectionRate, SourceRange, SourceRangeKey};
+pub use config::{Config, SynCookies, TICK_SHIFT, Tick, idle_ticks, ticks_from_seconds};
 pub use drop_reason::DropReason;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowState, FlowStatus, Fragment, FragmentKey};
 pub use service::{Service, ServiceFlags, ServiceName, VipKey};

@@ -50,6 +50,8 @@ impl ServiceFlags {
     pub const SOURCE_RANGES: u8 = 1;
     /// A client's connections go to the backend that had its last one (session affinity).
     pub const AFFINITY: u8 = 2;
+    /// A client may open so many connections as the element of `conn_limits` says.
+    pub const CONNECTION_RATE: u8 = 16;
     /// The slots are a lookup table: a hash of the client says which one a connection gets.
     pub const MAGLEV: u8 = 4;
     /// A connection goes to the backend that has the fewest open ones for its weight. Each backend

@@ -49,12 +49,15 @@ pub fn forward<D: Datapath, F: IpFamily>(
     if hop.ifindex == 0 && !is_local {
         return Verdict::drop(datapath, DropReason::NoNeighbour);
     }
-    let packet = datapath.packet();
     let has_options = parsed.ip.protocol == IPPROTO_TCP && !matches!(parsed.ip.part, Part::Later(_));
     if flow.status.flags & FlowFlags::EDIT_TIMESTAMPS != 0 && has_options {
         let shift = (flow.timestamp_delta, flow.is_reply());
         tcp_options::shift(datapath, cursor, parsed.ip.l4, &parsed.transport, shift);
     }
+    if flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 && has_options {
+        tcp_options::shift_sequence(datapath, parsed.ip.l4, (flow.timestamp_delta, flow.is_reply()));
+    }
+    let packet = datapath.packet();
     let Some(header) = packet.at::<F::Header>(parsed.ip.l3) else {
         return Verdict::drop(datapath, DropReason::EditFailed);
     };

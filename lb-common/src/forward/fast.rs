@@ -2,6 +2,7 @@
 //! one entry, out. Whatever is not that takes the slow path.
 
 use super::Verdict;
+use super::cache::{self, Place};
 use super::checksum;
 use super::emit;
 use super::ip::{IpFamily, IpHeader};
@@ -31,8 +32,8 @@ pub fn fast<D: Tables<V4> + Tables<V6>>(datapath: &D) -> Fast {
         return Fast::Done(Verdict::Pass);
     };
     match ethernet.ether_type {
-        ETHER_TYPE_IPV4 => ip::<D, V4>(datapath).map_or(Fast::SlowV4, Fast::Done),
-        ETHER_TYPE_IPV6 => ip::<D, V6>(datapath).map_or(Fast::SlowV6, Fast::Done),
+        ETHER_TYPE_IPV4 => done(ip::<D, V4>(datapath), Fast::SlowV4),
+        ETHER_TYPE_IPV6 => done(ip::<D, V6>(datapath), Fast::SlowV6),
         ETHER_TYPE_VLAN | ETHER_TYPE_SERVICE_VLAN => match datapath.link() {
             Some(Link { ether_type: ETHER_TYPE_IPV4, .. }) => Fast::SlowV4,
             Some(Link { ether_type: ETHER_TYPE_IPV6, .. }) => Fast::SlowV6,
@@ -42,8 +43,15 @@ pub fn fast<D: Tables<V4> + Tables<V6>>(datapath: &D) -> Fast {
     }
 }
 
+/// A packed verdict, or else what the packet needs.
 #[inline(always)]
-fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
+fn done(packed: Option<usize>, or: Fast) -> Fast {
+    packed.map_or(or, |packed| Fast::Done(Verdict::unpack(packed)))
+}
+
+/// Gives a packed verdict.
+#[inline(always)]
+fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<usize> {
     let packet = datapath.packet();
     let frame = packet.head::<Frame<F::Header>>()?;
     let protocol = frame.ip.protocol();
@@ -69,9 +77,18 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
         destination_port: frame.udp.destination_port,
         protocol: u32::from(protocol),
     };
+    let mut place = Place::NOWHERE;
+    if datapath.caches_flows() {
+        place = Place::of::<D, F>(datapath, &key);
+        let ifindex = cache::hit::<D, F>(datapath, frame, &key, place);
+        if ifindex != 0 {
+            return Some(Verdict::send(datapath, ifindex).pack());
+        }
+    }
     let mut flow = datapath.established(&key)?;
     let for_tc = if datapath.sends_by_any_device() { 0 } else { FlowFlags::TC };
-    if flow.status.flags & (FlowFlags::EDIT_TIMESTAMPS | FlowFlags::LOCAL | for_tc) != 0 {
+    const EDITS: u8 = FlowFlags::EDIT_TIMESTAMPS | FlowFlags::EDIT_SEQUENCE;
+    if flow.status.flags & (EDITS | FlowFlags::LOCAL | for_tc) != 0 {
         // One test for all: what is rare costs the others nothing.
         return if flow.is_local() { local::<D, F>(datapath, &key, frame, &mut flow) } else { None };
     }
@@ -102,11 +119,12 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<Verdict> {
 
     frame.ip.forward(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
     if edit_transport::<D, F>(datapath, &key, frame, &flow).is_none() {
-        return Some(Verdict::drop(datapath, DropReason::EditFailed));
+        return Some(Verdict::drop(datapath, DropReason::EditFailed).pack());
     }
     touch::<D, F>(datapath, &mut flow, protocol, reply);
+    cache::keep::<D, F>(datapath, &key, &flow, place);
     datapath.count_forwarded(flow.service, flow.backend, reply, packet.length() as u64);
-    Some(Verdict::send(datapath, ifindex))
+    Some(Verdict::send(datapath, ifindex).pack())
 }
 
 /// Bytes of a plain packet's headers from IP on.
@@ -129,10 +147,10 @@ fn local<D: Tables<F>, F: IpFamily>(
     key: &FlowKey<F::Address>,
     frame: &mut Frame<F::Header>,
     flow: &mut Flow<F::Address>,
-) -> Option<Verdict> {
+) -> Option<usize> {
     if flow.is_reply() {
         // Translated where it leaves the node.
-        return Some(Verdict::Pass);
+        return Some(Verdict::Pass.pack());
     }
     let backend = datapath.backend(flow.backend)?;
     if backend.generation != flow.generation || backend.state == 0 {
@@ -140,11 +158,11 @@ fn local<D: Tables<F>, F: IpFamily>(
     }
     frame.ip.deliver(&flow.new_source, &flow.new_destination, flow.l3_checksum_delta);
     if edit_transport::<D, F>(datapath, key, frame, flow).is_none() {
-        return Some(Verdict::drop(datapath, DropReason::EditFailed));
+        return Some(Verdict::drop(datapath, DropReason::EditFailed).pack());
     }
     touch::<D, F>(datapath, flow, key.protocol as u8, false);
     datapath.count_forwarded(flow.service, flow.backend, false, datapath.packet().length() as u64);
-    Some(Verdict::Deliver)
+    Some(Verdict::Deliver.pack())
 }
 
 /// Replaces ports, and the checksum of TCP or UDP. Where the kernel edits the latter, `frame` is not

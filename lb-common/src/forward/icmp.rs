@@ -10,8 +10,8 @@ use super::parse::{Ip, Parse, Part};
 use super::platform::{Packet, Tables};
 use super::scratch::Scratch;
 use super::slow::{Way, find_hop, is_for_another_hook, leave_to_tc};
-use super::wire::{Icmp, Ipv4, Udp};
-use crate::abi::{DropReason, Flow, IPPROTO_TCP, IPPROTO_UDP};
+use super::wire::{Icmp, Ipv4, Tcp, Udp};
+use crate::abi::{DropReason, Flow, FlowFlags, IPPROTO_TCP, IPPROTO_UDP};
 
 /// Whether a type is an error message about a packet: destination unreachable, time exceeded,
 /// parameter problem; packet too big (RFC 792, RFC 4443).
@@ -48,6 +48,10 @@ pub fn translate<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::
     }
     if hop.ifindex == 0 && !flow.is_local() {
         return Verdict::drop(datapath, DropReason::NoNeighbour);
+    }
+    let edits = flow.status.flags & (FlowFlags::EDIT_SEQUENCE | FlowFlags::REPLY) == FlowFlags::EDIT_SEQUENCE;
+    if edits && edit_sequence(packet, &parsed.ip, quote.l4, flow.timestamp_delta).is_none() {
+        return Verdict::drop(datapath, DropReason::EditFailed);
     }
     if edit::<_, F>(packet, &parsed.ip, quote, &flow).is_none() {
         return Verdict::drop(datapath, DropReason::EditFailed);
@@ -109,6 +113,28 @@ fn read_quote<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::Add
     key.destination_port = ports.source_port;
     key.protocol = u32::from(quote.protocol);
     true
+}
+
+/// Edits the sequence number of a quoted segment of a backend, whose number the client has seen with
+/// `delta` added. Whoever does not find it among those that it has sent does not believe the error (RFC
+/// 5927, section 4.1). On its own for the sake of the stack.
+#[inline(never)]
+fn edit_sequence<P: Packet, A>(packet: P, ip: &Ip<A>, quoted_l4: usize, delta: u32) -> Option<()> {
+    let field = packet.at::<[u8; 4]>(quoted_l4 + 4)?;
+    let old = *field;
+    let new = u32::from_be_bytes(old).wrapping_sub(delta).to_be_bytes();
+    *field = new;
+    let change = replaced(&old, &new);
+    let mut total = change;
+    if quoted_l4 + size_of::<Tcp>() <= ip.end
+        && let Some(tcp) = packet.at::<Tcp>(quoted_l4)
+    {
+        let before = tcp.checksum;
+        checksum::apply(&mut tcp.checksum, fold(change));
+        total += replaced(&before, &tcp.checksum);
+    }
+    checksum::apply(&mut packet.at::<Icmp>(ip.l4)?.checksum, fold(total));
+    Some(())
 }
 
 /// Edits the quote, the outer header, and the ICMP checksum, which covers the quote and in IPv6 the

@@ -18,12 +18,17 @@ pub trait IpFamily: AddressFamily {
     fn sum(address: &Self::Address) -> u32;
     /// A hash of an address: the same on every machine.
     fn hash(address: &Self::Address) -> u32;
+    /// All bits of an address in one word, for hashing.
+    fn word(address: &Self::Address) -> u64;
     /// What replacing one address with another adds to a sum.
     fn replaced(old: &Self::Address, new: &Self::Address) -> u32;
     /// What a hop adds to the sum of a packet: nothing in IPv4, whose header checksum balances it.
     fn hop_in_sum() -> u32;
     /// Whether an address is one that an error may be sent to (RFC 1122, section 3.2.2).
     fn may_be_answered(source: &Self::Address) -> bool;
+    /// Takes from an address what one client has many of: for IPv6, the interface identifier, since
+    /// whoever has a network of 64 bits has all of its addresses (RFC 4291, section 2.5.1).
+    fn keep_network(address: &mut Self::Address);
     /// Writes a whole header for a packet of our own. `payload` is the number of bytes after it.
     fn write_header(
         header: &mut Self::Header,
@@ -78,6 +83,11 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
+    fn word(address: &[u8; 4]) -> u64 {
+        u32::from_ne_bytes(*address).into()
+    }
+
+    #[inline(always)]
     fn replaced(old: &[u8; 4], new: &[u8; 4]) -> u32 {
         checksum::replaced(old, new)
     }
@@ -91,6 +101,9 @@ impl IpFamily for V4 {
     fn may_be_answered(source: &[u8; 4]) -> bool {
         !matches!(source[0], 0 | 127 | 224..=255)
     }
+
+    #[inline(always)]
+    fn keep_network(_address: &mut [u8; 4]) {}
 
     #[inline(always)]
     fn write_header(header: &mut Ipv4, source: &[u8; 4], destination: &[u8; 4], protocol: u8, payload: u16) {
@@ -135,8 +148,20 @@ impl IpFamily for V6 {
     }
 
     #[inline(always)]
+    fn word(address: &[u8; 16]) -> u64 {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
+        let high = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        let low = u64::from_ne_bytes([i, j, k, l, m, n, o, p]);
+        // Both halves in all bits: networks differ in the one, hosts in the other.
+        (high ^ low.rotate_right(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    #[inline(always)]
     fn replaced(old: &[u8; 16], new: &[u8; 16]) -> u32 {
-        checksum::replaced(old, new)
+        // In words of 32 bits, whose sum is the same one (RFC 1071, section 2 C): LLVM keeps all words of
+        // both addresses on the stack, and there is not enough of it for sixteen.
+        let total = words(new) + (4 * u64::from(u32::MAX) - words(old));
+        ((total & 0xffff) + (total >> 16 & 0xffff) + (total >> 32)) as u32
     }
 
     #[inline(always)]
@@ -150,6 +175,11 @@ impl IpFamily for V6 {
         // Neither multicast nor of ::/64, which holds the unspecified and the loopback address.
         let [a, b, c, d, e, f, g, h, ..] = *source;
         a != 0xff && u64::from_ne_bytes([a, b, c, d, e, f, g, h]) != 0
+    }
+
+    #[inline(always)]
+    fn keep_network(address: &mut [u8; 16]) {
+        address[8..].fill(0);
     }
 
     #[inline(always)]
@@ -169,6 +199,15 @@ impl IpFamily for V6 {
             destination: *destination,
         };
     }
+}
+
+/// The sum of an address' words of 32 bits.
+#[inline(always)]
+fn words(address: &[u8; 16]) -> u64 {
+    let (words, _) = address.as_chunks::<4>();
+    let [a, b, c, d] = words else { return 0 };
+    let word = |bytes: &[u8; 4]| u64::from(u32::from_ne_bytes(*bytes));
+    word(a) + word(b) + word(c) + word(d)
 }
 
 /// More fragments, or a fragment offset, in native order of the loaded field.

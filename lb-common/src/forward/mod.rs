@@ -3,12 +3,15 @@
 //! runs.
 //!
 //! Three steps, each a kernel program of its own: [`fast`] for packets of established flows, [`slow`]
-//! for what it declines, [`unknown`] for packets of no known flow. Replies of
-//! backends on this node meet [`egress`] instead, where they leave the node. Connections that begin on
-//! this node need no step: [`socket`] gives them their backend before there is a packet.
+//! for what it declines, [`unknown`] for packets of no known flow, or, while SYN cookies are in use,
+//! [`cookie`](cookie()) for those of TCP. Replies of backends on this node meet [`egress`] instead, where
+//! they leave the node. Connections that begin on this node need no step: [`socket`] gives them their
+//! backend before there is a packet.
 
+pub mod cache;
 pub mod checksum;
 mod client;
+pub mod cookie;
 mod egress;
 pub mod emit;
 mod fast;
@@ -22,16 +25,19 @@ pub mod platform;
 mod refuse;
 pub mod schedule;
 pub mod scratch;
+pub mod segment;
 mod slow;
 pub mod snat;
 pub mod socket;
 pub mod tcp_options;
 pub mod tcp_state;
+mod unknown;
 pub mod wire;
 
 pub use egress::egress;
 pub use fast::{Fast, fast};
-pub use slow::{Slow, slow, unknown};
+pub use slow::{Slow, slow};
+pub use unknown::{cookie, unknown};
 
 use crate::abi::DropReason;
 use platform::Datapath;

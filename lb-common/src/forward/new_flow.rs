@@ -19,6 +19,7 @@ use crate::abi::{
 /// Gives a packet that begins a connection to the Service with the index `service` a backend, and
 /// forwards it. If it is to be refused, `scratch.refusal` says so.
 #[inline(always)]
+#[expect(clippy::too_many_lines, reason = "one decision after the other, over the same scratch")]
 pub fn begin<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,
@@ -31,7 +32,13 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::Pass;
     }
     scratch.service = entry;
-    let index = choose::<D, F>(datapath, scratch, service);
+    let mut index = choose::<D, F>(datapath, scratch, service);
+    if scratch.handshake.flag != 0 && datapath.backend(index).is_none_or(Backend::is_local) {
+        // Nobody edits numbers on the way of a backend on this node. The first one was elsewhere when the
+        // cookie was given out.
+        index = datapath.slot(entry.first_slot).unwrap_or(0);
+    }
+    let index = datapath.forget(&mut scratch.cursor, index as usize) as u32;
     let Some(backend) = datapath.backend(index) else {
         return Verdict::drop(datapath, DropReason::BadSlot);
     };
@@ -39,6 +46,11 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         return Verdict::drop(datapath, DropReason::BadSlot);
     }
     let local = if backend.is_local() { FlowFlags::LOCAL } else { 0 };
+    if local != 0 && scratch.handshake.flag != 0 {
+        scratch.refusal =
+            refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::BackendGone);
+        return Verdict::Pass;
+    }
     scratch.hop.ifindex = 0;
     if local == 0 {
         find_next_hop::<D, F>(datapath, backend, &mut scratch.hop);
@@ -58,7 +70,9 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     scratch.flow.last_seen = datapath.now();
     scratch.flow.status = FlowStatus {
         state: state as u8,
-        flags: FlowFlags::REPLY | if local == 0 { for_tc(datapath) } else { local },
+        flags: FlowFlags::REPLY
+            | scratch.handshake.edits()
+            | if local == 0 { for_tc(datapath) } else { local },
         epoch: 0,
     };
     scratch.out.destination = F::from_wide(&backend.address);
@@ -68,12 +82,18 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         Ok(delta) => delta,
         Err(reason) => return Verdict::drop(datapath, reason),
     };
-    let Scratch { key, out, flow, .. } = scratch;
+    let Scratch { key, out, flow, handshake, .. } = scratch;
     set_up::<F>(flow, key, out);
-    flow.status.flags = local | if timestamp_delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
+    flow.status.flags =
+        local | handshake.edits() | if timestamp_delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
     flow.generation = backend.generation;
-    flow.timestamp_delta = timestamp_delta;
-    flow.mark = if state == FlowState::UdpUnreplied { flow.last_seen } else { 0 };
+    // One of the two is 0.
+    flow.timestamp_delta = timestamp_delta.wrapping_add(handshake.delta);
+    flow.mark = if state == FlowState::UdpUnreplied {
+        flow.last_seen
+    } else {
+        handshake.cookie.wrapping_sub(handshake.delta)
+    };
     if datapath.insert_transient(key, flow).is_err() {
         datapath.remove_transient(&scratch.peer_key);
         return Verdict::drop(datapath, DropReason::TableFull);
@@ -185,11 +205,13 @@ fn claim_port<D: Tables<F>, F: IpFamily>(
         if datapath.established(&scratch.peer_key).is_some() {
             continue;
         }
-        let Scratch { parsed, key, peer_key, out, flow, .. } = scratch;
+        let Scratch { parsed, key, peer_key, out, flow, handshake, .. } = scratch;
         // Replies leave with the client's own tuple turned around.
         turn(out, key);
         set_up::<F>(flow, peer_key, out);
         turn(out, peer_key);
+        flow.timestamp_delta = handshake.delta;
+        flow.mark = handshake.cookie;
         set_way_back(datapath, &parsed.link, &mut flow.next_hop);
         match datapath.insert_new_transient(peer_key, flow) {
             Ok(()) => return Ok(0),
@@ -229,10 +251,11 @@ fn take_over<D: Tables<F>, F: IpFamily>(
         Fit::ShiftTimestamps(_) if flow.is_local() => return None,
         Fit::ShiftTimestamps(delta) => delta,
     };
-    let kept = flow.status.flags & (FlowFlags::LOCAL | FlowFlags::TC);
+    let kept = flow.status.flags & (FlowFlags::LOCAL | FlowFlags::TC | FlowFlags::EDIT_SEQUENCE);
     flow.status.flags = FlowFlags::REPLY | kept | if delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
     flow.status.epoch = before.epoch.wrapping_add(1);
-    flow.timestamp_delta = delta;
+    // One of the two is 0: connections with cookies have no timestamps.
+    flow.timestamp_delta = flow.timestamp_delta.wrapping_add(delta);
     // Another CPU may want the same port: the status word decides who gets it.
     if !datapath.replace_status(&mut old.status, before, flow.status) {
         return None;

@@ -1,6 +1,7 @@
 //! The two entries of a flow: how one follows from the other, and how both move together between
 //! the table of established flows and that of flows that begin or end.
 
+use super::cache;
 use super::checksum::{TTL_DECREMENT, fold, replaced};
 use super::ip::IpFamily;
 use super::new_flow::for_tc;
@@ -119,6 +120,15 @@ pub fn rebuild_peer<D: Tables<F>, F: IpFamily>(
     peer.status = flow.status;
     peer.status.flags = (peer.status.flags ^ FlowFlags::REPLY) & !FlowFlags::TC;
     peer.timestamp_delta = flow.timestamp_delta;
+    // With a SYN cookie: what each of them knows of it, until the handshake is over.
+    let begins = matches!(flow.state(), FlowState::SynSent | FlowState::SynReceived);
+    if begins && flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 {
+        peer.mark = if flow.is_reply() {
+            flow.mark.wrapping_sub(flow.timestamp_delta)
+        } else {
+            flow.mark.wrapping_add(flow.timestamp_delta)
+        };
+    }
     if flow.is_reply() {
         // Of the endpoint that sent the packet, not of a later one with its index.
         peer.generation = match datapath.backend(flow.backend) {
@@ -174,6 +184,8 @@ pub fn demote<D: Tables<F>, F: IpFamily>(
     if datapath.insert_transient(key, flow).is_ok() && datapath.insert_transient(peer_key, peer).is_ok() {
         datapath.remove_established(key);
         datapath.remove_established(peer_key);
+        cache::forget::<D, F>(datapath, key);
+        cache::forget::<D, F>(datapath, peer_key);
     }
 }
 

@@ -6,10 +6,11 @@ use super::checksum::replaced;
 use super::ip::IpFamily;
 use super::parse::Link;
 use super::scratch::Scratch;
-use super::wire::Wire;
+use super::wire::{Tcp, Wire};
 use crate::abi::{
-    Affinity, AffinityKey, Backend, Config, DropReason, Flow, FlowKey, FlowState, FlowStatus, Fragment,
-    FragmentKey, IPPROTO_UDP, NextHop, Service, SourceRangeKey, Tick, VipKey, VlanTags,
+    Affinity, AffinityKey, Backend, CachedFlow, Config, ConnectionLimit, ConnectionRate, DropReason, Flow,
+    FlowKey, FlowState, FlowStatus, Fragment, FragmentKey, IPPROTO_UDP, NextHop, Service, SourceRangeKey,
+    Tick, VipKey, VlanTags,
 };
 
 /// A handle to the bytes of the packet at hand.
@@ -111,6 +112,9 @@ pub trait Datapath {
     /// How long after its last connection began a client keeps its backend, by Service entry.
     fn affinity_timeout(&self, service: u32) -> Tick;
 
+    /// How many connections a client may open, by Service entry.
+    fn connection_limit(&self, service: u32) -> ConnectionLimit;
+
     /// Counts a forwarded packet for its Service and its backend.
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64);
     /// Counts a new flow for its Service and its backend.
@@ -125,8 +129,23 @@ pub trait Datapath {
         self.count_drop_number(reason as u32, bytes);
     }
 
+    /// Whether flows are copied to the flow cache, and packets looked up there first.
+    fn caches_flows(&self) -> bool;
+    /// Whether there is a flow cache at all: whoever ends a flow has to tell, see [`Self::renew_version`].
+    fn has_flow_cache(&self) -> bool;
+    /// The time in jiffies, for the flow cache.
+    fn jiffies(&self) -> u32;
+    /// For how many jiffies a copy is good.
+    fn cache_lifetime(&self) -> u32;
+    /// The version that flows of a hash have; copies of another version are not used.
+    fn flow_version(&self, hash: u32) -> u16;
+    /// Gives the flows of a hash another version, for all CPUs.
+    fn renew_version(&self, hash: u32);
+
     /// Replaces the status word of an entry if it is still as expected, atomically.
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool;
+    /// Replaces what a client has used of a limit if it is still as expected, atomically.
+    fn replace_rate(&self, rate: &mut ConnectionRate, expected: u64, new: u64) -> bool;
 }
 
 /// A change of what a TCP or UDP checksum covers.
@@ -187,6 +206,8 @@ pub trait Tables<F: IpFamily>: Datapath {
     type FlowRef: DerefMut<Target = Flow<F::Address>>;
     /// What is remembered of a client, in place.
     type AffinityRef: DerefMut<Target = Affinity>;
+    /// What a client has used of a limit, in place.
+    type RateRef: DerefMut<Target = ConnectionRate>;
     /// A fragment's note in place.
     type FragmentRef<'m>: Deref<Target = Fragment<F::Address>>
     where
@@ -195,6 +216,9 @@ pub trait Tables<F: IpFamily>: Datapath {
     /// Room for what is under construction: a kernel program's stack is 512 bytes. There is one for
     /// each CPU; its content does not outlive the packet.
     fn scratch<'s>(&self) -> Option<&'s mut Scratch<F::Address>>;
+
+    /// The place of this CPU's flow cache where the copy of a flow of some hash is kept.
+    fn cached_flow<'s>(&self, hash: u32) -> Option<&'s mut CachedFlow<F::Address, F::Pad>>;
 
     /// Looks up an established flow.
     fn established(&self, key: &FlowKey<F::Address>) -> Option<Self::FlowRef>;
@@ -229,6 +253,14 @@ pub trait Tables<F: IpFamily>: Datapath {
     /// Removes a flow that begins or ends, if it is there.
     fn remove_transient(&self, key: &FlowKey<F::Address>);
 
+    /// The SYN cookie for a SYN (RFC 4987, section 3.6): `l3` is the offset of its IP header in the packet,
+    /// `tcp` its TCP header, said to be without options. `None` if the kernel makes none.
+    fn cookie(&self, l3: usize, tcp: &mut Tcp) -> Option<u32>;
+    /// Whether a segment acknowledges a cookie for the SYN before it, or that cookie plus 1, 2 or 3: what
+    /// the kernel keeps an index of segment sizes in is ours to use (`check_tcp_syn_cookie` in
+    /// net/ipv4/syncookies.c).
+    fn is_cookie(&self, l3: usize, tcp: &mut Tcp) -> bool;
+
     /// The index of the Service entry of a VIP.
     fn vip(&self, key: &VipKey<F::Address>) -> Option<u32>;
     /// Whether a source range covers a client.
@@ -237,6 +269,16 @@ pub trait Tables<F: IpFamily>: Datapath {
     fn affinity(&self, key: &AffinityKey<F::Address>) -> Option<Self::AffinityRef>;
     /// Remembers a client's backend; best effort.
     fn insert_affinity(&self, key: &AffinityKey<F::Address>, affinity: &Affinity);
+    /// Looks up what a client has used of its limit.
+    fn connection_rate(&self, key: &AffinityKey<F::Address>) -> Option<Self::RateRef>;
+    /// Begins to count a client's connections, unless they are counted already.
+    /// # Errors
+    /// When they are, or there is no room.
+    fn insert_new_connection_rate(
+        &self,
+        key: &AffinityKey<F::Address>,
+        rate: &ConnectionRate,
+    ) -> Result<(), InsertFailed>;
     /// What the first fragment left, in place.
     fn fragment<'m>(&'m self, key: &FragmentKey<F::Address>) -> Option<Self::FragmentRef<'m>>;
     /// Leaves a note for the other fragments; best effort.

@@ -4,9 +4,10 @@ use super::Verdict;
 use super::checksum::{fold, sum};
 use super::emit::Parsed;
 use super::ip::IpFamily;
-use super::parse::{Ip, Link, Part};
+use super::parse::{Ip, Link};
 use super::platform::{Datapath, Packet};
-use super::wire::{Ethernet, Icmp, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, VlanTag, copy_mac};
+use super::segment::{self, Segment, is_unfinished, pseudo_header, turn_around};
+use super::wire::{Ethernet, Icmp, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, VlanTag};
 use crate::abi::{DropReason, IPPROTO_TCP};
 
 /// What is to be answered, and why, in one number; 0 is nothing. A number, and not an enumeration, for
@@ -79,37 +80,11 @@ pub fn carry_out<D: Datapath, F: IpFamily>(
     answered.map_or(Verdict::Drop, |()| Verdict::Transmit)
 }
 
-#[inline(always)]
-fn turn_around(ethernet: &mut Ethernet) {
-    let (mut from, mut to) = ([0; 6], [0; 6]);
-    copy_mac(&mut from, &ethernet.source);
-    copy_mac(&mut to, &ethernet.destination);
-    copy_mac(&mut ethernet.source, &to);
-    copy_mac(&mut ethernet.destination, &from);
-}
-
-/// Sum of a pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1).
-#[inline(always)]
-fn pseudo_header<F: IpFamily>(ip: &Ip<F::Address>, protocol: u8, length: u16) -> u32 {
-    F::sum(&ip.source) + F::sum(&ip.destination) + sum(&[0, protocol]) + sum(&length.to_be_bytes())
-}
-
 /// Turns the packet into a RST to its sender (RFC 9293, section 3.10.7.1). The packet gets no
 /// longer: what it had was at least a TCP header.
-#[inline(never)]
+#[inline(always)]
 fn reset<D: Datapath, F: IpFamily>(datapath: &D, parsed: &Parsed<F::Address>) -> Option<()> {
-    let Parsed { link, ip, transport } = parsed;
-    let l4 = link.l3 + F::HEADER_LENGTH;
-    let length = (l4 + size_of::<Tcp>()) as i32;
-    let is_unfinished = is_unfinished(datapath, ip);
-    if !datapath.is_on_wire() && ip.l4 > l4 {
-        // The kernel would finish the checksum where it was, and cuts nothing off in front of it.
-        datapath.take_out_options((ip.l4 - l4) as u32).ok()?;
-    }
-    datapath.move_tail(length - datapath.packet().length() as i32).ok()?;
-    let packet = datapath.packet();
-    turn_around(packet.head::<Ethernet>()?);
-    F::write_header(packet.at(link.l3)?, &ip.destination, &ip.source, IPPROTO_TCP, 20);
+    let Parsed { ip, transport, .. } = parsed;
     let (sequence, acknowledgment, flags) = if transport.flags & TCP_ACK != 0 {
         (transport.acknowledgment, 0, TCP_RST)
     } else {
@@ -117,30 +92,9 @@ fn reset<D: Datapath, F: IpFamily>(datapath: &D, parsed: &Parsed<F::Address>) ->
         let controls = u32::from(transport.flags & TCP_SYN != 0) + u32::from(transport.flags & TCP_FIN != 0);
         (0, transport.sequence.wrapping_add(payload).wrapping_add(controls), TCP_RST | TCP_ACK)
     };
-    *packet.at::<Tcp>(l4)? = Tcp {
-        source_port: transport.destination_port,
-        destination_port: transport.source_port,
-        sequence: sequence.to_be_bytes(),
-        acknowledgment: acknowledgment.to_be_bytes(),
-        data_offset: [5 << 4],
-        flags: [flags],
-        window: [0; 2],
-        checksum: [0; 2],
-        urgent: [0; 2],
-    };
-    let pseudo = pseudo_header::<F>(ip, IPPROTO_TCP, 20);
-    let total = pseudo + sum(packet.at::<[u8; 20]>(l4)?);
-    let checksum = if is_unfinished { fold(pseudo) } else { !fold(total) };
-    packet.at::<Tcp>(l4)?.checksum = checksum.to_ne_bytes();
-    Some(())
-}
-
-/// Whether the TCP or UDP checksum of a packet is unfinished.
-#[inline(always)]
-fn is_unfinished<D: Datapath, A>(datapath: &D, ip: &Ip<A>) -> bool {
-    !datapath.is_on_wire()
-        && !matches!(ip.part, Part::Later(_))
-        && datapath.is_unfinished(ip.l4 + if ip.protocol == IPPROTO_TCP { 16 } else { 6 })
+    let (sequence, acknowledgment) = (u64::from(sequence), u64::from(acknowledgment));
+    let segment = Segment { sequence, acknowledgment, flags: flags.into(), turned: 1, ..Segment::default() };
+    segment::write::<D, F>(datapath, parsed, &segment)
 }
 
 /// Words of a quote that are summed up at most: IPv4 with all options and eight bytes are 17; IPv6

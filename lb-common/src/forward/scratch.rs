@@ -1,12 +1,15 @@
 //! What is under construction while a packet takes the slow path.
 
+use super::cookie::Handshake;
 use super::emit::Parsed;
 use super::parse::{Ip, Link, Part, Transport};
 use super::schedule::Best;
+use super::segment::Segment;
 use super::tcp_options::Timestamp;
+use super::wire::Tcp;
 use crate::abi::{
-    Affinity, AffinityKey, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop, Service, SourceRange,
-    SourceRangeKey, VipKey,
+    Affinity, AffinityKey, ConnectionRate, Flow, FlowKey, FlowStatus, Fragment, FragmentKey, NextHop,
+    Service, SourceRange, SourceRangeKey, VipKey,
 };
 
 /// Everything that is too large for the stack of a kernel program. All bytes zero is a valid value.
@@ -33,16 +36,24 @@ pub struct Scratch<A> {
     pub vip: VipKey<A>,
     /// The client, as the source ranges name it.
     pub source: SourceRangeKey<A>,
-    /// The client, as the affinity maps name it.
+    /// The client, as the affinity maps and the connection rate maps name it.
     pub affinity_key: AffinityKey<A>,
     /// What is to be remembered of it; nothing if the backend is 0.
     pub affinity: Affinity,
+    /// What a new client has used of its limit.
+    pub connection_rate: ConnectionRate,
     /// The best backend so far, where they are compared.
     pub best: Best,
     /// The Service entry of a new flow.
     pub service: Service,
     /// The TCP timestamp of the packet.
     pub timestamp: Timestamp,
+    /// What a SYN cookie that came back says of the connection; all zero without one.
+    pub handshake: Handshake,
+    /// A TCP header to make or check a cookie for.
+    pub tcp: Tcp,
+    /// A segment to be written over the packet.
+    pub segment: Segment,
     /// A slot for [`Datapath::forget`](super::platform::Datapath::forget).
     pub cursor: usize,
     /// How the packet is refused, if it is.
@@ -57,6 +68,7 @@ pub struct Scratch<A> {
 
 impl<A: Copy> Scratch<A> {
     /// An empty one; `address` is any address.
+    #[expect(clippy::too_many_lines, reason = "one field after the other")]
     pub fn new(address: A) -> Self {
         let key = FlowKey {
             source: address,
@@ -113,9 +125,23 @@ impl<A: Copy> Scratch<A> {
             source: SourceRangeKey { prefix_length: 0, range: SourceRange::new(0, address) },
             affinity_key: AffinityKey { client: address, service: 0 },
             affinity: Affinity::default(),
+            connection_rate: ConnectionRate::default(),
             best: Best::default(),
             service: Service::default(),
             timestamp: Timestamp::default(),
+            handshake: Handshake::default(),
+            tcp: Tcp {
+                source_port: [0; 2],
+                destination_port: [0; 2],
+                sequence: [0; 4],
+                acknowledgment: [0; 4],
+                data_offset: [0],
+                flags: [0],
+                window: [0; 2],
+                checksum: [0; 2],
+                urgent: [0; 2],
+            },
+            segment: Segment::default(),
             cursor: 0,
             refusal: 0,
             verdict: 0,

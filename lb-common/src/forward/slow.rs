@@ -5,14 +5,14 @@ use super::emit::{self, Parsed};
 use super::ip::IpFamily;
 use super::pair::{copy_hop, demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key, set_way_back};
 use super::parse::{self, Parse, Part, Transport};
-use super::platform::{Datapath, Packet, Tables};
+use super::platform::{Datapath, Tables};
 use super::scratch::Scratch;
 use super::tcp_options;
 use super::tcp_state::{self, Step};
-use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, Ethernet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
-use super::{Verdict, client, fragment, icmp, new_flow, refuse, schedule};
+use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TCP_ACK, TCP_RST, TCP_SYN};
+use super::{Verdict, cache, cookie, fragment, icmp, new_flow, refuse, schedule, segment};
 use crate::abi::{
-    DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop, ServiceFlags,
+    DropReason, Flow, FlowFlags, FlowKey, FlowState, IPPROTO_TCP, IPPROTO_UDP, NextHop, SynCookies,
     idle_ticks,
 };
 
@@ -21,8 +21,11 @@ use crate::abi::{
 pub enum Slow {
     /// The verdict.
     Done(Verdict),
-    /// It is of no flow that is known: [`unknown`] decides.
+    /// It is of no flow that is known: [`unknown`](super::unknown) decides.
     Unknown,
+    /// The same, and it may bring a SYN cookie back or be answered with one: [`cookie`](super::cookie())
+    /// decides.
+    Cookie,
 }
 
 /// Decides about any packet of a family that is not of an unknown flow. Packets of other kinds are
@@ -67,7 +70,9 @@ pub fn slow<D: Tables<F>, F: Parse>(datapath: &D) -> Slow {
         return Slow::Done(refuse::carry_out::<D, F>(datapath, &scratch.parsed, refusal));
     }
     if known == 0 {
-        return Slow::Unknown;
+        let asks = scratch.parsed.ip.protocol == IPPROTO_TCP
+            && datapath.config().is_some_and(|config| config.syn_cookies != SynCookies::OFF);
+        return if asks { Slow::Cookie } else { Slow::Unknown };
     }
     remember_first::<D, F>(datapath, scratch, known);
     Slow::Done(Verdict::unpack(known))
@@ -75,7 +80,11 @@ pub fn slow<D: Tables<F>, F: Parse>(datapath: &D) -> Slow {
 
 /// If the packet is the first fragment of a datagram and goes out, the others are to follow it.
 #[inline(always)]
-fn remember_first<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>, packed: usize) {
+pub fn remember_first<D: Tables<F>, F: IpFamily>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+    packed: usize,
+) {
     if let Part::First(identification) = scratch.parsed.ip.part
         && Verdict::goes_out(packed)
     {
@@ -83,68 +92,23 @@ fn remember_first<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch
     }
 }
 
-/// Decides about a packet for which [`slow`] said [`Slow::Unknown`]: it has left what it found out
-/// in the scratch.
-#[inline(always)]
-pub fn unknown<D: Tables<F>, F: IpFamily>(datapath: &D) -> Verdict {
-    let Some(scratch) = datapath.scratch() else { return Verdict::Pass };
-    let Scratch { parsed, key, vip, .. } = scratch;
-    vip.address = key.destination;
-    vip.port = key.destination_port;
-    vip.protocol = parsed.ip.protocol;
-    let Some(service) = datapath.vip(vip) else { return Verdict::Pass };
-    if !F::may_be_answered(&parsed.ip.source) || is_group_addressed(datapath) {
-        // Nobody could get an answer there; the kernel drops it as a martian.
-        return Verdict::Pass;
-    }
-    if parsed.ip.protocol == IPPROTO_UDP {
-        // From one VIP to another: two Services that answer whatever comes would never stop.
-        vip.address = key.source;
-        vip.port = key.source_port;
-        if datapath.vip(vip).is_some() {
-            return Verdict::Pass;
-        }
-    }
-    let Some(entry) = datapath.service(service) else {
-        return Verdict::drop(datapath, DropReason::BadSlot);
-    };
-    if entry.has(ServiceFlags::SOURCE_RANGES) && !client::is_allowed::<D, F>(datapath, scratch, service) {
-        // Before any refusal: whoever may not connect does not learn that anybody is here.
-        return Verdict::drop(datapath, DropReason::SourceNotAllowed);
-    }
-    scratch.refusal = refuse::NOTHING;
-    let verdict = if scratch.parsed.ip.hops_left <= 1 {
-        scratch.refusal = refuse::expired::<F>();
-        Verdict::Pass
-    } else if scratch.parsed.ip.protocol == IPPROTO_TCP
-        && scratch.parsed.transport.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) != TCP_SYN
-    {
-        scratch.refusal = refuse::connection::<D, F>(datapath, &scratch.parsed, service, DropReason::NoFlow);
-        Verdict::Pass
-    } else {
-        new_flow::begin::<D, F>(datapath, scratch, service, entry)
-    };
-    let verdict = datapath.forget(&mut scratch.verdict, verdict.pack());
-    let refusal = scratch.refusal;
-    let refusal = datapath.forget(&mut scratch.refusal, refusal);
-    if refusal != refuse::NOTHING {
-        return refuse::carry_out::<D, F>(datapath, &scratch.parsed, refusal);
-    }
-    remember_first::<D, F>(datapath, scratch, verdict);
-    Verdict::unpack(verdict)
-}
-
-/// Whether the frame was sent to many: a connection never is.
-#[inline(always)]
-fn is_group_addressed<D: Datapath>(datapath: &D) -> bool {
-    datapath.packet().head::<Ethernet>().is_none_or(|ethernet| ethernet.destination[0] & 1 != 0)
-}
-
 /// What is to happen to a packet of a known flow, packed, or `scratch.refusal`; 0 if the flow is over
 /// and the packet begins another.
 #[inline(always)]
+#[expect(clippy::too_many_lines, reason = "one decision after the other, over the same scratch")]
 fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> usize {
-    let Scratch { parsed, key, peer_key, hop, mtu, cursor, verdict: kept, flow: rebuilt, .. } = scratch;
+    let Scratch {
+        parsed,
+        key,
+        peer_key,
+        hop,
+        mtu,
+        cursor,
+        verdict: kept,
+        flow: rebuilt,
+        segment: replacement,
+        ..
+    } = scratch;
     let (mut flow, established) = match datapath.established(key) {
         Some(flow) => (flow, true),
         None => match datapath.transient(key) {
@@ -194,6 +158,20 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
             return Verdict::Pass.pack();
         }
         return renew::<D, F>(datapath, scratch, &flow, established);
+    }
+    if flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 {
+        let done = cookie::stand_in::<D, F>(datapath, parsed, &mut flow, replacement);
+        match datapath.forget(cursor, done as usize) as u32 {
+            cookie::GO_ON => {}
+            cookie::REPLACE if segment::replace::<D, F>(datapath, parsed, replacement).is_some() => {}
+            cookie::RENEW => return renew::<D, F>(datapath, scratch, &flow, established),
+            cookie::REFUSE => {
+                scratch.refusal =
+                    refuse::connection::<D, F>(datapath, parsed, flow.service, DropReason::NoFlow);
+                return Verdict::Pass.pack();
+            }
+            _ => return Verdict::drop(datapath, DropReason::EditFailed).pack(),
+        }
     }
     if emit::is_too_big(*mtu, emit::largest_on_wire(datapath, parsed)) {
         scratch.refusal = refuse::too_big::<F>(*mtu);
@@ -272,7 +250,7 @@ fn believed<A>(parsed: &Parsed<A>, flow: &Flow<A>, state: FlowState) -> u8 {
 #[inline(always)]
 fn answers_syn_ack<A>(parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
     parsed.transport.flags & TCP_ACK != 0
-        && tcp_state::acknowledges(parsed.transport.acknowledgment, flow.mark)
+        && tcp_state::acknowledges(cookie::acknowledged(parsed, flow), flow.mark)
 }
 
 /// Forgets an established flow, so that the packet can begin a new one. A transient one is replaced,
@@ -289,6 +267,12 @@ fn renew<D: Tables<F>, F: IpFamily>(
         set_peer_key(&mut scratch.peer_key, flow, scratch.key.protocol);
         datapath.remove_established(&scratch.peer_key);
         datapath.remove_established(&scratch.key);
+        cache::forget::<D, F>(datapath, &scratch.peer_key);
+        cache::forget::<D, F>(datapath, &scratch.key);
+    } else if datapath.config().is_some_and(|config| config.syn_cookies != SynCookies::OFF) {
+        // The SYN may be answered with a cookie and replace nothing: what brings the cookie back must not
+        // be taken for a segment of the old connection.
+        datapath.remove_transient(&scratch.key);
     }
     0
 }
@@ -333,6 +317,7 @@ pub fn follow<D: Tables<F>, F: IpFamily>(
     peer.last_seen = flow.last_seen;
     if mark.is_set {
         peer.mark = mark.value;
+        peer.timestamp_delta = flow.timestamp_delta;
         peer.status.flags = (peer.status.flags & !FlowFlags::MARK_IS_TIMESTAMP) | mark.flag;
     }
     let belongs = if scratch.parsed.ip.protocol == IPPROTO_UDP {

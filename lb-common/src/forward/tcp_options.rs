@@ -8,23 +8,28 @@ use super::wire::{TCP_ACK, Tcp, TimestampOption};
 const END: u8 = 0;
 const NO_OPERATION: u8 = 1;
 const TIMESTAMP: [u8; 2] = [8, 10];
+const MSS: [u8; 2] = [2, 4];
+/// Kinds of options that are looked for.
+const KIND_MSS: u8 = MSS[0];
+const KIND_TIMESTAMP: u8 = TIMESTAMP[0];
 
 /// More options than fit are never there: 40 bytes, and stacks pad with at most a few
 /// no-operations. The limit keeps the loop short for the verifier.
 const MAXIMUM_OPTIONS: usize = 12;
 
-/// Offset of the timestamp option of a TCP header at `l4`; 0 if it has none.
+/// Offset of the option `KIND` of a TCP header at `l4`; 0 if it has none.
 ///
 /// The packet is an argument of its own: LLVM would pass the words of the context in its place, and
 /// cut the pointers in them to 32 bits.
 #[inline(never)]
-fn find<D: Datapath>(
+fn find<D: Datapath, const KIND: u8>(
     datapath: &D,
     packet: D::Packet,
     cursor: &mut usize,
     l4: usize,
     header_length: usize,
 ) -> usize {
+    let wanted = if KIND == KIND_MSS { MSS } else { TIMESTAMP };
     let end = l4 + header_length;
     let mut offset = l4 + 20;
     let mut found = 0;
@@ -34,8 +39,8 @@ fn find<D: Datapath>(
             break;
         }
         let Some(option) = packet.at::<[u8; 2]>(offset) else { break };
-        if *option == TIMESTAMP {
-            found = if offset + size_of::<TimestampOption>() <= end { offset } else { 0 };
+        if *option == wanted {
+            found = if offset + usize::from(wanted[1]) <= end { offset } else { 0 };
             break;
         }
         offset += match *option {
@@ -66,10 +71,25 @@ pub fn timestamp<D: Datapath>(
     l4: usize,
     transport: &Transport,
 ) -> Timestamp {
-    let offset = find(datapath, datapath.packet(), cursor, l4, transport.header_length);
+    let offset = find::<_, KIND_TIMESTAMP>(datapath, datapath.packet(), cursor, l4, transport.header_length);
     match datapath.packet().at::<TimestampOption>(offset) {
         Some(option) if offset != 0 => Timestamp { is_set: true, value: u32::from_be_bytes(option.value) },
         _ => Timestamp { is_set: false, value: 0 },
+    }
+}
+
+/// The maximum segment size that a SYN names; 0 if it names none.
+#[inline(always)]
+pub fn maximum_segment<D: Datapath>(
+    datapath: &D,
+    cursor: &mut usize,
+    l4: usize,
+    transport: &Transport,
+) -> u16 {
+    let offset = find::<_, KIND_MSS>(datapath, datapath.packet(), cursor, l4, transport.header_length);
+    match datapath.packet().at::<[u8; 4]>(offset) {
+        Some([_, _, high, low]) if offset != 0 => u16::from_be_bytes([*high, *low]),
+        _ => 0,
     }
 }
 
@@ -84,7 +104,7 @@ pub fn shift<D: Datapath>(
     (delta, from_backend): (u32, bool),
 ) {
     let packet = datapath.packet();
-    let offset = find(datapath, datapath.packet(), cursor, l4, transport.header_length);
+    let offset = find::<_, KIND_TIMESTAMP>(datapath, datapath.packet(), cursor, l4, transport.header_length);
     if offset == 0 {
         return;
     }
@@ -107,12 +127,39 @@ pub fn shift<D: Datapath>(
     // The words of the option straddle those of the checksum if it starts at an odd offset
     // (RFC 1071, section 2 B: swap the bytes of the sum).
     let change = if (offset - l4) & 1 == 0 { change } else { change.swap_bytes() };
+    cover(datapath, l4, change);
+}
+
+/// Carries what an edit adds to a sum over to the checksum of a TCP header at `l4`.
+#[inline(always)]
+fn cover<D: Datapath>(datapath: &D, l4: usize, change: checksum::Delta) {
     if !datapath.is_on_wire() {
         let (offset, covered) = (l4 + 16, u32::from(change));
         let change = ChecksumChange { offset, is_udp: false, is_v6: false, pseudo: 0, covered, beside: 0 };
         // The kernel has looked at the field's neighbours already: this cannot fail.
         let _ = datapath.add_to_checksum(change);
-    } else if let Some(tcp) = packet.at::<Tcp>(l4) {
+    } else if let Some(tcp) = datapath.packet().at::<Tcp>(l4) {
         checksum::apply(&mut tcp.checksum, change);
     }
+}
+
+/// Adds `delta` to the sequence number of a backend's segment, or subtracts it from the acknowledgment
+/// number of a client's, and corrects the checksum.
+#[inline(always)]
+pub fn shift_sequence<D: Datapath>(datapath: &D, l4: usize, (delta, from_backend): (u32, bool)) {
+    let Some(tcp) = datapath.packet().at::<Tcp>(l4) else { return };
+    let (old, new);
+    if from_backend {
+        old = tcp.sequence;
+        new = u32::from_be_bytes(old).wrapping_add(delta).to_be_bytes();
+        tcp.sequence = new;
+    } else {
+        if tcp.flags[0] & TCP_ACK == 0 {
+            return;
+        }
+        old = tcp.acknowledgment;
+        new = u32::from_be_bytes(old).wrapping_sub(delta).to_be_bytes();
+        tcp.acknowledgment = new;
+    }
+    cover(datapath, l4, checksum::fold(checksum::replaced(&old, &new)));
 }

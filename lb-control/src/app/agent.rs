@@ -24,7 +24,7 @@ use crate::model::{ObjectRef, Problem, Severity};
 use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
-use crate::plan::{self, Addressing, Compiler, Effects, Paths, Planner, Scope};
+use crate::plan::{self, Addressing, Compiler, Effects, FlowTableWatch, Paths, Planner, Scope};
 use crate::ports::MapStore;
 use crate::source::Update;
 
@@ -64,6 +64,8 @@ pub struct Agent {
     maps_incomplete: bool,
     retry_at: Option<Instant>,
     trouble: Trouble,
+    /// Tables of flows that were said to be nearly full.
+    flow_tables: FlowTableWatch,
     /// Services of which something else is to be said, once it is done.
     untold: BTreeSet<ObjectRef>,
     /// Services that the maps do not have as they should be, and why.
@@ -129,6 +131,7 @@ impl Agent {
             maps_incomplete: true,
             retry_at: None,
             trouble: Trouble::default(),
+            flow_tables: FlowTableWatch::default(),
             untold: BTreeSet::new(),
             unserved: BTreeMap::new(),
             placed: Placed::None,
@@ -274,6 +277,9 @@ impl Agent {
             .collect();
         self.compiler.flows_purged(&freed);
         self.shared.swept(sweep);
+        let problems = self.flow_tables.look(&sweep.tables);
+        self.trouble.replace(Area::Flows, problems);
+        self.publish();
     }
 
     /// Does what some Services ask for, at the cost of those.

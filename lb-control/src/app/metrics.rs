@@ -42,8 +42,9 @@ pub fn collect(
         for (stage, count) in [("established", flows.established), ("transient", flows.transient)] {
             samples.level(&table::FLOWS, &labels([stage]), count as f64);
         }
-        for (map, count) in &flows.entries {
-            samples.level(&table::MAP_ENTRIES, &labels([map]), *count as f64);
+        samples.plain(&table::UNPROTECTED_FLOWS, flows.unprotected as f64);
+        for (map, fill) in &flows.tables {
+            samples.level(&table::MAP_ENTRIES, &labels([map]), fill.entries as f64);
         }
     }
     services(published, reports, samples);
@@ -101,7 +102,7 @@ mod tests {
     use crate::app::shared::Flows;
     use crate::inspect::MapReading;
     use crate::model::{ObjectRef, Problem, VipReport};
-    use crate::plan::testing::pool;
+    use crate::plan::{Fill, testing::pool};
     use crate::telemetry::metrics::{Outcome, Recorder};
     use crate::view::AttachMode;
 
@@ -123,7 +124,12 @@ mod tests {
             placed: 2,
             problem_counts: [("maps", 4)].into(),
             pools: [("edge".to_owned(), 254.0), ("spare".to_owned(), 1e30)].into(),
-            flows: Some(Flows { established: 5, transient: 6, entries: [("flows_v4", 10)].into() }),
+            flows: Some(Flows {
+                established: 5,
+                transient: 6,
+                unprotected: 1,
+                tables: [("flows_v4", Fill { entries: 10, room: 20 })].into(),
+            }),
             ..Published::default()
         };
         let devices = [DeviceView {

@@ -65,6 +65,8 @@ pub struct Settings {
     pub cgroup: Cgroup,
     /// Sizes of the maps.
     pub sizes: Sizes,
+    /// Whether SYNs are answered with cookies.
+    pub syn_cookies: bool,
     /// Source addresses towards backends; if there is none of a family, the node's own.
     pub snat_addresses: Vec<IpAddr>,
     /// First and last source port towards backends.

@@ -16,9 +16,11 @@ use crate::dataplane::{Attachment, Counters, PinDirectory};
 use crate::http::Inspect;
 use crate::inspect::{MapReading, PinnedMaps, overlay};
 use crate::model::{ObjectRef, Problem, ServiceReport};
+use crate::plan::Fill;
 use crate::telemetry::metrics::{CONTENT_TYPE, Recorder, Samples, table};
 use crate::view::{
-    AgentView, BackendView, DeviceView, DropView, FlowView, ProblemView, ServiceView, StatusView,
+    AgentView, BackendView, DeviceView, DropView, FlowTableView, FlowView, ProblemView, ServiceView,
+    StatusView,
 };
 
 /// What the agent has decided and done.
@@ -61,8 +63,10 @@ pub struct Flows {
     pub established: usize,
     /// Flows that begin or end.
     pub transient: usize,
-    /// Entries, by the name of the table.
-    pub entries: BTreeMap<&'static str, usize>,
+    /// Of them, those that belong to the established ones, whose table is full.
+    pub unprotected: usize,
+    /// The tables, by their name.
+    pub tables: BTreeMap<&'static str, Fill>,
 }
 
 /// After so long without a turn, the agent's loop is stuck. A turn comes every ten seconds at least,
@@ -112,7 +116,8 @@ impl Shared {
         let flows = Flows {
             established: sweep.established,
             transient: sweep.kept - sweep.established,
-            entries: sweep.entries.clone(),
+            unprotected: sweep.unprotected,
+            tables: sweep.tables.clone(),
         };
         self.publish(|published| published.flows = Some(flows));
     }
@@ -168,6 +173,7 @@ impl Inspect for Shared {
         });
         view.devices = published.devices.iter().map(device).collect();
         view.problems = published.problems.iter().map(problem).collect();
+        view.flow_tables = published.flows.iter().flat_map(|flows| &flows.tables).map(flow_table).collect();
         view.services = services(view.services, &published);
         Ok(view)
     }
@@ -214,6 +220,10 @@ fn device(attachment: &Attachment) -> DeviceView {
         reason: Some(attachment.reason.clone()),
         program_id: attachment.program_id,
     }
+}
+
+fn flow_table((name, fill): (&&'static str, &Fill)) -> FlowTableView {
+    FlowTableView { table: (*name).to_owned(), entries: fill.entries as u64, room: u64::from(fill.room) }
 }
 
 fn problem(problem: &Problem) -> ProblemView {

@@ -21,6 +21,8 @@ pub enum Area {
     Sockets,
     /// Writing maps.
     Maps,
+    /// Keeping flows.
+    Flows,
     /// Putting addresses on the device.
     Addresses,
     /// Answering health checks of other load balancers.
@@ -29,13 +31,14 @@ pub enum Area {
 
 impl Area {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Source,
         Self::Objects,
         Self::Network,
         Self::Devices,
         Self::Sockets,
         Self::Maps,
+        Self::Flows,
         Self::Addresses,
         Self::HealthChecks,
     ];
@@ -49,6 +52,7 @@ impl Area {
             Self::Devices => "devices",
             Self::Sockets => "sockets",
             Self::Maps => "maps",
+            Self::Flows => "flows",
             Self::Addresses => "addresses",
             Self::HealthChecks => "health-checks",
         }

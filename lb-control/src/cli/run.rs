@@ -85,6 +85,17 @@ pub struct RunArgs {
     /// (auto), or none (off). Without: all, or none if Services come from files
     #[arg(long, env = "CGROUP", value_name = "PATH|auto|off", help_heading = "Datapath")]
     pub cgroup: Option<Cgroup>,
+    /// SYN cookies: always answers each SYN with one, and makes a connection only when it comes back, so
+    /// that a flood of SYNs from made-up addresses leaves nothing behind. Needs Linux 6.0
+    #[arg(
+        long,
+        env = "SYN_COOKIES",
+        value_enum,
+        value_name = "WHEN",
+        default_value_t,
+        help_heading = "Datapath"
+    )]
+    pub syn_cookies: SynCookiesChoice,
     /// Source address towards backends; may be repeated. Without: the addresses that the node's
     /// routes give
     #[arg(long = "snat-address", value_name = "ADDRESS", help_heading = "Datapath")]
@@ -109,6 +120,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_SOURCE_RANGES, help_heading = "Datapath",
           value_parser = clap::value_parser!(u32).range(1..=MAXIMUM_SIZE))]
     pub max_source_ranges: u32,
+    /// Copies of established flows of each family that each CPU keeps in front of the table of flows, 64
+    /// bytes each for IPv4 and 128 for IPv6; 0 for none
+    #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_FLOW_CACHE, help_heading = "Datapath",
+          value_parser = clap::value_parser!(u32).range(0..=MAXIMUM_FLOW_CACHE))]
+    pub flow_cache_slots: u32,
     /// What SIGTERM leaves behind: withdraw takes VIPs and programs away, keep lets the kernel go on
     /// forwarding until the next agent takes over
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
@@ -117,6 +133,8 @@ pub struct RunArgs {
 
 /// Four times as many slots still fit an index.
 const MAXIMUM_SIZE: i64 = 1 << 26;
+/// For each CPU: 128 MiB of IPv6, and with 512 CPUs still a number of elements that a map can have.
+const MAXIMUM_FLOW_CACHE: i64 = 1 << 20;
 
 /// How packets are forwarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -143,6 +161,16 @@ impl DatapathChoice {
             Self::XdpGeneric => Some(Mode::Generic),
         }
     }
+}
+
+/// When SYNs are answered with cookies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SynCookiesChoice {
+    /// Never.
+    #[default]
+    Off,
+    /// Every SYN.
+    Always,
 }
 
 /// What a clean end leaves behind.
@@ -277,7 +305,9 @@ impl RunArgs {
                 services: self.max_services,
                 backends: self.max_backends,
                 source_ranges: self.max_source_ranges,
+                flow_cache: self.flow_cache_slots,
             },
+            syn_cookies: self.syn_cookies == SynCookiesChoice::Always,
             snat_addresses: self.snat_addresses,
             snat_ports: (self.snat_ports.first, self.snat_ports.last),
             keep_on_exit: self.on_exit == OnExit::Keep,

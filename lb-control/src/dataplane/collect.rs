@@ -17,6 +17,7 @@ use lb_common::forward::tcp_state;
 
 use super::batch;
 use super::flows::{Entries, FlowTables, Shown, entries, later};
+use crate::plan::Fill;
 
 /// How long a client has to learn that its backend is gone, before its flow is forgotten.
 const FAREWELL: Tick = ticks_from_seconds(60);
@@ -28,10 +29,12 @@ pub struct Sweep {
     pub kept: usize,
     /// Of them, those in the tables of established flows.
     pub established: usize,
+    /// Connections that are established, and are not in those tables because they were full.
+    pub unprotected: usize,
     /// Flows that were forgotten.
     pub forgotten: usize,
-    /// Entries that are kept, by the name of the table; a flow has two.
-    pub entries: BTreeMap<&'static str, usize>,
+    /// How full the tables are, without what was forgotten, by their name.
+    pub tables: BTreeMap<&'static str, Fill>,
     /// Indices of backends that flows refer to, with the number of flows that they have open.
     pub backends: BTreeMap<u32, u32>,
 }
@@ -49,6 +52,12 @@ pub fn is_over(
 ) -> bool {
     idle_ticks(now, last_seen) > config.timeouts[state as usize]
         || (gone && idle_ticks(now, client_last_seen) > FAREWELL)
+}
+
+/// Whether a connection in this state has a place in the table of established flows, if there is room.
+/// Of UDP sessions the state alone does not tell.
+fn should_stay(state: FlowState) -> bool {
+    matches!(state, FlowState::Established | FlowState::ClientClosed | FlowState::BackendClosed)
 }
 
 /// Looks at all flows, and forgets those that are over. `is_gone` tells of a backend's index and
@@ -128,9 +137,12 @@ where
             *sweep.backends.entry(flow.backend).or_default() += u32::from(is_open);
             sweep.kept += usize::from(!flow.is_reply());
             sweep.established += usize::from(!flow.is_reply() && table == 0);
+            sweep.unprotected += usize::from(!flow.is_reply() && table == 1 && should_stay(flow.state()));
         }
     }
-    sweep.entries.insert(F::TABLES[table].name, all.len() - over.len());
+    let name = F::TABLES[table].name;
+    let room = data.info().with_context(|| format!("asking about the map {name}"))?.max_entries();
+    sweep.tables.insert(name, Fill { entries: all.len() - over.len(), room });
     for (key, flow) in &over {
         // The tuple may have been used again since the table was read.
         let now: Option<Flow<F::Address>> = batch::lookup(data.fd().as_fd(), key)

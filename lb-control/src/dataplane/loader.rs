@@ -1,8 +1,9 @@
 //! Loads the kernel programs over the pinned maps, or creates and pins both.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{MapData, ProgramArray};
-use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, Xdp};
+use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::maps::{self, SocketProgram};
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -22,6 +23,8 @@ pub struct Sizes {
     pub backends: u32,
     /// Source ranges of each family over all Service entries.
     pub source_ranges: u32,
+    /// Copies of flows of each family that each CPU keeps; 0 is no flow cache.
+    pub flow_cache: u32,
 }
 
 impl Default for Sizes {
@@ -31,13 +34,14 @@ impl Default for Sizes {
             services: maps::DEFAULT_SERVICES,
             backends: maps::DEFAULT_BACKENDS,
             source_ranges: maps::DEFAULT_SOURCE_RANGES,
+            flow_cache: maps::DEFAULT_FLOW_CACHE,
         }
     }
 }
 
 impl Sizes {
-    /// Number of entries of a map.
-    fn of(&self, map: maps::Map) -> u32 {
+    /// Number of entries of a map on a node with as many CPUs.
+    fn of(&self, map: maps::Map, cpus: u32) -> u32 {
         match map {
             maps::FLOWS_V4 | maps::TRANSIENT_V4 => self.flows.saturating_mul(2),
             maps::FLOWS_V6 | maps::TRANSIENT_V6 => self.flows,
@@ -47,8 +51,11 @@ impl Sizes {
             | maps::SERVICE_NAMES
             | maps::ROUND_ROBIN
             | maps::AFFINITY_TICKS
+            | maps::CONNECTION_LIMITS
             | maps::SERVICE_STATS => self.services,
             maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => self.source_ranges,
+            // A map without elements is none.
+            maps::FLOW_CACHE_V4 | maps::FLOW_CACHE_V6 => self.flow_cache.saturating_mul(cpus).max(1),
             maps::BACKENDS | maps::BACKEND_STATS | maps::OPEN_FLOWS => self.backends,
             maps::SLOTS => self.backends.saturating_mul(maps::SLOTS_PER_BACKEND),
             other => other.default_entries,
@@ -63,6 +70,8 @@ pub struct Kernel {
     tc_programs: ProgramArray<MapData>,
     /// Whether the programs of TC are loaded: not before they are needed.
     has_tc: bool,
+    /// Whether the programs for SYN cookies are wanted, and loaded as far as others are.
+    has_cookies: bool,
     adopted: bool,
 }
 
@@ -74,22 +83,26 @@ impl Kernel {
     /// When the kernel refuses; with the verifier's last words or the capability that lacks.
     pub fn load(pins: &PinDirectory, sizes: &Sizes) -> Result<Self> {
         let adopted = pins.is_populated();
-        let growth = Growth::begin(pins, sizes.of(maps::SLOTS))?;
+        let cpus = count_cpus()?;
+        let growth = Growth::begin(pins, sizes.of(maps::SLOTS, cpus))?;
         let path = |map: maps::Map| match &growth {
             Some(growth) if map == maps::SLOTS => growth.unfinished().to_owned(),
             _ => pins.map(map),
         };
         let paths: Vec<_> = maps::ALL.iter().map(|map| (map.name, path(*map))).collect();
         let mut loader = EbpfLoader::new();
+        loader.override_global(maps::FLOW_CACHE_SLOTS, &sizes.flow_cache, true);
         for (map, (name, path)) in maps::ALL.iter().zip(&paths) {
-            loader.map_pin_path(name, path.as_path());
-            loader.map_max_entries(name, sizes.of(*map));
+            if !maps::NOT_PINNED.contains(map) {
+                loader.map_pin_path(name, path.as_path());
+            }
+            loader.map_max_entries(name, sizes.of(*map, cpus));
         }
         let ebpf = loader
             .load(object::bytes()?)
             .context("creating the BPF maps (needs CAP_BPF, CAP_NET_ADMIN and a kernel of 5.12 or later)")?;
         growth.map_or(Ok(()), Growth::finish)?;
-        report_sizes(&ebpf, sizes)?;
+        report_sizes(&ebpf, sizes, cpus)?;
         let mut kernel = Self { adopted, ..Self::with_maps(ebpf)? };
         kernel.load_programs()?;
         Ok(kernel)
@@ -100,9 +113,11 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn unpinned(sizes: &Sizes) -> Result<Self> {
+        let cpus = count_cpus()?;
         let mut loader = EbpfLoader::new();
+        loader.override_global(maps::FLOW_CACHE_SLOTS, &sizes.flow_cache, true);
         for map in maps::ALL {
-            loader.map_max_entries(map.name, sizes.of(*map));
+            loader.map_max_entries(map.name, sizes.of(*map, cpus));
         }
         Self::with_maps(loader.load(object::bytes()?).context("creating BPF maps")?)
     }
@@ -111,7 +126,7 @@ impl Kernel {
         let programs = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
         let tc_programs = ebpf.take_map(maps::TC_PROGRAMS.name).context("the object lacks a map")?;
         let (programs, tc_programs) = (programs.try_into()?, tc_programs.try_into()?);
-        Ok(Self { ebpf, programs, tc_programs, has_tc: false, adopted: false })
+        Ok(Self { ebpf, programs, tc_programs, has_tc: false, has_cookies: false, adopted: false })
     }
 
     /// Loads all programs but those of TC.
@@ -124,14 +139,39 @@ impl Kernel {
             let fd = program.fd()?.try_clone()?;
             // An older version of the entry program goes on with these from now on: layouts are the
             // same, or the pins would be others.
-            self.programs
-                .set(index, &fd, 0)
-                .with_context(|| format!("putting the program {name} in place"))?;
+            put(&mut self.programs, index, &fd, name)?;
         }
         program::<Xdp>(&mut self.ebpf, maps::ENTRY_PROGRAM)?;
         program::<SchedClassifier>(&mut self.ebpf, maps::EGRESS_PROGRAM)?;
         let origin = if self.adopted { "adopted" } else { "created" };
         info!(maps = origin, "kernel programs are loaded");
+        Ok(())
+    }
+
+    /// Loads the programs for SYN cookies, now for XDP, and for TC when that is needed.
+    ///
+    /// # Errors
+    /// When the kernel refuses them: their helpers came with Linux 6.0.
+    pub fn load_cookies(&mut self) -> Result<()> {
+        if self.has_cookies {
+            return Ok(());
+        }
+        for (index, name) in (maps::PROGRAM_COOKIE_V4..).zip(maps::COOKIE_PROGRAMS) {
+            let fd = program::<Xdp>(&mut self.ebpf, name)?.fd()?.try_clone()?;
+            put(&mut self.programs, index, &fd, name)?;
+        }
+        if self.has_tc {
+            self.load_tc_cookies()?;
+        }
+        self.has_cookies = true;
+        Ok(())
+    }
+
+    fn load_tc_cookies(&mut self) -> Result<()> {
+        for (index, name) in (maps::PROGRAM_COOKIE_V4..).zip(maps::TC_COOKIE_PROGRAMS) {
+            let fd = program::<SchedClassifier>(&mut self.ebpf, name)?.fd()?.try_clone()?;
+            put(&mut self.tc_programs, index, &fd, name)?;
+        }
         Ok(())
     }
 
@@ -164,9 +204,10 @@ impl Kernel {
         for (index, name) in (0..).zip(maps::TC_CALLED_PROGRAMS) {
             let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
             let fd = program.fd()?.try_clone()?;
-            self.tc_programs
-                .set(index, &fd, 0)
-                .with_context(|| format!("putting the program {name} in place"))?;
+            put(&mut self.tc_programs, index, &fd, name)?;
+        }
+        if self.has_cookies {
+            self.load_tc_cookies()?;
         }
         program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
         Ok(())
@@ -198,6 +239,12 @@ impl Kernel {
     }
 }
 
+/// The CPUs that the machine may have.
+fn count_cpus() -> Result<u32> {
+    let cpus = nr_cpus().map_err(|(path, error)| anyhow!("counting the CPUs by {path}: {error}"))?;
+    Ok(u32::try_from(cpus)?)
+}
+
 /// Does what takes the verifier some tenths of a second. The runtime's other tasks (Leases, answers)
 /// go on by another thread meanwhile.
 fn aside<T>(work: impl FnOnce() -> T) -> T {
@@ -205,6 +252,11 @@ fn aside<T>(work: impl FnOnce() -> T) -> T {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
         _ => work(),
     }
+}
+
+/// Puts a program where others call it.
+fn put(programs: &mut ProgramArray<MapData>, index: u32, fd: &ProgramFd, name: &str) -> Result<()> {
+    programs.set(index, fd, 0).with_context(|| format!("putting the program {name} in place"))
 }
 
 /// A kind of program.
@@ -260,13 +312,13 @@ fn kernel_release() -> String {
 }
 
 /// Pinned maps keep the size they were created with.
-fn report_sizes(ebpf: &Ebpf, sizes: &Sizes) -> Result<()> {
+fn report_sizes(ebpf: &Ebpf, sizes: &Sizes, cpus: u32) -> Result<()> {
     for map in maps::ALL {
         let Some(found) = ebpf.map(map.name) else {
             bail!("the kernel object lacks the map {}: it was built from another version", map.name);
         };
         let data = KernelMaps::data(found)?;
-        let (has, wanted) = (data.info()?.max_entries(), sizes.of(*map));
+        let (has, wanted) = (data.info()?.max_entries(), sizes.of(*map, cpus));
         // Per-CPU LRU lists round up to a multiple of the number of CPUs.
         if has < wanted || has > wanted + 1024 {
             warn!(

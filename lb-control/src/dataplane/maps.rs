@@ -8,8 +8,8 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, DevMapHash, HashMap, Map, MapData, PerCpuArray};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::{
-    Backend, BackendStats, Config, DropReason, DropStats, Plain, Service, ServiceName, ServiceStats,
-    SourceRange, Tick, VipKey, maps,
+    Backend, BackendStats, Config, ConnectionLimit, DropReason, DropStats, Plain, Service, ServiceName,
+    ServiceStats, SourceRange, Tick, VipKey, maps,
 };
 
 use tracing::warn;
@@ -25,6 +25,7 @@ pub struct KernelMaps {
     source_ranges_v4: LpmTrie<MapData, SourceRange<[u8; 4]>, u32>,
     source_ranges_v6: LpmTrie<MapData, SourceRange<[u8; 16]>, u32>,
     affinity_ticks: Array<MapData, Tick>,
+    connection_limits: Array<MapData, ConnectionLimit>,
     services: Array<MapData, Service>,
     service_names: Array<MapData, ServiceName>,
     round_robin: Array<MapData, u64>,
@@ -49,6 +50,7 @@ struct Whole {
     backends: OwnedFd,
     slots: OwnedFd,
     affinity_ticks: OwnedFd,
+    connection_limits: OwnedFd,
     open_flows: OwnedFd,
     snat_addresses: OwnedFd,
 }
@@ -64,8 +66,7 @@ impl KernelMaps {
                 open($map)?.try_into().with_context(|| format!("opening the map {}", $map.name))?
             };
         }
-        let mut sizes = StdHashMap::new();
-        let mut files = StdHashMap::new();
+        let (mut sizes, mut files) = (StdHashMap::new(), StdHashMap::new());
         let mut sized = |map: maps::Map| -> Result<Map> {
             let found = open(map)?;
             let data = Self::data(&found)?;
@@ -83,6 +84,7 @@ impl KernelMaps {
         let snat_addresses = sized(maps::SNAT_ADDRESSES)?.try_into()?;
         let service_names = sized(maps::SERVICE_NAMES)?.try_into()?;
         let affinity_ticks = sized(maps::AFFINITY_TICKS)?.try_into()?;
+        let connection_limits = sized(maps::CONNECTION_LIMITS)?.try_into()?;
         let open_flows = sized(maps::OPEN_FLOWS)?.try_into()?;
         let mut file = |map: maps::Map| files.remove(map.name).context("a map was not opened");
         let whole = Whole {
@@ -93,6 +95,7 @@ impl KernelMaps {
             backends: file(maps::BACKENDS)?,
             slots: file(maps::SLOTS)?,
             affinity_ticks: file(maps::AFFINITY_TICKS)?,
+            connection_limits: file(maps::CONNECTION_LIMITS)?,
             open_flows: file(maps::OPEN_FLOWS)?,
             snat_addresses: file(maps::SNAT_ADDRESSES)?,
         };
@@ -111,6 +114,7 @@ impl KernelMaps {
             source_ranges_v4,
             source_ranges_v6,
             affinity_ticks,
+            connection_limits,
             vips_v4,
             vips_v6,
             services,
@@ -337,6 +341,9 @@ impl MapStore for KernelMaps {
             MapOp::SetAffinityTimeout { service, ticks } => {
                 self.affinity_ticks.set(*service, ticks, 0).context("writing the map affinity_ticks")
             }
+            MapOp::SetConnectionLimit { service, limit } => {
+                self.connection_limits.set(*service, limit, 0).context("writing the map conn_limits")
+            }
             MapOp::SetService { index, value } => {
                 self.services.set(*index, value, 0).context("writing the map services")
             }
@@ -409,6 +416,10 @@ impl MapStore for KernelMaps {
 
     fn affinity_timeouts(&self) -> Result<Vec<(u32, Tick)>> {
         nonzero(&self.whole.affinity_ticks, "affinity_ticks")
+    }
+
+    fn connection_limits(&self) -> Result<Vec<(u32, ConnectionLimit)>> {
+        nonzero(&self.whole.connection_limits, "conn_limits")
     }
 
     fn snat_addresses(&self) -> Result<Vec<[u8; 16]>> {

@@ -88,16 +88,12 @@ impl PinDirectory {
         }
     }
 
-    /// Names of the directories beside this one that hold pins of other layout versions; none if they
-    /// cannot be read.
+    /// Names of the directories beside this one where other layout versions have maps or programs; none
+    /// if they cannot be read.
     #[must_use]
     pub fn other_versions(&self) -> Vec<String> {
-        let own = format!("v{ABI_VERSION}");
-        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let mut names: Vec<_> = names.filter(|name| name.starts_with('v') && *name != own).collect();
-        names.sort_unstable();
-        names
+        let numbers = takeover::in_use(&self.root).unwrap_or_default();
+        numbers.into_iter().map(|number| format!("v{number}")).collect()
     }
 
     fn version(&self) -> PathBuf {

@@ -4,12 +4,17 @@
 ///
 /// The words are those of kernel/bpf/verifier.c; a kernel is not asked for its version, because
 /// distributions carry features to older ones.
-const SIGNS: [Sign; 5] = [
+const SIGNS: [Sign; 6] = [
     // A helper is called by its number; kernels that lack it have no name for it.
     Sign {
         words: "unknown#160",
         lack: "the helper bpf_ktime_get_coarse_ns, which came with Linux 5.11",
         way_out: NEWER,
+    },
+    Sign {
+        words: "unknown#20",
+        lack: "the helpers for SYN cookies, which came with Linux 6.0",
+        way_out: "boot a newer kernel on this node, or do without: --syn-cookies=off",
     },
     Sign {
         words: "BPF_STX uses reserved fields",
@@ -61,6 +66,7 @@ mod tests {
                 "bpf_ktime_get_coarse_ns",
                 "newer kernel",
             ),
+            ("912: (85) call unknown#204\ninvalid func unknown#204\n", "Linux 6.0", "--syn-cookies=off"),
             ("BPF_STX uses reserved fields\nprocessed 0 insns\n", "Linux 5.12", "newer kernel"),
             (
                 "1855: (85) call bpf_tail_call#12\n\

@@ -57,7 +57,7 @@ impl Versions {
             let number = path.file_name().and_then(|name| number(&name.to_string_lossy()));
             let Some(number) = number.filter(|number| *number != ABI_VERSION) else { continue };
             let lock = lock(&path)?;
-            let is_in_use = path.join(maps::CONFIG.name).exists() || !pins_in(&path.join(LINKS))?.is_empty();
+            let is_in_use = is_in_use(&path)?;
             all.push(Version { number, path, is_in_use, lock });
         }
         all.sort_by_key(|version| version.number);
@@ -96,6 +96,28 @@ impl Versions {
         }
         Ok(())
     }
+}
+
+/// The other versions that have maps or programs in the directory of all versions.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub(super) fn in_use(root: &Path) -> Result<Vec<u32>> {
+    let mut all = Vec::new();
+    for path in pins_in(root)? {
+        let number = path.file_name().and_then(|name| number(&name.to_string_lossy()));
+        if let Some(number) = number.filter(|number| *number != ABI_VERSION)
+            && is_in_use(&path)?
+        {
+            all.push(number);
+        }
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+fn is_in_use(version: &Path) -> Result<bool> {
+    Ok(version.join(maps::CONFIG.name).exists() || !pins_in(&version.join(LINKS))?.is_empty())
 }
 
 /// Removes what the previous version has left, once none of its programs is attached any more. Costs
@@ -208,6 +230,8 @@ fn open(path: &Path) -> Result<MapData> {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::abi::previous::VERSION;
+
     use super::*;
 
     fn at(number: u32, is_in_use: bool, is_locked: bool) -> Version {
@@ -253,6 +277,7 @@ mod tests {
         let versions = Versions::examine(root.path()).unwrap();
         assert_eq!(versions.all.iter().map(|version| version.number).collect::<Vec<_>>(), [2]);
         assert!(!versions.all[0].is_in_use);
+        assert_eq!(in_use(root.path()).unwrap(), [0; 0]);
         assert_eq!(Versions::examine(&root.path().join("nowhere")).unwrap().all.len(), 0);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 3);
     }
@@ -273,12 +298,13 @@ mod tests {
     #[test]
     fn the_previous_version_goes_only_when_nothing_is_attached() {
         let root = tempfile::tempdir().unwrap();
-        let previous = root.path().join("v3");
+        let previous = root.path().join(format!("v{VERSION}"));
         retire(&previous).unwrap();
         fs::create_dir_all(previous.join(LINKS)).unwrap();
         fs::write(previous.join("config"), "").unwrap();
         let link = previous.join(LINKS).join("7-native");
         fs::write(&link, "").unwrap();
+        assert_eq!(in_use(root.path()).unwrap(), [VERSION]);
         retire(&previous).unwrap();
         assert!(previous.join("config").exists());
         fs::remove_file(link).unwrap();

@@ -17,7 +17,7 @@ use super::{Kernel, Sizes};
 use crate::plan::doctor::{Ability, BpfFs, Outcome, Program, Trial};
 
 /// Small: nothing is ever put in.
-const SIZES: Sizes = Sizes { flows: 1_024, services: 64, backends: 64, source_ranges: 64 };
+const SIZES: Sizes = Sizes { flows: 1_024, services: 64, backends: 64, source_ranges: 64, flow_cache: 64 };
 
 /// One end of the pair of devices that attaching is tried on.
 const OWN_DEVICE: &str = "trial";

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
-use lb_common::abi::{Backend, BackendState, Service, ServiceFlags, TICK_SHIFT, Tick};
+use lb_common::abi::{Backend, BackendState, ConnectionLimit, Service, ServiceFlags, TICK_SHIFT, Tick};
 
 use super::Traffic;
 use crate::model::{ObjectRef, Scheduler, ServiceKey};
 use crate::plan::name;
 use crate::ports::{MapStore, Vip};
-use crate::view::{BackendView, PortView, ServiceState, ServiceView};
+use crate::view::{BackendView, ConnectionLimitView, PortView, ServiceState, ServiceView};
 
 /// Names devices by their index; `None` for those that are not there.
 pub type NextHops<'a> = &'a dyn Fn(u32) -> Option<String>;
@@ -45,6 +45,7 @@ pub fn service_views(
                 service_index: Some(index),
                 source_ranges: clients.sources(index, service),
                 affinity_seconds: clients.affinity(index, service),
+                connection_limit: clients.limit(index, service),
                 scheduler: scheduler(service).to_string(),
                 backends: backends.remove(&index).unwrap_or_default(),
                 counters: traffic.services.get(&index).copied().unwrap_or_default(),
@@ -71,6 +72,7 @@ fn scheduler(service: Service) -> Scheduler {
 struct Clients {
     sources: HashMap<u32, Vec<String>>,
     timeouts: HashMap<u32, Tick>,
+    limits: HashMap<u32, ConnectionLimit>,
 }
 
 impl Clients {
@@ -88,6 +90,9 @@ impl Clients {
         if is_used(ServiceFlags::AFFINITY) {
             clients.timeouts = store.affinity_timeouts()?.into_iter().collect();
         }
+        if is_used(ServiceFlags::CONNECTION_RATE) {
+            clients.limits = store.connection_limits()?.into_iter().collect();
+        }
         Ok(clients)
     }
 
@@ -99,6 +104,11 @@ impl Clients {
     fn affinity(&self, index: u32, service: Service) -> Option<u64> {
         let ticks = u64::from(self.timeouts.get(&index).copied().unwrap_or_default());
         service.has(ServiceFlags::AFFINITY).then_some((ticks << TICK_SHIFT) / 1_000_000_000)
+    }
+
+    fn limit(&self, index: u32, service: Service) -> Option<ConnectionLimitView> {
+        let limit = self.limits.get(&index).filter(|_| service.has(ServiceFlags::CONNECTION_RATE))?;
+        Some(ConnectionLimitView { per_second: limit.rate, burst: limit.burst })
     }
 }
 
@@ -237,7 +247,7 @@ mod tests {
     #[test]
     fn who_may_connect_and_who_stays() {
         let mut ops = service(1, "default/web", "192.0.2.10:80", Some(1));
-        for (index, flags) in [(2, ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY), (3, 1)] {
+        for (index, flags) in [(2, 1 | 2 | ServiceFlags::CONNECTION_RATE), (3, 1)] {
             ops.extend(service(index, "default/web", &format!("192.0.2.10:8{index}"), Some(1)));
             ops.push(MapOp::SetService { index, value: Service::new(0, 1, flags) });
         }
@@ -249,11 +259,15 @@ mod tests {
         ops.push(MapOp::AllowSource { service: 1, range: "10.0.0.0/8".parse().unwrap() });
         let ticks = lb_common::abi::ticks_from_seconds(10_800);
         ops.push(MapOp::SetAffinityTimeout { service: 2, ticks });
+        let limit = ConnectionLimit { rate: 7, burst: 9 };
+        ops.extend([2, 3].map(|service| MapOp::SetConnectionLimit { service, limit }));
         let views = views(&ops, &Traffic::default());
         let told: Vec<_> =
             views[0].ports.iter().map(|port| (port.source_ranges.clone(), port.affinity_seconds)).collect();
         let ranges = vec!["10.0.0.0/8".to_owned(), "192.0.2.0/24".to_owned()];
         assert_eq!(told, [(None, None), (Some(ranges), Some(10_800)), (Some(vec![]), None)]);
+        let limits: Vec<_> = views[0].ports.iter().map(|port| port.connection_limit).collect();
+        assert_eq!(limits, [None, Some(ConnectionLimitView { per_second: 7, burst: 9 }), None]);
     }
 
     #[test]

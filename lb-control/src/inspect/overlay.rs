@@ -76,6 +76,7 @@ fn port(report: &PortReport, vip: IpAddr, entries: &mut Vec<PortView>) -> PortVi
         service_index: None,
         source_ranges: None,
         affinity_seconds: None,
+        connection_limit: None,
         scheduler: String::new(),
         backends: Vec::new(),
         counters: TrafficView::default(),

@@ -50,6 +50,7 @@ impl Inspect for PinnedMaps {
         Ok(StatusView {
             agent: None,
             devices: device_views(&self.pins)?,
+            flow_tables: Vec::new(),
             services: service_views(&maps, &traffic(&maps)?, &device_name)?,
             problems: Vec::new(),
         })

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use lb_common::abi::ConnectionLimit;
 use serde::{Deserialize, Serialize};
 
 use super::{Few, ObjectRef, Protocol, Scheduler, SlowStart};
@@ -70,6 +71,8 @@ pub struct DesiredEntry {
     /// For how many seconds after its last new connection a client gets the same backend; `None` for
     /// connections in turn.
     pub affinity: Option<u32>,
+    /// How many connections a client may open; `None` for as many as it likes.
+    pub connection_limit: Option<ConnectionLimit>,
     /// How connections are spread over the backends.
     pub scheduler: Scheduler,
     /// How long a backend that comes to others takes to get its full share.

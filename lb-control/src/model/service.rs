@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use lb_common::abi::{IPPROTO_TCP, IPPROTO_UDP};
+use lb_common::abi::{ConnectionLimit, IPPROTO_TCP, IPPROTO_UDP};
 use serde::{Deserialize, Serialize};
 
 use super::{ApiState, Labels, ObjectRef, Place, Scheduler, SlowStart, Weights};
@@ -20,6 +20,9 @@ pub const ANNOTATION_POOL: &str = "pointsman.dev/address-pool";
 pub const ANNOTATION_SHARING: &str = "pointsman.dev/allow-shared-ip";
 /// Shares of backends: see [`Weights`].
 pub const ANNOTATION_WEIGHTS: &str = "pointsman.dev/weights";
+/// How many connections a client may open to the Service in a second, and at once:
+/// see [`parse_connection_limit`](super::parse_connection_limit).
+pub const ANNOTATION_CONNECTION_RATE: &str = "pointsman.dev/connection-rate-limit";
 /// How connections are spread: see [`Scheduler`].
 pub const ANNOTATION_SCHEDULER: &str = "pointsman.dev/scheduler";
 /// How long a new backend takes to get its full share: see [`SlowStart`].
@@ -180,6 +183,8 @@ pub struct Service {
     pub local_traffic_only: bool,
     /// `sessionAffinity: ClientIP`: for how many seconds a client stays with its backend.
     pub affinity_seconds: Option<u32>,
+    /// How many connections a client may open, by annotation.
+    pub connection_limit: Option<ConnectionLimit>,
     /// Clients that may connect; empty means everybody.
     pub source_ranges: Arc<[IpNet]>,
     /// `healthCheckNodePort`, if any.

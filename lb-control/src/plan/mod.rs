@@ -8,6 +8,7 @@ pub mod controller;
 pub mod departure;
 pub mod doctor;
 pub mod election;
+mod flow_tables;
 mod health;
 pub mod ipam;
 pub mod maglev;
@@ -21,6 +22,7 @@ pub(crate) mod testing;
 
 pub use compile::name;
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Scope, Settings, apply};
+pub use flow_tables::{Fill, FlowTableWatch};
 pub use health::HealthCheck;
 pub use planner::{Addressing, Effects, Plan, Planner};
 pub use resolve::{Here, resolve};

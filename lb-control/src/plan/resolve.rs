@@ -45,6 +45,7 @@ pub fn resolve(
                     backends,
                     source_ranges: Arc::clone(&service.source_ranges),
                     affinity: service.affinity_seconds,
+                    connection_limit: service.connection_limit,
                     scheduler: service.scheduler,
                     slow_start: service.slow_start,
                 };

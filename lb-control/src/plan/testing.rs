@@ -25,6 +25,7 @@ pub fn service(text: &str) -> Service {
         sharing_key: None,
         local_traffic_only: false,
         affinity_seconds: None,
+        connection_limit: None,
         source_ranges: [].into(),
         publish_not_ready_addresses: false,
         health_check_node_port: None,

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 use ipnet::IpNet;
-use lb_common::abi::{Backend, Config, Service, ServiceFlags, ServiceName, Tick};
+use lb_common::abi::{Backend, Config, ConnectionLimit, Service, ServiceFlags, ServiceName, Tick};
 
 use super::{Limits, MapOp, MapStore, Vip};
 
@@ -23,6 +23,7 @@ pub struct FakeMaps {
     snat_addresses: HashMap<u32, [u8; 16]>,
     source_ranges: BTreeMap<u32, BTreeSet<IpNet>>,
     affinity_timeouts: HashMap<u32, Tick>,
+    connection_limits: HashMap<u32, ConnectionLimit>,
     config: Option<Config>,
     /// Backends whose counters were zeroed, in order.
     pub cleared_backends: Vec<u32>,
@@ -131,6 +132,10 @@ impl MapStore for FakeMaps {
                 Self::check("affinity_ticks", *service, self.limits.services)?;
                 self.affinity_timeouts.insert(*service, *ticks);
             }
+            MapOp::SetConnectionLimit { service, limit } => {
+                Self::check("conn_limits", *service, self.limits.services)?;
+                self.connection_limits.insert(*service, *limit);
+            }
             MapOp::SetSlots { first, backends } => {
                 for (index, backend) in (*first..).zip(backends) {
                     Self::check("slots", index, self.limits.slots)?;
@@ -190,6 +195,10 @@ impl MapStore for FakeMaps {
 
     fn affinity_timeouts(&self) -> Result<Vec<(u32, Tick)>> {
         Ok(sorted(&self.affinity_timeouts, &0))
+    }
+
+    fn connection_limits(&self) -> Result<Vec<(u32, ConnectionLimit)>> {
+        Ok(sorted(&self.connection_limits, &ConnectionLimit::default()))
     }
 
     fn snat_addresses(&self) -> Result<Vec<[u8; 16]>> {
@@ -264,6 +273,10 @@ impl<M: MapStore> MapStore for FaultyMaps<M> {
 
     fn affinity_timeouts(&self) -> Result<Vec<(u32, Tick)>> {
         self.inner.affinity_timeouts()
+    }
+
+    fn connection_limits(&self) -> Result<Vec<(u32, ConnectionLimit)>> {
+        self.inner.connection_limits()
     }
 
     fn snat_addresses(&self) -> Result<Vec<[u8; 16]>> {

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use ipnet::IpNet;
-use lb_common::abi::{Backend, Config, Service, ServiceName, Tick, VipKey, maps};
+use lb_common::abi::{Backend, Config, ConnectionLimit, Service, ServiceName, Tick, VipKey, maps};
 
 /// Key of one of the two VIP maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,7 +60,7 @@ pub struct Limits {
     pub vips_v4: u32,
     /// `vips_v6`.
     pub vips_v6: u32,
-    /// `services`, `service_names`, `round_robin`, `service_stats`, `affinity_ticks`.
+    /// `services`, `service_names`, `round_robin`, `service_stats`, `affinity_ticks`, `conn_limits`.
     pub services: u32,
     /// `slots`.
     pub slots: u32,
@@ -124,6 +124,13 @@ pub enum MapOp {
         service: u32,
         /// The time; 0 while the entry has no affinity.
         ticks: Tick,
+    },
+    /// Says how many connections a client may open to a Service entry.
+    SetConnectionLimit {
+        /// Index of the Service entry.
+        service: u32,
+        /// The limit; zeroes while the entry has none.
+        limit: ConnectionLimit,
     },
     /// Flips a Service entry to its slots and flags.
     SetService {
@@ -203,6 +210,8 @@ pub trait MapStore {
     fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>>;
     /// Entries of `affinity_ticks` that are not zero.
     fn affinity_timeouts(&self) -> Result<Vec<(u32, Tick)>>;
+    /// Entries of `conn_limits` that are not zero.
+    fn connection_limits(&self) -> Result<Vec<(u32, ConnectionLimit)>>;
     /// All of `snat_addresses`.
     fn snat_addresses(&self) -> Result<Vec<[u8; 16]>>;
     /// The settings; `None` while they were never written (`route_generation` 0).

@@ -11,13 +11,14 @@ use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
+use lb_common::abi::ConnectionLimit;
 
 use crate::model::{
-    ANNOTATION_ADDRESSES, ANNOTATION_EXTERNAL_IPS, ANNOTATION_POOL, ANNOTATION_SCHEDULER, ANNOTATION_SHARING,
-    ANNOTATION_SLICE_WEIGHT, ANNOTATION_SLOW_START, ANNOTATION_WEIGHTS, ApiState, BadSlowStart, BadWeights,
-    Condition, Endpoint, EndpointPort, EndpointSlice, FIELD_MANAGER, Family, FamilyPolicy, Ingress,
-    METALLB_PREFIXES, ObjectRef, Place, Protocol, Scheduler, Service, ServicePort, SlowStart, TargetPort,
-    UnknownScheduler, Weights,
+    ANNOTATION_ADDRESSES, ANNOTATION_CONNECTION_RATE, ANNOTATION_EXTERNAL_IPS, ANNOTATION_POOL,
+    ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT, ANNOTATION_SLOW_START,
+    ANNOTATION_WEIGHTS, ApiState, BadSlowStart, BadWeights, Condition, Endpoint, EndpointPort, EndpointSlice,
+    FIELD_MANAGER, Family, FamilyPolicy, Ingress, METALLB_PREFIXES, ObjectRef, Place, Protocol, Scheduler,
+    Service, ServicePort, SlowStart, TargetPort, UnknownScheduler, Weights, parse_connection_limit,
 };
 
 /// Names the Service of an EndpointSlice.
@@ -134,6 +135,7 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
         sharing_key: either(ANNOTATION_SHARING, "allow-shared-ip").map(|(value, _)| value),
         local_traffic_only: spec.external_traffic_policy.as_deref() == Some("Local"),
         affinity_seconds: affinity(spec, &mut errors),
+        connection_limit: connection_limit(annotation(ANNOTATION_CONNECTION_RATE), &mut errors),
         source_ranges: source_ranges(spec, annotation(ANNOTATION_SOURCE_RANGES), &mut errors),
         publish_not_ready_addresses: spec.publish_not_ready_addresses.unwrap_or(false),
         health_check_node_port: spec
@@ -322,6 +324,12 @@ fn weights(annotation: Option<String>, errors: &mut Errors) -> Weights {
         errors.add(format!("metadata.annotations[{ANNOTATION_WEIGHTS}]"), error.to_string());
         Weights::default()
     })
+}
+
+fn connection_limit(annotation: Option<String>, errors: &mut Errors) -> Option<ConnectionLimit> {
+    parse_connection_limit(&annotation?)
+        .map_err(|why| errors.add(format!("metadata.annotations[{ANNOTATION_CONNECTION_RATE}]"), why))
+        .ok()
 }
 
 fn families(spec: &core::ServiceSpec, errors: &mut Errors) -> Vec<Family> {

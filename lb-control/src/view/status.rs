@@ -15,6 +15,9 @@ pub struct StatusView {
     pub agent: Option<AgentView>,
     /// Devices with a program of ours.
     pub devices: Vec<DeviceView>,
+    /// The tables of flows, when an agent runs and has looked at them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flow_tables: Vec<FlowTableView>,
     /// Services, by namespace and name.
     pub services: Vec<ServiceView>,
     /// What is wrong and belongs to no Service.
@@ -52,6 +55,18 @@ pub struct DeviceView {
     /// Kernel's id of the program, as `bpftool prog show id` takes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub program_id: Option<u32>,
+}
+
+/// How full a table of flows was when the agent last looked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowTableView {
+    /// Name of the map.
+    pub table: String,
+    /// Entries in use; a flow has two.
+    pub entries: u64,
+    /// Entries that there is room for.
+    pub room: u64,
 }
 
 /// How a program is attached to a device.
@@ -131,6 +146,9 @@ pub struct PortView {
     /// session affinity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity_seconds: Option<u64>,
+    /// How many connections a client may open; absent for as many as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection_limit: Option<ConnectionLimitView>,
     /// How connections are spread over the backends: `round-robin`, `maglev` or `least-connections`.
     /// Empty while it is not in the datapath.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -139,6 +157,16 @@ pub struct PortView {
     pub backends: Vec<BackendView>,
     /// What was forwarded.
     pub counters: TrafficView,
+}
+
+/// How many connections a client may open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionLimitView {
+    /// New connections in a second.
+    pub per_second: u32,
+    /// New connections at once, after a pause.
+    pub burst: u32,
 }
 
 /// One endpoint of one port of one VIP: one entry in the map `backends`.

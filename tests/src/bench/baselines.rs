@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp};
+use aya::programs::{Program, ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::VipKey;
 
@@ -36,10 +36,22 @@ pub fn load(path: &Path, sizes: &[(&str, u32)]) -> Result<Ebpf> {
     for (map, entries) in sizes {
         loader.map_max_entries(map, *entries);
     }
+    load_by(&mut loader, path)
+}
+
+/// Loads all programs of an object by a loader that was set up for it.
+///
+/// # Errors
+/// When the verifier rejects one.
+pub fn load_by(loader: &mut EbpfLoader<'_>, path: &Path) -> Result<Ebpf> {
     let mut ebpf = loader.load_file(path).with_context(|| format!("loading {}", path.display()))?;
     for (name, program) in ebpf.programs_mut() {
-        let program: &mut Xdp = program.try_into()?;
-        program.load().with_context(|| format!("loading the program {name}"))?;
+        match program {
+            Program::Xdp(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            _ => bail!("the program {name} is of a kind that is not measured"),
+        }
+        .with_context(|| format!("loading the program {name}"))?;
     }
     Ok(ebpf)
 }

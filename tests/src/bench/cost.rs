@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use aya::programs::ProgramFd;
-use lb_common::abi::{NextHop, maps};
+use lb_common::abi::{NextHop, SynCookies, maps};
 
 use super::baselines::Bench;
 use super::packets::{FLOWS, Kind, Segment, Tuple, client};
@@ -59,6 +59,8 @@ struct Cost<'r> {
     product: Product,
     entry: ProgramFd,
     effort: Effort,
+    /// Set before the name of each row.
+    prefix: String,
 }
 
 /// Runs all repetitions.
@@ -72,6 +74,7 @@ pub fn measure(report: &mut Report, effort: Effort) -> Result<()> {
         let large = cost.product.memory(maps::FLOWS_V4)?;
         cost.repetition()?;
         drop(cost);
+        with_flow_cache(report, effort)?;
         let small = full_tables(report, effort)?;
         let whole = 2.0 * large.0 as f64 / large.1 as f64;
         report.add("flow table of default size / flows it has room for", "bytes", whole);
@@ -96,6 +99,19 @@ fn expect(report: &mut Report) {
             true,
         );
     }
+    for slots in [0].into_iter().chain(CACHES) {
+        for direction in ["to backend", "to client"] {
+            for (flows, bound) in [(1, 0.7), (1_024, 0.7), (65_536, 0.95)] {
+                report.expect_ratio(
+                    &format!("flow cache of {slots} / bare NAT, tcp v4 {direction}, {flows} flows"),
+                    &format!("flow cache {slots}: tcp v4 {direction}, {flows} flows"),
+                    &format!("flow cache {slots}: bare NAT, {flows} flows"),
+                    (slots != 0).then_some(bound),
+                    true,
+                );
+            }
+        }
+    }
     for tables in ["fresh", "full"] {
         for baseline in ["bare NAT", "bare NAT (own lists)"] {
             let what = format!("new flow / {baseline}, {tables} tables");
@@ -109,17 +125,44 @@ fn expect(report: &mut Report) {
             );
         }
     }
+    report.expect_ratio(
+        "packet of a SYN flood / bare NAT, full tables",
+        "tcp v4 packet of a SYN flood",
+        "bare NAT, packet of a SYN flood",
+        None,
+        true,
+    );
+    report.expect_ratio(
+        "SYN answered with a cookie / new flow",
+        "SYN answered with a cookie",
+        "tcp v4 new flow, fresh tables",
+        Some(0.3),
+        true,
+    );
     let memory = report.values("map memory of an established v4 flow").to_vec();
     report.expect("bytes per v4 flow, both directions", memory, Some(288.0), true);
 }
 
 impl<'r> Cost<'r> {
     fn begin(report: &'r mut Report, effort: Effort, sizes: &[(&str, u32)]) -> Result<Self> {
+        Self::begin_with_cache(report, effort, sizes, 0)
+    }
+
+    fn begin_with_cache(
+        report: &'r mut Report,
+        effort: Effort,
+        sizes: &[(&str, u32)],
+        slots: u32,
+    ) -> Result<Self> {
         let bare = sizes.first().map_or(8 * FLOWS as u32, |(_, entries)| *entries);
         let bench = Bench::load(VIP, PORT, bare)?;
-        let mut product = Product::load(sizes, &endpoints(hop()), &snat_addresses(8))?;
+        let mut product = Product::load_with_cache(sizes, &endpoints(hop()), &snat_addresses(8), slots)?;
         let entry = product.handle()?;
-        Ok(Self { report, bench, product, entry, effort })
+        Ok(Self { report, bench, product, entry, effort, prefix: String::new() })
+    }
+
+    fn add(&mut self, name: &str, unit: &'static str, value: f64) {
+        self.report.add(&format!("{}{name}", self.prefix), unit, value);
     }
 
     fn repetition(&mut self) -> Result<()> {
@@ -166,19 +209,19 @@ impl<'r> Cost<'r> {
             for (program, name) in [("bare_nat", "bare NAT"), ("bare_nat_own", "bare NAT (own lists)")] {
                 let bare = self.bench.handle(program)?;
                 let ns = self.once(&bare, TRANSMIT)?;
-                self.report.add(&format!("{name} new flow, fresh tables"), "ns", ns);
+                self.add(&format!("{name} new flow, fresh tables"), "ns", ns);
             }
         }
         let ns = self.once(&entry, TRANSMIT)?;
-        self.report.add(&format!("{name} new flow, fresh tables"), "ns", ns);
+        self.add(&format!("{name} new flow, fresh tables"), "ns", ns);
         let replies = self.product.replies(kind, clients)?;
         self.aim(kind, answer, &replies)?;
         let ns = self.once(&entry, TRANSMIT)?;
-        self.report.add(&format!("{name} first answer"), "ns", ns);
+        self.add(&format!("{name} first answer"), "ns", ns);
         if !kind.is_udp {
             self.aim(kind, Segment::Ack, clients)?;
             let ns = self.once(&entry, TRANSMIT)?;
-            self.report.add(&format!("{name} handshake's end (promotion)"), "ns", ns);
+            self.add(&format!("{name} handshake's end (promotion)"), "ns", ns);
         }
         Ok(replies)
     }
@@ -193,7 +236,7 @@ impl<'r> Cost<'r> {
                 ensure!(Instant::now() < deadline, "{name}: no flow was promoted within ten seconds");
                 let ns = self.once(&entry, TRANSMIT)?;
                 if !self.product.is_established(*kind, &clients[0])? {
-                    self.report.add(&format!("{name} of a young session"), "ns", ns);
+                    self.add(&format!("{name} of a young session"), "ns", ns);
                 }
             }
         }
@@ -227,9 +270,9 @@ impl<'r> Cost<'r> {
                 let counted = (after.0 - before.0) + (after.1 - before.1);
                 let sent = u64::from(self.effort.packets) + flows.max(1_024) as u64;
                 ensure!(counted == sent, "{name} {direction}: {counted} of {sent} packets were forwarded");
-                self.report.add(&format!("{name} {direction}, {flows} flows"), "ns", ns - harness);
+                self.add(&format!("{name} {direction}, {flows} flows"), "ns", ns - harness);
                 if kind == TCP4 {
-                    self.report.add(&format!("harness, {direction}, {flows} flows"), "ns", harness);
+                    self.add(&format!("harness, {direction}, {flows} flows"), "ns", harness);
                 }
             }
         }
@@ -244,7 +287,7 @@ impl<'r> Cost<'r> {
         ] {
             let target = self.bench.handle(program)?;
             let ns = self.cycle(&target, flows, TRANSMIT)? - harness;
-            self.report.add(&format!("{name}, {flows} flows"), "ns", ns);
+            self.add(&format!("{name}, {flows} flows"), "ns", ns);
         }
         Ok(())
     }
@@ -263,10 +306,38 @@ impl<'r> Cost<'r> {
             self.aim(TCP4, segment, &tuples)?;
             let harness = self.cycle(&nothing, 1_024, PASS)?;
             let ns = self.cycle(&entry, 1_024, action)? - harness;
-            self.report.add(name, "ns", ns);
+            self.add(name, "ns", ns);
         }
+        self.flood()
+    }
+
+    /// SYNs of clients that were never heard of, and are never heard of again.
+    fn flood(&mut self) -> Result<()> {
+        let entry = self.entry.try_clone()?;
+        let clients: Vec<_> = (0..FLOWS).map(|index| client(index, VIP, PORT, 8)).collect();
+        self.aim(TCP4, Segment::Syn, &clients)?;
+        self.product.set_syn_cookies(SynCookies::ANSWER)?;
+        let ns = self.once(&entry, TRANSMIT)?;
+        self.product.set_syn_cookies(SynCookies::OFF)?;
+        self.report.add("SYN answered with a cookie", "ns", ns);
         Ok(())
     }
+}
+
+/// Sizes of the flow cache that are compared.
+const CACHES: [u32; 3] = [4_096, 16_384, 65_536];
+
+/// Packets of established flows with a flow cache in front of the table, beside the same without, and
+/// the bare NAT.
+fn with_flow_cache(report: &mut Report, effort: Effort) -> Result<()> {
+    let clients: Vec<_> = (0..FLOWS).map(|index| client(index, VIP, PORT, 0)).collect();
+    for slots in [0].into_iter().chain(CACHES) {
+        let mut cost = Cost::begin_with_cache(report, effort, &[], slots)?;
+        cost.prefix = format!("flow cache {slots}: ");
+        let replies = cost.open(TCP4, "tcp v4", &clients)?;
+        cost.established(TCP4, "tcp v4", &shuffled(&clients), &shuffled(&replies))?;
+    }
+    Ok(())
 }
 
 /// New flows when the tables are full: each pushes others out. Gives the flow table's bytes and
@@ -290,6 +361,16 @@ fn full_tables(report: &mut Report, effort: Effort) -> Result<(u64, u64)> {
                 cost.report.add(name, "ns", ns);
             }
         }
+    }
+    // From anybody, in no order: nothing of what went before is of use.
+    let flood: Vec<_> = (0..FLOWS).map(|index| client(index, VIP, PORT, FILLING + 1)).collect();
+    cost.aim(TCP4, Segment::Syn, &shuffled(&flood))?;
+    for (name, target) in [
+        ("bare NAT, packet of a SYN flood", cost.bench.handle("bare_nat")?),
+        ("tcp v4 packet of a SYN flood", cost.entry.try_clone()?),
+    ] {
+        let ns = cost.once(&target, TRANSMIT)?;
+        cost.report.add(name, "ns", ns);
     }
     cost.product.memory(maps::FLOWS_V4)
 }

@@ -2,16 +2,17 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use anyhow::{Context, Result};
-use aya::Ebpf;
+use anyhow::{Context, Result, anyhow};
 use aya::maps::{Array, DevMapHash, HashMap, Map, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{ProgramFd, Xdp};
+use aya::util::nr_cpus;
+use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
     Backend, BackendState, Config, DropReason, DropStats, Flow, FlowKey, NextHop, Service, ServiceStats,
     VipKey, maps,
 };
 
-use super::baselines::{handle, load, object, program};
+use super::baselines::{handle, load_by, object, program};
 use super::packets::{Kind, Tuple, address, low};
 
 /// The VIP, as the last four bytes of an address.
@@ -55,11 +56,33 @@ impl Product {
     /// # Errors
     /// When the object is missing or rejected.
     pub fn load(sizes: &[(&str, u32)], endpoints: &[Endpoint], snat: &[[u8; 4]]) -> Result<Self> {
+        Self::load_with_cache(sizes, endpoints, snat, maps::DEFAULT_FLOW_CACHE)
+    }
+
+    /// The same with a flow cache of as many copies on each CPU, or none.
+    ///
+    /// # Errors
+    /// When the object is missing or rejected.
+    pub fn load_with_cache(
+        sizes: &[(&str, u32)],
+        endpoints: &[Endpoint],
+        snat: &[[u8; 4]],
+        slots: u32,
+    ) -> Result<Self> {
         let path = object("pointsman-ebpf", "POINTSMAN_EBPF_OBJECT")?;
-        let mut ebpf = load(&path, sizes)?;
+        let cpus = nr_cpus().map_err(|(path, error)| anyhow!("counting the CPUs by {path}: {error}"))? as u32;
+        let mut loader = EbpfLoader::new();
+        for (map, entries) in sizes {
+            loader.map_max_entries(map, *entries);
+        }
+        for cache in [maps::FLOW_CACHE_V4, maps::FLOW_CACHE_V6] {
+            loader.map_max_entries(cache.name, (slots * cpus).max(1));
+        }
+        loader.override_global(maps::FLOW_CACHE_SLOTS, &slots, true);
+        let mut ebpf = load_by(&mut loader, &path)?;
         let map = ebpf.take_map(maps::PROGRAMS.name).context("the object lacks the map programs")?;
         let mut programs: ProgramArray<_> = map.try_into()?;
-        for (index, name) in (0..).zip(maps::CALLED_PROGRAMS) {
+        for (index, name) in (0..).zip(maps::CALLED_PROGRAMS.into_iter().chain(maps::COOKIE_PROGRAMS)) {
             programs.set(index, &handle(&mut ebpf, name)?, 0)?;
         }
         let mut product = Self { ebpf, _programs: programs };
@@ -126,6 +149,15 @@ impl Product {
             vips.insert(VipKey::new(VIP, port, kind.protocol()), service, 0)?;
         }
         Ok(())
+    }
+
+    /// Says whether SYNs are answered with cookies: one of [`SynCookies`](lb_common::abi::SynCookies).
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_syn_cookies(&mut self, syn_cookies: u8) -> Result<()> {
+        let mut config: Array<_, Config> = self.map(maps::CONFIG)?.try_into()?;
+        Ok(config.set(0, Config { syn_cookies, ..Config::default() }, 0)?)
     }
 
     /// Allows a device to be redirected to.

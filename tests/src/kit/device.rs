@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use lb_common::abi::{
-    Affinity, Backend, Config, Flow, FlowKey, Fragment, IPPROTO_UDP, Service, Tick, VipKey,
+    Affinity, Backend, Config, ConnectionLimit, ConnectionRate, Flow, FlowKey, Fragment, IPPROTO_UDP,
+    Service, Tick, VipKey,
 };
 use lb_common::forward::Verdict;
 
@@ -99,6 +100,8 @@ pub trait Device {
     fn set_source_range(&mut self, service: u32, range: (IpAddr, u32), allowed: bool);
     /// Sets how long a Service entry's affinities last.
     fn set_affinity_ticks(&mut self, service: u32, ticks: Tick);
+    /// Sets how many connections a client may open to a Service entry.
+    fn set_connection_limit(&mut self, service: u32, limit: ConnectionLimit);
     /// Sets a slot.
     fn set_slot(&mut self, index: u32, backend: u32);
     /// Sets a backend.
@@ -151,18 +154,26 @@ pub fn age_affinity(affinity: &mut Affinity, ticks: Tick) {
     affinity.last_used = affinity.last_used.wrapping_sub(ticks);
 }
 
+/// Makes what a client has used of a limit older.
+pub fn age_rate(rate: &mut ConnectionRate, ticks: Tick) {
+    rate.full_at = rate.full_at.wrapping_sub(ConnectionRate::time(ticks));
+}
+
 impl Host {
     /// Makes everything older, which is what time does as seen from a clock that stands still.
     pub fn age(&mut self, ticks: Tick) {
+        self.clear_cache();
         self.v4.edit(
             |key, flow| age_flow(key, flow, ticks),
             |fragment| age_fragment(fragment, ticks),
             |affinity| age_affinity(affinity, ticks),
+            |rate| age_rate(rate, ticks),
         );
         self.v6.edit(
             |key, flow| age_flow(key, flow, ticks),
             |fragment| age_fragment(fragment, ticks),
             |affinity| age_affinity(affinity, ticks),
+            |rate| age_rate(rate, ticks),
         );
     }
 }
@@ -231,6 +242,10 @@ impl Device for Host {
 
     fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
         self.affinity_ticks[service as usize] = ticks;
+    }
+
+    fn set_connection_limit(&mut self, service: u32, limit: ConnectionLimit) {
+        self.connection_limits[service as usize] = limit;
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

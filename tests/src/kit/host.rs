@@ -1,32 +1,34 @@
 //! The forwarding core on the host: maps are hash maps, the packet lies in a buffer, the time is
 //! what a test says.
 
-use std::cell::{Cell, RefCell, UnsafeCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
-use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Config, DropReason, DropStats, Flow, FlowKey, FlowState,
-    FlowStatus, Fragment, FragmentKey, NextHop, Service, ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey,
-    VlanTags,
+    Affinity, AffinityKey, Backend, BackendStats, CACHE_JIFFIES, CachedFlow, Config, ConnectionLimit,
+    ConnectionRate, DropStats, FLOW_VERSION_BITS, Flow, FlowKey, FlowState, FlowStatus, Fragment,
+    FragmentKey, NextHop, Service, ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey, VlanTags, idle_ticks,
 };
-use lb_common::forward::ip::IpFamily;
+use lb_common::forward;
+use lb_common::forward::ip::{IpFamily, IpHeader};
 use lb_common::forward::parse::Link;
-use lb_common::forward::parse::Parse;
 use lb_common::forward::platform::{
     ChecksumChange, Datapath, EditFailed, InsertFailed, ResizeFailed, Tables,
 };
 use lb_common::forward::scratch::Scratch;
-use lb_common::forward::{self, Fast, Slow, Verdict};
+use lb_common::forward::wire::Tcp;
 
 use super::random::Source;
-use super::ranges::Ranges;
-use super::skb::{Frame, Skb};
+use super::skb::Skb;
 use super::sockets::SocketTable;
-use super::tables::Snapshot;
 use super::view::View;
+
+mod family;
+mod run;
+
+pub use family::{Family, Shared};
 
 /// Number of elements that the arrays have here and, for tests, in the kernel.
 pub const SERVICES: u32 = 64;
@@ -34,134 +36,23 @@ pub const SERVICES: u32 = 64;
 pub const SLOTS: u32 = 4096;
 /// Elements of `backends`.
 pub const BACKENDS: u32 = 256;
-/// Bytes of headers that the first program of TC wants in reach.
-const HEADERS: u32 = 14 + 40 + 20;
 /// Elements of `snat_addresses`.
 pub const SNAT_ADDRESSES: u32 = 64;
-
-type FlowTable<A> = RefCell<HashMap<FlowKey<A>, Shared<Flow<A>>>>;
-
-/// The maps of one family.
-pub struct Family<A> {
-    established: FlowTable<A>,
-    transient: FlowTable<A>,
-    /// How many established flow entries there is room for.
-    pub capacity: usize,
-    /// VIPs.
-    pub vips: HashMap<VipKey<A>, u32>,
-    fragments: RefCell<HashMap<FragmentKey<A>, Rc<Fragment<A>>>>,
-    /// Who may connect.
-    pub sources: Ranges<A>,
-    affinity: RefCell<HashMap<AffinityKey<A>, Shared<Affinity>>>,
-    /// Next hops by destination: what `bpf_fib_lookup` would say.
-    pub routes: BTreeMap<A, NextHop>,
-    scratch: Box<UnsafeCell<Scratch<A>>>,
-}
-
-impl<A: Copy + Ord + Hash> Family<A> {
-    fn new(address: A) -> Self {
-        Self {
-            established: RefCell::default(),
-            transient: RefCell::default(),
-            capacity: usize::MAX,
-            vips: HashMap::new(),
-            fragments: RefCell::default(),
-            sources: Ranges::default(),
-            affinity: RefCell::default(),
-            routes: BTreeMap::new(),
-            scratch: Box::new(UnsafeCell::new(Scratch::new(address))),
-        }
-    }
-
-    /// All that is remembered.
-    pub fn snapshot(&self) -> Snapshot<A> {
-        let copy = |table: &FlowTable<A>| table.borrow().iter().map(|(key, flow)| (*key, **flow)).collect();
-        Snapshot {
-            established: copy(&self.established),
-            transient: copy(&self.transient),
-            fragments: self
-                .fragments
-                .borrow()
-                .iter()
-                .map(|(key, note)| ((key.source, key.destination, key.identification, key.protocol), **note))
-                .collect(),
-            affinities: self.affinity.borrow().iter().map(|(key, entry)| (*key, **entry)).collect(),
-        }
-    }
-
-    /// Changes all flows, fragments and affinities in place.
-    pub fn edit(
-        &mut self,
-        mut flow: impl FnMut(&FlowKey<A>, &mut Flow<A>),
-        mut note: impl FnMut(&mut Fragment<A>),
-        mut affinity: impl FnMut(&mut Affinity),
-    ) {
-        for table in [&mut self.established, &mut self.transient] {
-            for (key, entry) in table.get_mut() {
-                flow(key, entry);
-            }
-        }
-        for fragment in self.fragments.get_mut().values_mut() {
-            let mut changed = **fragment;
-            note(&mut changed);
-            *fragment = Rc::new(changed);
-        }
-        self.affinity.get_mut().values_mut().for_each(|entry| affinity(entry));
-    }
-
-    /// What the kernel's LRU does when it needs room; says whether there was such an entry.
-    pub fn evict(&mut self, key: &FlowKey<A>) -> bool {
-        self.transient.get_mut().remove(key).is_some()
-    }
-}
-
-/// A map's value in place. As in the kernel it stays valid, but unreachable, when its entry is
-/// removed.
-pub struct Shared<T>(Rc<UnsafeCell<T>>);
-
-impl<T> Shared<T> {
-    pub(super) fn new(value: T) -> Self {
-        Self(Rc::new(UnsafeCell::new(value)))
-    }
-}
-
-impl<T> Clone for Shared<T> {
-    fn clone(&self) -> Self {
-        Self(Rc::clone(&self.0))
-    }
-}
-
-#[expect(unsafe_code, reason = "map values are shared, as in the kernel")]
-impl<T> Deref for Shared<T> {
-    type Target = T;
-    fn deref(&self) -> &T {
-        // SAFETY: one thread; the core writes through one handle at a time.
-        unsafe { &*self.0.get() }
-    }
-}
-
-#[expect(unsafe_code, reason = "map values are shared, as in the kernel")]
-impl<T> DerefMut for Shared<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as above.
-        unsafe { &mut *self.0.get() }
-    }
-}
 
 /// Which half of the maps a family uses.
 pub trait Side: IpFamily {
     /// Its maps.
-    fn of(host: &Host) -> &Family<Self::Address>;
+    fn of(host: &Host) -> &Family<Self::Address, Self::Pad>;
 }
 
 impl Side for V4 {
-    fn of(host: &Host) -> &Family<[u8; 4]> {
+    fn of(host: &Host) -> &Family<[u8; 4], [u8; 0]> {
         &host.v4
     }
 }
 
 impl Side for V6 {
-    fn of(host: &Host) -> &Family<[u8; 16]> {
+    fn of(host: &Host) -> &Family<[u8; 16], [u8; 16]> {
         &host.v6
     }
 }
@@ -203,12 +94,43 @@ pub struct Host {
     pub stats: RefCell<Stats>,
     /// How long affinities last, by Service entry.
     pub affinity_ticks: Vec<Tick>,
+    /// How many connections clients may open, by Service entry.
+    pub connection_limits: Vec<ConnectionLimit>,
     round_robin: Vec<Cell<u64>>,
     pub(super) sockets: SocketTable,
+    versions: Vec<Cell<u64>>,
+    /// For how many jiffies copies of flows are good.
+    pub cache_lifetime: u32,
+    /// The cookie that is made next, if it is not for the host to choose, as it is in the packet: beside a
+    /// kernel, which has secrets.
+    pub next_cookie: Cell<Option<u32>>,
+    cookies: RefCell<BTreeMap<Vec<u8>, Cookie>>,
     /// IPv4.
-    pub v4: Family<[u8; 4]>,
+    pub v4: Family<[u8; 4], [u8; 0]>,
     /// IPv6.
-    pub v6: Family<[u8; 16]>,
+    pub v6: Family<[u8; 16], [u8; 16]>,
+}
+
+/// A SYN cookie that was made: the client's initial sequence number, the cookie, the time.
+#[derive(Clone, Copy, Debug)]
+struct Cookie {
+    first: u32,
+    cookie: u32,
+    made: Tick,
+}
+
+impl Cookie {
+    /// What the kernel takes for too old (MAX_SYNCOOKIE_AGE in net/ipv4/syncookies.c).
+    const LIFETIME: Tick = lb_common::abi::ticks_from_seconds(120);
+}
+
+/// The tuple that a cookie is for.
+fn tuple_of<F: IpFamily>(ip: &F::Header, tcp: &Tcp) -> Vec<u8>
+where
+    F::Address: Hash + Ord,
+{
+    let (source, destination) = (F::to_wide(&ip.source()), F::to_wide(&ip.destination()));
+    [&source[..], &destination, &tcp.source_port, &tcp.destination_port].concat()
 }
 
 /// Counters that are not zero.
@@ -240,8 +162,13 @@ impl Default for Host {
             snat_addresses: vec![[0; 16]; SNAT_ADDRESSES as usize],
             stats: RefCell::default(),
             affinity_ticks: vec![0; SERVICES as usize],
+            connection_limits: vec![ConnectionLimit::default(); SERVICES as usize],
             round_robin: vec![Cell::new(0); SERVICES as usize],
             sockets: SocketTable::default(),
+            versions: vec![Cell::new(0); 1 << FLOW_VERSION_BITS],
+            cache_lifetime: CACHE_JIFFIES,
+            next_cookie: Cell::new(None),
+            cookies: RefCell::default(),
             v4: Family::new([0; 4]),
             v6: Family::new([0; 16]),
         }
@@ -249,60 +176,16 @@ impl Default for Host {
 }
 
 impl Host {
-    /// TC, with packets as devices and the kernel's stack hand them over.
-    #[must_use]
-    pub fn with_offloads(choices: Source) -> Self {
-        Self { hook: Hook::Tc, offloads: Some(choices), ..Self::default() }
+    /// Makes room for as many copies of flows of each family, and forgets those that there are; 0 is no
+    /// flow cache.
+    pub fn set_cache(&mut self, slots: u32) {
+        self.v4.set_cache(slots, CachedFlow::nobodys([0; 4], []));
+        self.v6.set_cache(slots, CachedFlow::nobodys([0; 16], [0; 16]));
     }
 
-    /// Runs a packet through what the kernel programs do: fast, slow, unknown. Gives the verdict
-    /// and the packet afterwards.
-    pub fn run(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
-        let (verdict, frame) = self.run_frame(&Frame::plain(packet));
-        (verdict, frame.bytes)
-    }
-
-    /// The same with what lies beside the packet, which is in its bytes afterwards as far as it can be.
-    pub fn run_frame(&mut self, frame: &Frame) -> (Verdict, Frame) {
-        self.packet.fill(frame);
-        let verdict = match self.enter() {
-            Fast::Done(verdict) => verdict,
-            Fast::SlowV4 => self.slow::<V4>(),
-            Fast::SlowV6 => self.slow::<V6>(),
-        };
-        let verdict = match verdict {
-            Verdict::Redirect(ifindex) if !self.can_send_by(ifindex) => {
-                self.count_drop(DropReason::NoDevice, self.packet_length());
-                Verdict::Drop
-            }
-            other => other,
-        };
-        (verdict, self.packet.content().sent())
-    }
-
-    /// The first of the programs.
-    fn enter(&self) -> Fast {
-        if self.hook == Hook::Xdp {
-            return forward::fast(self);
-        }
-        self.pull(HEADERS);
-        match self.link() {
-            Some(Link { vlan: [0, 0, 0, 0], .. }) if !self.packet.has_tag_beside() => forward::fast(self),
-            Some(Link { ether_type: [8, 0], .. }) => Fast::SlowV4,
-            Some(Link { ether_type: [0x86, 0xdd], .. }) => Fast::SlowV6,
-            _ => Fast::Done(Verdict::Pass),
-        }
-    }
-
-    /// Runs a packet that leaves the node through what the kernel program does.
-    pub fn run_egress(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
-        self.packet.fill(&Frame::plain(packet));
-        let verdict = match forward::parse::link(self.packet.view()).map(|link| link.ether_type) {
-            Some([8, 0]) => forward::egress::<_, V4>(self),
-            Some([0x86, 0xdd]) => forward::egress::<_, V6>(self),
-            _ => Verdict::Pass,
-        };
-        (verdict, self.packet.content().bytes)
+    /// Forgets all copies of flows.
+    pub fn clear_cache(&mut self) {
+        self.set_cache(self.v4.cache.len() as u32);
     }
 
     fn add_open(&self, backend: u32, amount: u32) {
@@ -324,16 +207,6 @@ impl Host {
     fn packet_length(&self) -> u64 {
         use lb_common::forward::platform::Packet;
         self.packet.view().length() as u64
-    }
-
-    fn slow<F: Side + Parse>(&self) -> Verdict
-    where
-        F::Address: Hash + Ord,
-    {
-        match forward::slow::<_, F>(self) {
-            Slow::Done(verdict) => verdict,
-            Slow::Unknown => forward::unknown::<_, F>(self),
-        }
     }
 }
 
@@ -452,6 +325,10 @@ impl Datapath for Host {
         self.affinity_ticks.get(service as usize).copied().unwrap_or(0)
     }
 
+    fn connection_limit(&self, service: u32) -> ConnectionLimit {
+        self.connection_limits.get(service as usize).copied().unwrap_or_default()
+    }
+
     fn count_forwarded(&self, service: u32, backend: u32, reply: bool, bytes: u64) {
         let Stats { services, backends, .. } = &mut *self.stats.borrow_mut();
         if service < SERVICES {
@@ -485,10 +362,44 @@ impl Datapath for Host {
         drops.bytes += bytes;
     }
 
+    fn caches_flows(&self) -> bool {
+        self.hook == Hook::Xdp && self.has_flow_cache()
+    }
+
+    fn has_flow_cache(&self) -> bool {
+        !self.v4.cache.is_empty()
+    }
+
+    fn jiffies(&self) -> u32 {
+        // As with CONFIG_HZ=250: a tick is 16.8 ms.
+        self.now.wrapping_mul(4)
+    }
+
+    fn cache_lifetime(&self) -> u32 {
+        self.cache_lifetime
+    }
+
+    fn flow_version(&self, hash: u32) -> u16 {
+        self.versions[(hash >> (32 - FLOW_VERSION_BITS)) as usize].get() as u16
+    }
+
+    fn renew_version(&self, hash: u32) {
+        let version = &self.versions[(hash >> (32 - FLOW_VERSION_BITS)) as usize];
+        version.set(version.get() + 1);
+    }
+
     fn replace_status(&self, status: &mut FlowStatus, expected: FlowStatus, new: FlowStatus) -> bool {
         let as_expected = *status == expected;
         if as_expected {
             *status = new;
+        }
+        as_expected
+    }
+
+    fn replace_rate(&self, rate: &mut ConnectionRate, expected: u64, new: u64) -> bool {
+        let as_expected = rate.full_at == expected;
+        if as_expected {
+            rate.full_at = new;
         }
         as_expected
     }
@@ -500,12 +411,22 @@ where
 {
     type FlowRef = Shared<Flow<F::Address>>;
     type AffinityRef = Shared<Affinity>;
+    type RateRef = Shared<ConnectionRate>;
     type FragmentRef<'m> = Rc<Fragment<F::Address>>;
 
     #[expect(unsafe_code, reason = "the trait hands the scratch out once for each run of a step")]
     fn scratch<'s>(&self) -> Option<&'s mut Scratch<F::Address>> {
         // SAFETY: `slow` and `unknown` take it once each, and do not overlap.
         Some(unsafe { &mut *F::of(self).scratch.get() })
+    }
+
+    #[expect(unsafe_code, reason = "the trait hands out the cache's memory, as in the kernel")]
+    fn cached_flow<'s>(&self, hash: u32) -> Option<&'s mut CachedFlow<F::Address, F::Pad>> {
+        let cache = &F::of(self).cache;
+        let place = forward::cache::place(hash, cache.len() as u32) as usize;
+        // SAFETY: one thread; the core has done with one copy before it asks for another, and packets
+        // do not run while the cache is made anew.
+        cache.get(place).map(|copy| unsafe { &mut *copy.get() })
     }
 
     fn established(&self, key: &FlowKey<F::Address>) -> Option<Self::FlowRef> {
@@ -560,6 +481,29 @@ where
         F::of(self).transient.borrow_mut().remove(key);
     }
 
+    fn cookie(&self, l3: usize, tcp: &mut Tcp) -> Option<u32> {
+        use lb_common::forward::platform::Packet;
+        let tuple = tuple_of::<F>(self.packet.view().at::<F::Header>(l3)?, tcp);
+        let first = u32::from_be_bytes(tcp.sequence);
+        let cookie = self.next_cookie.take().unwrap_or_else(|| {
+            // Nobody guesses here: any numbers that differ will do.
+            tuple.iter().fold(first, |sum, byte| sum.wrapping_mul(0x0100_0193) ^ u32::from(*byte))
+        });
+        self.cookies.borrow_mut().insert(tuple, Cookie { first, cookie, made: self.now });
+        Some(cookie)
+    }
+
+    fn is_cookie(&self, l3: usize, tcp: &mut Tcp) -> bool {
+        use lb_common::forward::platform::Packet;
+        let Some(ip) = self.packet.view().at::<F::Header>(l3) else { return false };
+        let cookies = self.cookies.borrow();
+        let Some(made) = cookies.get(&tuple_of::<F>(ip, tcp)) else { return false };
+        // A sum, as the kernel's is: what is added to the cookie, and what the client's number lacks.
+        let added = u32::from_be_bytes(tcp.acknowledgment).wrapping_sub(1).wrapping_sub(made.cookie);
+        let lacks = made.first.wrapping_add(1).wrapping_sub(u32::from_be_bytes(tcp.sequence));
+        added.wrapping_add(lacks) < 4 && idle_ticks(self.now, made.made) < Cookie::LIFETIME
+    }
+
     fn vip(&self, key: &VipKey<F::Address>) -> Option<u32> {
         F::of(self).vips.get(key).copied()
     }
@@ -574,6 +518,23 @@ where
 
     fn insert_affinity(&self, key: &AffinityKey<F::Address>, affinity: &Affinity) {
         F::of(self).affinity.borrow_mut().insert(*key, Shared::new(*affinity));
+    }
+
+    fn connection_rate(&self, key: &AffinityKey<F::Address>) -> Option<Shared<ConnectionRate>> {
+        F::of(self).rates.borrow().get(key).cloned()
+    }
+
+    fn insert_new_connection_rate(
+        &self,
+        key: &AffinityKey<F::Address>,
+        rate: &ConnectionRate,
+    ) -> Result<(), InsertFailed> {
+        let mut rates = F::of(self).rates.borrow_mut();
+        if rates.contains_key(key) {
+            return Err(InsertFailed::Exists);
+        }
+        rates.insert(*key, Shared::new(*rate));
+        Ok(())
     }
 
     fn fragment(&self, key: &FragmentKey<F::Address>) -> Option<Rc<Fragment<F::Address>>> {

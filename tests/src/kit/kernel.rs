@@ -14,14 +14,16 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::abi::maps::{
-    self, CALLED_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM, TC_CALLED_PROGRAMS,
+    self, CALLED_PROGRAMS, COOKIE_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM,
+    TC_CALLED_PROGRAMS, TC_COOKIE_PROGRAMS,
 };
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Config, DropStats, Flow, FlowKey, Fragment, FragmentKey,
-    Plain, Service, ServiceStats, SourceRange, TICK_SHIFT, Tick, VipKey,
+    Affinity, AffinityKey, Backend, BackendStats, CachedFlow, Config, ConnectionLimit, ConnectionRate,
+    DropStats, Flow, FlowKey, Fragment, FragmentKey, Plain, Service, ServiceStats, SourceRange, TICK_SHIFT,
+    Tick, VipKey,
 };
 
-use super::device::{Action, AnyKey, Device, age_affinity, age_flow, age_fragment, wide};
+use super::device::{Action, AnyKey, Device, age_affinity, age_flow, age_fragment, age_rate, wide};
 use super::host::{BACKENDS, Hook, SERVICES, SLOTS, SNAT_ADDRESSES, Stats};
 use super::tables::{Snapshot, Snapshots};
 
@@ -46,6 +48,7 @@ struct Family<A> {
     vips: Hashed<VipKey<A>, u32>,
     sources: LpmTrie<MapData, Raw<SourceRange<A>>, u32>,
     affinities: Hashed<AffinityKey<A>, Affinity>,
+    rates: Hashed<AffinityKey<A>, ConnectionRate>,
 }
 
 /// The loaded programs and their maps.
@@ -56,6 +59,7 @@ pub struct Kernel {
     v6: Family<[u8; 16]>,
     services: Array<MapData, Raw<Service>>,
     affinity_ticks: Array<MapData, u32>,
+    connection_limits: Array<MapData, Raw<ConnectionLimit>>,
     slots: Array<MapData, u32>,
     backends: Array<MapData, Raw<Backend>>,
     snat_addresses: Array<MapData, [u8; 16]>,
@@ -65,6 +69,8 @@ pub struct Kernel {
     drops: PerCpuArray<MapData, Raw<DropStats>>,
     open_flows: Array<MapData, u32>,
     devices: DevMapHash<MapData>,
+    cache_v4: Array<MapData, Raw<CachedFlow<[u8; 4], [u8; 0]>>>,
+    cache_v6: Array<MapData, Raw<CachedFlow<[u8; 16], [u8; 16]>>>,
     _programs: ProgramArray<MapData>,
     output: Vec<u8>,
 }
@@ -121,19 +127,34 @@ impl Kernel {
     /// # Errors
     /// What the kernel refuses, with the verifier's log.
     pub fn load_as(object: &[u8], hook: Hook) -> Result<Self> {
+        Self::load_with_cache(object, hook, 0)
+    }
+
+    /// The same with [`CACHE_SLOTS`] copies of flows, or with as few as are asked for: they are good
+    /// until they are pushed out, or time passes ([`Device::wait`]).
+    ///
+    /// # Errors
+    /// What the kernel refuses, with the verifier's log.
+    pub fn load_with_cache(object: &[u8], hook: Hook, slots: u32) -> Result<Self> {
         isolate()?;
-        let mut ebpf = loader().load(object).context("cannot load the object")?;
+        let mut loader = loader();
+        loader.override_global(maps::FLOW_CACHE_SLOTS, &slots, true).override_global(
+            maps::FLOW_CACHE_JIFFIES,
+            &FOREVER,
+            true,
+        );
+        let mut ebpf = loader.load(object).context("cannot load the object")?;
         let array = if hook == Hook::Xdp { maps::PROGRAMS } else { maps::TC_PROGRAMS };
         let mut programs = ProgramArray::try_from(ebpf.take_map(array.name).context("no map")?)?;
         match hook {
             Hook::Xdp => {
-                for (index, name) in CALLED_PROGRAMS.iter().enumerate() {
+                for (index, name) in CALLED_PROGRAMS.iter().chain(&COOKIE_PROGRAMS).enumerate() {
                     programs.set(index as u32, load_program::<Xdp>(&mut ebpf, name)?.fd()?, 0)?;
                 }
                 load_program::<Xdp>(&mut ebpf, ENTRY_PROGRAM)?;
             }
             Hook::Tc => {
-                for (index, name) in TC_CALLED_PROGRAMS.iter().enumerate() {
+                for (index, name) in TC_CALLED_PROGRAMS.iter().chain(&TC_COOKIE_PROGRAMS).enumerate() {
                     programs.set(index as u32, load_program::<SchedClassifier>(&mut ebpf, name)?.fd()?, 0)?;
                 }
                 load_program::<SchedClassifier>(&mut ebpf, INGRESS_PROGRAM)?;
@@ -149,6 +170,7 @@ impl Kernel {
                 vips: map("vips_v4")?.try_into()?,
                 sources: map("src_ranges_v4")?.try_into()?,
                 affinities: map("affinity_v4")?.try_into()?,
+                rates: map("conn_rates_v4")?.try_into()?,
             },
             v6: Family {
                 established: map("flows_v6")?.try_into()?,
@@ -157,9 +179,11 @@ impl Kernel {
                 vips: map("vips_v6")?.try_into()?,
                 sources: map("src_ranges_v6")?.try_into()?,
                 affinities: map("affinity_v6")?.try_into()?,
+                rates: map("conn_rates_v6")?.try_into()?,
             },
             services: map("services")?.try_into()?,
             affinity_ticks: map("affinity_ticks")?.try_into()?,
+            connection_limits: map("conn_limits")?.try_into()?,
             slots: map("slots")?.try_into()?,
             backends: map("backends")?.try_into()?,
             snat_addresses: map("snat_addresses")?.try_into()?,
@@ -169,6 +193,8 @@ impl Kernel {
             drops: map("drops")?.try_into()?,
             open_flows: map("open_flows")?.try_into()?,
             devices: map("devices")?.try_into()?,
+            cache_v4: map("flow_cache_v4")?.try_into()?,
+            cache_v6: map("flow_cache_v6")?.try_into()?,
             _programs: programs,
             ebpf,
             hook,
@@ -239,10 +265,17 @@ impl Kernel {
     }
 }
 
+/// Jiffies that no test takes.
+pub const FOREVER: u32 = u32::MAX / 2;
+
+/// Copies of flows that there is room for on each CPU: few, so that flows push each other out.
+pub const CACHE_SLOTS: u32 = 64;
+
 /// A loader that gives every map a size fit for tests.
 #[must_use]
 pub fn loader() -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
+    let cpus = aya::util::nr_cpus().expect("the number of CPUs") as u32;
     for map in maps::ALL {
         loader.map_max_entries(map.name, map.default_entries.min(16_384));
     }
@@ -250,12 +283,17 @@ pub fn loader() -> EbpfLoader<'static> {
         .map_max_entries("services", SERVICES)
         .map_max_entries("service_stats", SERVICES)
         .map_max_entries("affinity_ticks", SERVICES)
+        .map_max_entries("conn_limits", SERVICES)
         .map_max_entries("round_robin", SERVICES)
         .map_max_entries("slots", SLOTS)
         .map_max_entries("backends", BACKENDS)
         .map_max_entries("backend_stats", BACKENDS)
         .map_max_entries("open_flows", BACKENDS)
-        .map_max_entries("snat_addresses", SNAT_ADDRESSES);
+        .map_max_entries("snat_addresses", SNAT_ADDRESSES)
+        .map_max_entries("flow_cache_v4", CACHE_SLOTS * cpus)
+        .map_max_entries("flow_cache_v6", CACHE_SLOTS * cpus)
+        // With the cache, the programs are as large as they get.
+        .override_global(maps::FLOW_CACHE_SLOTS, &CACHE_SLOTS, true);
     loader
 }
 
@@ -315,6 +353,7 @@ where
                 .map(|(key, note)| ((key.source, key.destination, key.identification, key.protocol), note))
                 .collect(),
             affinities: entries(&self.affinities).collect(),
+            rates: entries(&self.rates).collect(),
         }
     }
 
@@ -335,6 +374,14 @@ where
         for (key, mut affinity) in all {
             age_affinity(&mut affinity, ticks);
             self.affinities.insert(Raw(key), Raw(affinity), 0).expect("an entry can be replaced");
+        }
+    }
+
+    fn age_rates(&mut self, ticks: Tick) {
+        let all: Vec<_> = entries(&self.rates).collect();
+        for (key, mut rate) in all {
+            age_rate(&mut rate, ticks);
+            self.rates.insert(Raw(key), Raw(rate), 0).expect("an entry can be replaced");
         }
     }
 
@@ -408,7 +455,15 @@ impl Device for Kernel {
 
     fn wait(&mut self, ticks: Tick) {
         self.v4.age(ticks);
+        self.v4.age_rates(ticks);
         self.v6.age(ticks);
+        self.v6.age_rates(ticks);
+        for index in 0..self.cache_v4.len() {
+            let nothing = CachedFlow::nobodys([0; 4], []);
+            self.cache_v4.set(index, Raw(nothing), 0).expect("the cache can be cleared");
+            let nothing = CachedFlow::nobodys([0; 16], [0; 16]);
+            self.cache_v6.set(index, Raw(nothing), 0).expect("the cache can be cleared");
+        }
     }
 
     fn set_vip(&mut self, address: IpAddr, port: u16, protocol: u8, service: u32) {
@@ -441,6 +496,10 @@ impl Device for Kernel {
 
     fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
         self.affinity_ticks.set(service, ticks, 0).expect("the timeout can be set");
+    }
+
+    fn set_connection_limit(&mut self, service: u32, limit: ConnectionLimit) {
+        self.connection_limits.set(service, Raw(limit), 0).expect("the limit can be set");
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

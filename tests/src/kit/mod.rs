@@ -16,6 +16,7 @@ pub mod skb;
 pub mod sockets;
 pub mod tables;
 pub mod taps;
+pub mod twins;
 pub mod verified;
 pub mod view;
 pub mod world;

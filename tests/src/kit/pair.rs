@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::net::IpAddr;
 
-use lb_common::abi::{Backend, Config, Flow, Service, Tick};
+use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
+use lb_common::abi::{Backend, Config, ConnectionLimit, ConnectionRate, Flow, Service, Tick};
 use lb_common::forward::Verdict;
 
 use super::device::{Action, AnyKey, Device};
 use super::host::{Hook, Host, Stats};
-use super::kernel::Kernel;
+use super::kernel::{CACHE_SLOTS, FOREVER, Kernel};
 use super::offload;
 use super::random::Source;
 use super::skb::Frame;
@@ -51,6 +52,14 @@ impl Pair {
         let mut pair = Self { wire: Some((taps, source)), ..Self::new(kernel) };
         pair.host.ingress = INGRESS;
         Ok(pair)
+    }
+
+    /// With the flow cache on the host as [`Kernel::load_with_cache`] has made it in the kernel.
+    #[must_use]
+    pub fn with_cache(mut self) -> Self {
+        self.host.set_cache(CACHE_SLOTS);
+        self.host.cache_lifetime = FOREVER;
+        self
     }
 
     /// Compares all that is remembered and counted.
@@ -104,6 +113,18 @@ impl Pair {
             affinities.map(|(key, entry)| (*key, entry.backend, entry.generation)).collect()
         };
         assert_eq!(backends(ours), backends(theirs), "{family} affinities; {}", self.past());
+        assert!(
+            ours.rates.keys().eq(theirs.rates.keys()),
+            "{family} rates {:?}, {:?}; {}",
+            ours.rates,
+            theirs.rates,
+            self.past()
+        );
+        for (key, rate) in &ours.rates {
+            // The kernel's clock may tick between two questions of one packet.
+            let apart = theirs.rates[key].full_at.wrapping_sub(rate.full_at).cast_signed().unsigned_abs();
+            assert!(apart <= ConnectionRate::time(1), "{family} rate of {key:?}; {}", self.past());
+        }
     }
 
     fn past(&self) -> String {
@@ -127,6 +148,22 @@ fn comparable<A: Copy + Ord>(
             (*key, Flow { last_seen: 0, mark, ..*flow })
         })
         .collect()
+}
+
+/// The cookie that the kernel has answered a SYN with, without what the core has added to it: 2 if the SYN
+/// names a segment size of 1,360 or more.
+fn cookie_in(syn: &[u8], answer: &[u8]) -> Option<u32> {
+    fn tcp(frame: &[u8]) -> Option<TcpHeader> {
+        match SlicedPacket::from_ethernet(frame).ok()?.transport? {
+            TransportSlice::Tcp(tcp) => Some(tcp.to_header()),
+            _ => None,
+        }
+    }
+    let answer = tcp(answer).filter(|answer| answer.syn && answer.ack)?;
+    let is_large = tcp(syn)?
+        .options_iterator()
+        .any(|option| matches!(option, Ok(TcpOptionElement::MaximumSegmentSize(1_360..))));
+    Some(answer.sequence_number.wrapping_sub(if is_large { 2 } else { 0 }))
 }
 
 /// When each flow was last seen.
@@ -192,6 +229,8 @@ impl Pair {
         };
         let theirs = taps.send(&frame);
         self.host.now = self.moment();
+        let answer = theirs.first().and_then(|(_, answer)| cookie_in(packet, &answer.finished()));
+        self.host.next_cookie.set(answer);
         let (verdict, ours) = self.host.run_frame(&received);
         let device = match verdict {
             Verdict::Pass | Verdict::Deliver => Some(PASSED),
@@ -228,6 +267,7 @@ impl Device for Pair {
         }
         let theirs = self.kernel.send(packet);
         self.host.now = self.moment();
+        self.host.next_cookie.set(cookie_in(packet, &theirs.1));
         let (verdict, bytes) = self.host.run(packet);
         self.judge((verdict, bytes), theirs)
     }
@@ -263,6 +303,11 @@ impl Device for Pair {
     fn set_affinity_ticks(&mut self, service: u32, ticks: Tick) {
         self.host.set_affinity_ticks(service, ticks);
         self.kernel.set_affinity_ticks(service, ticks);
+    }
+
+    fn set_connection_limit(&mut self, service: u32, limit: ConnectionLimit) {
+        self.host.set_connection_limit(service, limit);
+        self.kernel.set_connection_limit(service, limit);
     }
 
     fn set_slot(&mut self, index: u32, backend: u32) {

@@ -1,7 +1,8 @@
 //! Traffic without a plan: from a seed, or from the bytes that a fuzzer comes up with.
 
 use lb_common::abi::{
-    Backend, BackendFlags, BackendState, Config, IPPROTO_TCP, IPPROTO_UDP, ServiceFlags, ticks_from_seconds,
+    Backend, BackendFlags, BackendState, Config, ConnectionLimit, IPPROTO_TCP, IPPROTO_UDP, ServiceFlags,
+    ticks_from_seconds,
 };
 
 use super::device::{Action, AnyKey, Device};
@@ -230,6 +231,7 @@ impl Traffic {
                     ServiceFlags::AFFINITY,
                     ServiceFlags::SOURCE_RANGES | ServiceFlags::AFFINITY,
                     ServiceFlags::SOURCE_RANGES,
+                    ServiceFlags::CONNECTION_RATE | ServiceFlags::AFFINITY,
                     ServiceFlags::MAGLEV,
                     ServiceFlags::LEAST_CONNECTIONS,
                     ServiceFlags::LEAST_CONNECTIONS | ServiceFlags::AFFINITY,
@@ -266,6 +268,9 @@ impl Traffic {
             _ => {
                 let seconds = self.source.of(&[150, 2_000, 86_400]);
                 device.set_affinity_ticks(ip.service(protocol), ticks_from_seconds(seconds));
+                let limit =
+                    ConnectionLimit { rate: self.source.of(&[1, 2]), burst: self.source.of(&[1, 3, 7]) };
+                device.set_connection_limit(ip.service(protocol), limit);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::abi::{Affinity, AffinityKey, Flow, FlowKey, Fragment};
+use lb_common::abi::{Affinity, AffinityKey, ConnectionRate, Flow, FlowKey, Fragment};
 
 /// Tables of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Snapshot<A: Ord> {
     pub fragments: BTreeMap<(A, A, [u8; 4], u32), Fragment<A>>,
     /// Which backends clients had.
     pub affinities: BTreeMap<AffinityKey<A>, Affinity>,
+    /// What clients have used of connection limits.
+    pub rates: BTreeMap<AffinityKey<A>, ConnectionRate>,
 }
 
 impl<A: Ord + Copy> Snapshot<A> {

@@ -24,7 +24,7 @@ pub fn ethernet_address(namespace: &Namespace, device: &str) -> Result<[u8; 6]> 
     namespace.enter(|| link(device))??.addr().with_context(|| format!("{device} is no Ethernet device"))
 }
 
-fn link(device: &str) -> Result<nix::sys::socket::LinkAddr> {
+pub(crate) fn link(device: &str) -> Result<nix::sys::socket::LinkAddr> {
     let mut links = getifaddrs().context("cannot list devices")?.filter(|link| link.interface_name == device);
     let link = links.find_map(|link| link.address?.as_link_addr().copied());
     link.with_context(|| format!("no device {device}"))

@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -38,13 +39,26 @@ struct Shared {
     started: AtomicU64,
     done: AtomicU64,
     report: Mutex<Report>,
+    pause: Duration,
 }
 
 impl Load {
     /// Starts; `most` bounds the number of connections.
     #[must_use]
     pub fn start(from: &Arc<Namespace>, to: SocketAddr, threads: usize, most: u64) -> Self {
-        let shared = Arc::new(Shared::default());
+        Self::start_paced(from, to, threads, most, Duration::ZERO)
+    }
+
+    /// As [`Self::start`], each thread with a pause after each request.
+    #[must_use]
+    pub fn start_paced(
+        from: &Arc<Namespace>,
+        to: SocketAddr,
+        threads: usize,
+        most: u64,
+        pause: Duration,
+    ) -> Self {
+        let shared = Arc::new(Shared { pause, ..Shared::default() });
         let start = |_| {
             let (shared, from) = (Arc::clone(&shared), Arc::clone(from));
             thread::spawn(move || from.enter(|| shared.run(to, most)))
@@ -93,7 +107,10 @@ impl Shared {
                 Ok(name) => *report.answers.entry(name).or_default() += 1,
                 Err(error) => *report.errors.entry(error.to_string()).or_default() += 1,
             }
+            drop(report);
             self.done.fetch_add(1, Ordering::Relaxed);
+            // The rate, not a condition to wait for.
+            thread::sleep(self.pause);
         }
     }
 }

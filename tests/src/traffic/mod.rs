@@ -2,6 +2,8 @@
 
 pub mod bulk;
 pub mod client;
+pub mod flood;
+pub mod herd;
 mod http;
 pub mod load;
 mod pattern;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
+use lb_common::abi::SynCookies;
 use tracing::debug;
 
 use super::Agent;
@@ -61,6 +62,8 @@ impl Agent {
         let links = self.next_hops.links();
         let link = links.values().find(|link| link.name == self.settings.link_device);
         self.config.client_mtu = link.and_then(|link| u16::try_from(link.mtu).ok()).unwrap_or_default();
+        // Before other programs: those of TC are loaded when they are first needed.
+        self.config.syn_cookies = self.syn_cookies();
         let wanted = self.devices_in_use();
         let before = self.modes();
         for (index, name) in &wanted {
@@ -80,6 +83,21 @@ impl Agent {
         self.attach_exits(&wanted);
         self.leave_devices(&wanted);
         self.backends_behind(|index| before.get(&index) != modes.get(&index))
+    }
+
+    /// What the datapath is to do about cookies. Where the kernel has none, connections begin without.
+    fn syn_cookies(&mut self) -> u8 {
+        if !self.settings.syn_cookies {
+            return SynCookies::OFF;
+        }
+        match self.programs.load_cookies() {
+            Ok(()) => SynCookies::ANSWER,
+            Err(error) => {
+                let problem = Problem::warning(format!("SYN cookies are not in use: {error:#}"));
+                self.trouble.extend(Area::Devices, [problem]);
+                SynCookies::OFF
+            }
+        }
     }
 
     fn modes(&self) -> BTreeMap<u32, Mode> {

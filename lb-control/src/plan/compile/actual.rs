@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use lb_common::abi::{Backend, BackendState, Config, Service, ServiceName, Tick};
+use lb_common::abi::{Backend, BackendState, Config, ConnectionLimit, Service, ServiceName, Tick};
 
 use crate::ports::{Limits, MapOp, MapStore, Vip};
 
@@ -21,6 +21,7 @@ pub(super) struct Actual {
     pub config: Option<Config>,
     pub sources: Sources,
     pub affinity_timeouts: BTreeMap<u32, Tick>,
+    pub connection_limits: BTreeMap<u32, ConnectionLimit>,
 }
 
 /// Source ranges by the index of their Service entry, so that a change of one looks at no other.
@@ -92,6 +93,11 @@ impl Actual {
                 .context("reading the map affinity_ticks")?
                 .into_iter()
                 .collect(),
+            connection_limits: store
+                .connection_limits()
+                .context("reading the map conn_limits")?
+                .into_iter()
+                .collect(),
         };
         for (service, range) in store.source_ranges().context("reading the source range maps")? {
             actual.sources.insert(service, range);
@@ -131,6 +137,10 @@ impl Actual {
         self.affinity_timeouts.get(&service).copied().unwrap_or_default()
     }
 
+    pub fn connection_limit(&self, service: u32) -> ConnectionLimit {
+        self.connection_limits.get(&service).copied().unwrap_or_default()
+    }
+
     fn write_slots(&mut self, first: u32, backends: &[u32]) {
         let (first, end) = (first as usize, first as usize + backends.len());
         if self.slots.len() < end {
@@ -159,6 +169,12 @@ impl Actual {
             }
             MapOp::SetAffinityTimeout { service, ticks } => {
                 let _ = self.affinity_timeouts.insert(*service, *ticks);
+            }
+            MapOp::SetConnectionLimit { service, limit } if *limit == ConnectionLimit::default() => {
+                let _ = self.connection_limits.remove(service);
+            }
+            MapOp::SetConnectionLimit { service, limit } => {
+                let _ = self.connection_limits.insert(*service, *limit);
             }
             MapOp::SetService { index, value } => drop(self.services.insert(*index, *value)),
             MapOp::SetServiceName { index, value } => drop(self.names.insert(*index, **value)),

@@ -1,4 +1,4 @@
-//! What a Service entry asks of its clients: source ranges and affinity.
+//! What a Service entry asks of its clients: source ranges, connection rate limit and affinity.
 //!
 //! A packet must not see half of a change. The flag in the Service entry says whether the ranges
 //! count, so they are written before it is set and removed after it is taken away; while it stays
@@ -8,7 +8,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
-use lb_common::abi::{ServiceFlags, Tick, ticks_from_seconds};
+use lb_common::abi::{ConnectionLimit, ServiceFlags, Tick, ticks_from_seconds};
 
 use super::{Batch, Compiler, Entry, Round};
 use crate::{
@@ -20,7 +20,8 @@ use crate::{
 pub(super) fn flags(desired: &DesiredEntry) -> u8 {
     let ranges = if desired.source_ranges.is_empty() { 0 } else { ServiceFlags::SOURCE_RANGES };
     let affinity = if desired.affinity.is_some() { ServiceFlags::AFFINITY } else { 0 };
-    ranges | affinity
+    let rate = if desired.connection_limit.is_some() { ServiceFlags::CONNECTION_RATE } else { 0 };
+    ranges | affinity | rate
 }
 
 /// Ranges in the form of the maps: without host bits, each once, those of the VIP's family.
@@ -44,6 +45,9 @@ impl Compiler {
         let mut afterwards = Vec::new();
         let ticks = desired.affinity.map_or(0, ticks_from_seconds);
         self.set_timeout(index, ticks, if ticks == 0 { &mut afterwards } else { &mut batch.ops });
+        let limit = desired.connection_limit.unwrap_or_default();
+        let has_limit = desired.connection_limit.is_some();
+        self.set_limit(index, limit, if has_limit { &mut batch.ops } else { &mut afterwards });
         if entry.settled_ranges.as_ref() == Some(&desired.source_ranges) {
             return afterwards;
         }
@@ -109,19 +113,28 @@ impl Compiler {
         }
     }
 
+    /// Sets the connection rate limit if it is another.
+    fn set_limit(&self, service: u32, limit: ConnectionLimit, ops: &mut Vec<MapOp>) {
+        if self.actual.connection_limit(service) != limit {
+            ops.push(MapOp::SetConnectionLimit { service, limit });
+        }
+    }
+
     /// Removes all that an entry asks of its clients.
     pub(super) fn forget_clients(&self, service: u32, ops: &mut Vec<MapOp>) {
         ops.extend(
             self.actual.sources.of(service).map(|range| MapOp::ForbidSource { service, range: *range }),
         );
         self.set_timeout(service, 0, ops);
+        self.set_limit(service, ConnectionLimit::default(), ops);
     }
 
     /// Removes what of that belongs to no entry.
     pub(super) fn forget_stray_clients(&self, is_stray: impl Fn(&u32) -> bool, ops: &mut Vec<MapOp>) {
         let timeouts = self.actual.affinity_timeouts.keys().copied();
+        let limits = self.actual.connection_limits.keys().copied();
         let services: BTreeSet<u32> =
-            self.actual.sources.services().chain(timeouts).filter(is_stray).collect();
+            self.actual.sources.services().chain(timeouts).chain(limits).filter(is_stray).collect();
         for service in services {
             self.forget_clients(service, ops);
         }

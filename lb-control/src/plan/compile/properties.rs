@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 
 use ipnet::IpNet;
-use lb_common::abi::{Backend, ServiceName, Tick};
+use lb_common::abi::{Backend, ConnectionLimit, ServiceName, Tick};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
@@ -14,7 +14,17 @@ use crate::{
 fn world() -> impl Strategy<Value = String> {
     let backend = (1..7u8, select(vec!["", "", "*2", "*3", "*0", "~"]));
     let ranges = vec(select(&RANGES[..]), 0..4);
-    let affinity = select(vec!["", "", "@60", "@7200", "!maglev", "!maglev @60", "!least-connections"]);
+    let affinity = select(vec![
+        "",
+        "",
+        "@60",
+        "@7200",
+        "!maglev",
+        "^5",
+        "@60 ^7/20",
+        "!maglev @60",
+        "!least-connections",
+    ]);
     let clients = proptest::option::of((ranges, affinity)).prop_map(Option::unwrap_or_default);
     let entry = proptest::option::weighted(0.8, (0..4u8, vec(backend, 0..6), clients));
     vec(entry, 4).prop_map(|entries| {
@@ -143,6 +153,9 @@ impl MapStore for Watched {
     fn affinity_timeouts(&self) -> anyhow::Result<Vec<(u32, Tick)>> {
         self.maps.affinity_timeouts()
     }
+    fn connection_limits(&self) -> anyhow::Result<Vec<(u32, ConnectionLimit)>> {
+        self.maps.connection_limits()
+    }
     fn snat_addresses(&self) -> anyhow::Result<Vec<[u8; 16]>> {
         self.maps.snat_addresses()
     }
@@ -164,9 +177,10 @@ fn expected(desired: &Desired) -> String {
     look(&expected_maps(desired))
 }
 
-/// How many ranges and timeouts there are: none is left over.
-fn remains(maps: &FakeMaps) -> (usize, usize) {
-    (maps.source_ranges().unwrap().len(), maps.affinity_timeouts().unwrap().len())
+/// How many ranges, timeouts and limits there are: none is left over.
+fn remains(maps: &FakeMaps) -> (usize, usize, usize) {
+    let limits = maps.connection_limits().unwrap().len();
+    (maps.source_ranges().unwrap().len(), maps.affinity_timeouts().unwrap().len(), limits)
 }
 
 fn go(
@@ -214,6 +228,9 @@ fn damage() -> impl Strategy<Value = MapOp> {
         (index.clone(), select(&RANGES[..]))
             .prop_map(|(service, range)| { MapOp::ForbidSource { service, range: range.parse().unwrap() } }),
         (index.clone(), 0..3u32).prop_map(|(service, ticks)| MapOp::SetAffinityTimeout { service, ticks }),
+        (index.clone(), 0..3u32).prop_map(|(service, rate)| {
+            MapOp::SetConnectionLimit { service, limit: ConnectionLimit { rate, burst: rate } }
+        }),
         (index.clone(), backend).prop_map(|(index, value)| MapOp::SetBackend { index, value }),
         (index.clone(), name).prop_map(|(index, value)| MapOp::SetServiceName { index, value }),
         (index.clone(), 0..30u32, count).prop_map(|(index, first_slot, count_and_flags)| MapOp::SetService {

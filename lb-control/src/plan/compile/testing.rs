@@ -13,7 +13,9 @@ use super::{
     name::{narrow, parse},
 };
 use crate::{
-    model::{Desired, DesiredBackend, DesiredEntry, ObjectRef, Protocol, Role, ServiceKey},
+    model::{
+        Desired, DesiredBackend, DesiredEntry, ObjectRef, Protocol, Role, ServiceKey, parse_connection_limit,
+    },
     ports::{FakeMaps, MapStore},
 };
 
@@ -32,7 +34,8 @@ pub fn key(text: &str) -> ServiceKey {
     }
 }
 
-/// Lines of `KEY: [!SCHEDULER] [%SLOW-START] [@SECONDS] [<RANGE]… .BACKEND[*WEIGHT][~]…`: affinity, source ranges, backends. A
+/// Lines of `KEY: [!SCHEDULER] [%SLOW-START] [@SECONDS] [^RATE/BURST] [<RANGE]… .BACKEND[*WEIGHT][~]…`:
+/// affinity, connection rate limit, source ranges, backends. A
 /// backend is 10.0.0.BACKEND:8080, `~` terminates.
 pub fn desired(text: &str) -> Desired {
     let mut desired = Desired::default();
@@ -51,6 +54,7 @@ pub fn desired(text: &str) -> Desired {
             backends: backends.collect(),
             source_ranges: words('<').map(|range| range.parse().unwrap()).collect(),
             affinity: words('@').next().map(|seconds| seconds.parse().unwrap()),
+            connection_limit: words('^').next().map(|limit| parse_connection_limit(limit).unwrap()),
             slow_start: words('%').next().map(|time| time.parse().unwrap()),
             scheduler: words('!').next().map(|name| name.parse().unwrap()).unwrap_or_default(),
         };
@@ -67,7 +71,7 @@ pub fn paths(desired: &Desired, device: u8) -> Paths {
     desired.backend_addresses().into_iter().map(|address| (address, path.clone().into())).collect()
 }
 
-/// What packets meet: per VIP its affinity, its source ranges and its slots in order, and in brackets
+/// What packets meet: per VIP its affinity, its limit, its source ranges and its slots in order, and in brackets
 /// the backends without one.
 ///
 /// # Panics
@@ -91,6 +95,11 @@ pub fn look(maps: &FakeMaps) -> String {
             let timeout =
                 maps.affinity_timeouts().unwrap().into_iter().find(|(service, _)| *service == index);
             write!(line, " @{}", timeout.expect("affinity has a timeout").1).unwrap();
+        }
+        if service.has(ServiceFlags::CONNECTION_RATE) {
+            let limit = maps.connection_limits().unwrap().into_iter().find(|(service, _)| *service == index);
+            let limit = limit.expect("the flag has a limit").1;
+            write!(line, " ^{}/{}", limit.rate, limit.burst).unwrap();
         }
         if service.has(ServiceFlags::SOURCE_RANGES) {
             line += " <";

@@ -1,4 +1,4 @@
-use lb_common::abi::Backend;
+use lb_common::abi::{Backend, ConnectionLimit};
 
 use super::*;
 use crate::{
@@ -46,6 +46,8 @@ fn kinds(delta: &Delta) -> Vec<&'static str> {
             MapOp::ForbidSource { .. } => "forbid",
             MapOp::SetAffinityTimeout { ticks: 0, .. } => "no-timeout",
             MapOp::SetAffinityTimeout { .. } => "timeout",
+            MapOp::SetConnectionLimit { limit: ConnectionLimit { rate: 0, .. }, .. } => "no-limit",
+            MapOp::SetConnectionLimit { .. } => "limit",
             MapOp::SetSlots { .. } => "slots",
             MapOp::SetBackend { value, .. } => match BackendState::from_raw(value.state) {
                 BackendState::Free => "free",
@@ -101,7 +103,7 @@ fn order_of_operations() {
 /// Ranges are there before they count, and go when they count no more; while they count, new ones
 /// come before old ones go.
 #[test]
-fn order_of_source_ranges_and_affinity() {
+fn order_of_source_ranges_limits_and_affinity() {
     let mut lab = Lab::new(Limits::default());
     lab.go("a 1 80: .1");
     for (text, expected) in [
@@ -117,11 +119,16 @@ fn order_of_source_ranges_and_affinity() {
         ("a 1 80: <0.0.0.0/0", &["empty", "no-timeout"]),
         ("a 1 80: @90 <0.0.0.0/0", &["timeout", "empty"]),
         ("a 1 80: @90 <0.0.0.0/0", &[]),
-        ("", &["no-vip", "empty", "forbid", "no-timeout", "clear-service", "no-name"]),
+        ("a 1 80: @90 ^5 <0.0.0.0/0", &["limit", "empty"]),
+        ("a 1 80: @90 ^5/9 <0.0.0.0/0", &["limit"]),
+        ("a 1 80: @90 <0.0.0.0/0", &["empty", "no-limit"]),
+        ("a 1 80: @90 ^5/9 <0.0.0.0/0", &["limit", "empty"]),
+        ("", &["no-vip", "empty", "forbid", "no-timeout", "no-limit", "clear-service", "no-name"]),
     ] {
         assert_eq!(kinds(&lab.go(text)), expected, "{text}");
     }
     assert_eq!((lab.maps.source_ranges().unwrap(), lab.maps.affinity_timeouts().unwrap()), (vec![], vec![]));
+    assert_eq!(lab.maps.connection_limits().unwrap(), []);
 }
 
 #[test]
@@ -135,7 +142,7 @@ fn ranges_of_the_other_family_let_nobody_in() {
 #[test]
 fn ranges_and_timeouts_are_adopted_and_repaired() {
     let mut lab = Lab::new(Limits::default());
-    let text = "a 1 80: @60 <10.1.0.0/16 .1\nb 2 80: .1";
+    let text = "a 1 80: @60 ^7 <10.1.0.0/16 .1\nb 2 80: .1";
     lab.go(text);
     let before = look(&lab.maps);
     lab.compiler = Compiler::adopt(&lab.maps, Settings::default()).unwrap();
@@ -149,11 +156,16 @@ fn ranges_and_timeouts_are_adopted_and_repaired() {
         MapOp::AllowSource { service: 9, range },
         MapOp::SetAffinityTimeout { service: 0, ticks: 1 },
         MapOp::SetAffinityTimeout { service: 9, ticks: 1 },
+        MapOp::SetConnectionLimit { service: 0, limit: ConnectionLimit { rate: 7, burst: 1 } },
+        MapOp::SetConnectionLimit { service: 9, limit: ConnectionLimit { rate: 7, burst: 1 } },
     ] {
         lab.maps.apply(&op).unwrap();
     }
     lab.compiler.reload(&lab.maps).unwrap();
-    assert_eq!(kinds(&lab.go(text)), ["timeout", "allow", "forbid", "forbid", "forbid", "no-timeout"]);
+    assert_eq!(
+        kinds(&lab.go(text)),
+        ["timeout", "limit", "allow", "forbid", "forbid", "forbid", "no-timeout", "no-limit"]
+    );
     assert_eq!(look(&lab.maps), before);
     assert_eq!(lab.maps.source_ranges().unwrap().len(), 1);
 }

@@ -1,5 +1,7 @@
 //! The process, the kernel, the file system of the pins, kube-proxy, the agent.
 
+use lb_common::abi::{ABI_VERSION, previous};
+
 use super::facts::{BpfFs, Capability, Facts, Outcome};
 use super::{error, note, ok, warning};
 use crate::view::FindingView;
@@ -102,17 +104,31 @@ fn file_system(facts: &Facts, found: &mut Vec<FindingView>) {
     }
 }
 
+/// Pins of other versions, by their directories: `v3`. What an agent does with them is in
+/// `dataplane::takeover`.
 fn layouts(facts: &Facts, found: &mut Vec<FindingView>) {
+    const CHECK: &str = "pins";
     if facts.other_layouts.is_empty() {
-        return found.push(ok("pins", "there are no pins of other versions"));
+        return found.push(ok(CHECK, "there are no pins of other versions"));
     }
-    let names = facts.other_layouts.join(", ");
-    found.push(
-        warning("pins", format!("beside {} there are pins of other versions: {names}", facts.pins)).remedy(
-            "end the agent of that version with SIGTERM, so that it takes them along; or remove their \
-             directory, which ends its connections",
-        ),
-    );
+    for name in &facts.other_layouts {
+        let number = name.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
+        let beside = format!("beside {} there are pins of another version", facts.pins);
+        let finding = match number {
+            Some(number) if number > ABI_VERSION => {
+                error(CHECK, format!("{beside}, which is newer: this one does not begin over them")).remedy(
+                    "run the newer version; or end its agent with SIGTERM, so that it takes them along, which ends \
+                     its connections",
+                )
+            }
+            Some(previous::VERSION) => {
+                note(CHECK, format!("{beside}: an agent of this one takes them over, and connections go on"))
+            }
+            _ => warning(CHECK, format!("{beside}, too old to be taken over: its connections end with an upgrade"))
+                .remedy("upgrade by way of the version between, or when the node has been drained"),
+        };
+        found.push(finding.about(name));
+    }
 }
 
 fn kube_proxy(facts: &Facts, found: &mut Vec<FindingView>) {

@@ -1,5 +1,7 @@
 //! Facts in, findings out.
 
+use lb_common::abi::{ABI_VERSION, previous};
+
 use super::facts::*;
 use super::*;
 
@@ -164,7 +166,11 @@ fn the_file_system_of_pins() {
     finds(&absent, &["error bpf-file-system"]);
     let may_mount = absent.changed(|facts| facts.process.capabilities |= 1 << 21);
     finds(&may_mount, &["note bpf-file-system"]);
-    finds(&healthy().changed(|facts| facts.other_layouts.push("v2".into())), &["warning pins"]);
+    let beside = |version: u32| healthy().changed(|facts| facts.other_layouts.push(format!("v{version}")));
+    let (newer, previous) = (ABI_VERSION + 1, previous::VERSION);
+    finds(&beside(newer), &[&format!("error pins v{newer}")]);
+    finds(&beside(previous), &[&format!("note pins v{previous}")]);
+    finds(&beside(1), &["warning pins v1"]);
     finds(&healthy().changed(|facts| facts.btf = fails("no such file")), &["note btf"]);
 }
 

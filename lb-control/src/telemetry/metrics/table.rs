@@ -121,6 +121,9 @@ metrics! {
     FLOWS = Gauge "pointsman_flows" ["stage"]
         "Connections and sessions at the last sweep of the tables, some seconds ago: established, \
          and transient ones that begin or end.";
+    UNPROTECTED_FLOWS = Gauge "pointsman_unprotected_flows" []
+        "TCP connections that are established but counted as transient, because the table of established \
+         flows had no room for them: a flood can evict them.";
     FLOWS_FORGOTTEN = Counter "pointsman_flows_forgotten_total" []
         "Flows that sweeps took out of the tables because they were over.";
     MAP_ENTRIES = Gauge "pointsman_map_entries" ["map"]

@@ -14,6 +14,9 @@ impl Render for StatusView {
         if self.services.iter().any(|service| service.ports.iter().any(|port| !port.backends.is_empty())) {
             sections.push(backends(self, wide));
         }
+        if wide && !self.flow_tables.is_empty() {
+            sections.push(flow_tables(self));
+        }
         sections.extend(problems(self));
         sections.join("\n")
     }
@@ -48,6 +51,15 @@ fn devices(view: &StatusView) -> String {
     table.finish()
 }
 
+fn flow_tables(view: &StatusView) -> String {
+    let mut table = Table::new(&["FLOW-TABLE", "ENTRIES", "ROOM", "USED"]);
+    for of in &view.flow_tables {
+        let used = of.entries * 100 / of.room.max(1);
+        table.row(&[of.table.clone(), count(of.entries), count(of.room), format!("{used}%")]);
+    }
+    table.finish()
+}
+
 fn services(view: &StatusView, wide: bool) -> String {
     if view.services.is_empty() {
         return "There are no Services.\n".to_owned();
@@ -55,7 +67,16 @@ fn services(view: &StatusView, wide: bool) -> String {
     let mut header =
         vec!["NAMESPACE", "SERVICE", "STATE", "VIP", "PORT", "BACKENDS", "FLOWS", "IN", "OUT", "REFUSED"];
     if wide {
-        header.extend(["POOL", "INDEX", "PACKETS-IN", "PACKETS-OUT", "SOURCES", "AFFINITY", "SCHEDULER"]);
+        header.extend([
+            "POOL",
+            "INDEX",
+            "PACKETS-IN",
+            "PACKETS-OUT",
+            "SOURCES",
+            "AFFINITY",
+            "SCHEDULER",
+            "LIMIT",
+        ]);
     }
     let mut table = Table::new(&header);
     for service in &view.services {
@@ -98,6 +119,9 @@ fn port_row(service: &ServiceView, port: &PortView, wide: bool) -> Vec<String> {
             sources(port),
             port.affinity_seconds.map(seconds).unwrap_or_default(),
             port.scheduler.clone(),
+            port.connection_limit
+                .map(|limit| format!("{}/s, {} at once", limit.per_second, limit.burst))
+                .unwrap_or_default(),
         ]);
     }
     row
@@ -185,7 +209,9 @@ fn problems(view: &StatusView) -> Option<String> {
 mod tests {
     use super::*;
     use crate::view::render::{Format, render};
-    use crate::view::{AttachMode, BackendView, DeviceView, ProblemView, ServiceState};
+    use crate::view::{
+        AttachMode, BackendView, ConnectionLimitView, DeviceView, FlowTableView, ProblemView, ServiceState,
+    };
 
     fn example() -> StatusView {
         let backend = |address: &str, resolved: bool, next_hop: &str| BackendView {
@@ -211,6 +237,7 @@ mod tests {
             service_index: Some(3),
             source_ranges: Some(vec!["2001:db8:5::/48".into(), "2001:db8:6::/48".into()]),
             affinity_seconds: Some(10_800),
+            connection_limit: Some(ConnectionLimitView { per_second: 100, burst: 200 }),
             scheduler: "maglev".into(),
             backends: vec![
                 backend("2001:db8:1::2", true, "02:00:00:00:00:02 on eth1"),
@@ -232,6 +259,7 @@ mod tests {
                 reason: Some("the fastest way works".into()),
                 program_id: Some(7),
             }],
+            flow_tables: vec![FlowTableView { table: "flows_v4".into(), entries: 150, room: 200 }],
             services: vec![ServiceView {
                 namespace: "default".into(),
                 name: "web".into(),
@@ -272,11 +300,15 @@ Problems:
         let wide = render(&example(), Format::Wide).unwrap();
         assert!(
             wide.contains(
-                "REFUSED   POOL   INDEX   PACKETS-IN   PACKETS-OUT   SOURCES    AFFINITY   SCHEDULER\n"
+                "REFUSED   POOL   INDEX   PACKETS-IN   PACKETS-OUT   SOURCES    AFFINITY   SCHEDULER   LIMIT\n"
             ),
             "{wide}"
         );
-        assert!(wide.contains("2 ranges   3h         maglev\n"), "{wide}");
+        assert!(wide.contains("2 ranges   3h         maglev      100/s, 200 at once\n"), "{wide}");
+        assert!(
+            wide.contains("FLOW-TABLE   ENTRIES   ROOM   USED\nflows_v4     150       200    75%\n"),
+            "{wide}"
+        );
         let told = |source_ranges: Option<Vec<String>>| {
             sources(&PortView { source_ranges, ..example().services[0].ports[0].clone() })
         };

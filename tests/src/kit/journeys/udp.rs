@@ -67,6 +67,25 @@ pub fn becomes_a_stream(device: &mut dyn Device) {
     }
 }
 
+/// Who gets no answer takes no place among the established, however long it goes on: a flood of
+/// datagrams evicts its like.
+pub fn unanswered_stays_transient(device: &mut dyn Device) {
+    set_up(device, 3);
+    for ip in Ip::BOTH {
+        for port in 0..20 {
+            ask(device, ip, 1, 5000 + port);
+        }
+        for _ in 0..5 {
+            device.wait(ticks_from_seconds(4));
+            ask(device, ip, 1, 5000);
+            assert_eq!(state(device, ip, 1, 5000), Some((FlowState::UdpUnreplied as u8, false)));
+        }
+    }
+    let snapshots = device.snapshots();
+    assert_eq!((snapshots.v4.established.len(), snapshots.v6.established.len()), (0, 0));
+    assert_eq!((snapshots.v4.transient.len(), snapshots.v6.transient.len()), (40, 40));
+}
+
 /// After its idle time a session begins anew, with the next backend.
 pub fn expires(device: &mut dyn Device) {
     set_up(device, 3);

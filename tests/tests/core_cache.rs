@@ -1,0 +1,94 @@
+//! The flow cache changes nothing that is seen from outside: journeys and random traffic on a host
+//! with it, beside one without.
+
+use lb_common::abi::{CACHE_TICKS, Tick};
+use pointsman_tests::each_journey;
+use pointsman_tests::kit::device::{AnyKey, Device};
+use pointsman_tests::kit::host::Host;
+use pointsman_tests::kit::journeys::connection::Connection;
+use pointsman_tests::kit::packet::Body;
+use pointsman_tests::kit::packet::flags::{ACK, PSH};
+use pointsman_tests::kit::random::{Source, Traffic};
+use pointsman_tests::kit::twins::Twins;
+use pointsman_tests::kit::world::{Ip, forwarded, set_up};
+
+macro_rules! tests {
+    ($($module:ident { $($name:ident),+ })+) => {
+        $(mod $module {
+            use pointsman_tests::kit::journeys;
+            use pointsman_tests::kit::twins::Twins;
+
+            $(#[test]
+            fn $name() {
+                let mut twins = Twins::default();
+                journeys::$module::$name(&mut twins);
+                twins.compare();
+            })+
+        })+
+    };
+}
+
+each_journey!(tests);
+
+/// A host with a cache, and a connection on it whose client's direction has a copy.
+fn copied(ip: Ip) -> (Host, Connection) {
+    let mut host = Host::default();
+    host.set_cache(64);
+    set_up(&mut host, 1);
+    let mut connection = Connection::open(&mut host, ip, 1, 40_000);
+    connection.from_client(&mut host, PSH | ACK, b"copied");
+    (host, connection)
+}
+
+/// When the table last heard of the client.
+fn last_seen(host: &mut Host, connection: &Connection) -> Tick {
+    let tables = host.snapshots();
+    match connection.key() {
+        AnyKey::V4(key) => tables.v4.established[&key].last_seen,
+        AnyKey::V6(key) => tables.v6.established[&key].last_seen,
+    }
+}
+
+/// A copy serves in place of the table, and not for long.
+#[test]
+fn the_table_hears_of_a_flow_now_and_then() {
+    for ip in Ip::BOTH {
+        let (mut host, mut connection) = copied(ip);
+        let first = last_seen(&mut host, &connection);
+        host.now += 1;
+        connection.from_client(&mut host, PSH | ACK, b"by the copy");
+        assert_eq!(last_seen(&mut host, &connection), first, "{ip:?}");
+        host.now += CACHE_TICKS;
+        connection.from_client(&mut host, PSH | ACK, b"by the table");
+        assert_eq!(last_seen(&mut host, &connection), host.now, "{ip:?}");
+    }
+}
+
+/// Whether an RST is believed depends on a sequence number that the table knows.
+#[test]
+fn the_table_hears_of_a_sequence_number_far_on() {
+    for ip in Ip::BOTH {
+        let (mut host, connection) = copied(ip);
+        host.now += 1;
+        let mut spec = connection.client_segment(PSH | ACK, b"far on");
+        let Body::Tcp(tcp) = &mut spec.body else { panic!("a connection is TCP") };
+        tcp.sequence = tcp.sequence.wrapping_add(2 << 24);
+        forwarded(&mut host, &spec);
+        assert_eq!(last_seen(&mut host, &connection), host.now, "{ip:?}");
+    }
+}
+
+/// Traffic, changes of backends, routes and settings, closes and port reuse in any order.
+#[test]
+fn random_traffic() {
+    for seed in 0..4 {
+        let mut twins = Twins::default();
+        let mut traffic = Traffic::new(&mut twins, Source::Seed(seed));
+        for _ in 0..20 {
+            for _ in 0..100 {
+                traffic.step(&mut twins);
+            }
+            twins.compare();
+        }
+    }
+}
