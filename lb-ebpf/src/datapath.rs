@@ -43,6 +43,8 @@ pub trait Hook {
     fn packet(&self) -> Self::Packet;
     fn pull(&self, bytes: u32);
     fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed>;
+    fn add_to_sum(&self, change: u32);
+    fn take_out_options(&self, bytes: u32) -> Result<(), ResizeFailed>;
     fn is_unfinished(&self, offset: usize) -> bool;
     fn link(&self) -> Option<Link>;
     fn largest_on_wire(&self, l3: usize, headers: usize) -> usize;
@@ -166,6 +168,16 @@ impl<C: Hook> Datapath for Kernel<C> {
     #[inline(always)]
     fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed> {
         self.context.add_to_checksum(change)
+    }
+
+    #[inline(always)]
+    fn add_to_sum(&self, change: u32) {
+        self.context.add_to_sum(change);
+    }
+
+    #[inline(always)]
+    fn take_out_options(&self, bytes: u32) -> Result<(), ResizeFailed> {
+        self.context.take_out_options(bytes)
     }
 
     #[inline(always)]

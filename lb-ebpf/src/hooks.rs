@@ -3,10 +3,11 @@
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_NET;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
-    bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::abi::VlanTags;
@@ -40,6 +41,14 @@ impl Hook for XdpContext {
     #[inline(always)]
     fn add_to_checksum(&self, _change: ChecksumChange) -> Result<(), EditFailed> {
         Err(EditFailed)
+    }
+
+    #[inline(always)]
+    fn add_to_sum(&self, _change: u32) {}
+
+    #[inline(always)]
+    fn take_out_options(&self, _bytes: u32) -> Result<(), ResizeFailed> {
+        Err(ResizeFailed)
     }
 
     #[inline(always)]
@@ -134,10 +143,26 @@ impl Hook for TcContext {
         let second = unsafe { bpf_l4_csum_replace(skb, offset, 0, covered, udp) };
         if change.is_v6 {
             // The helper takes the addresses out of the sum that a device has taken of the whole
-            // packet, as is right for IPv4. In IPv6 they are still in it. No such sum, no effect.
-            unsafe { bpf_csum_update(skb, change.pseudo) };
+            // packet, as is right for IPv4. In IPv6 they are still in it, and so is the hop limit. No
+            // such sum, no effect.
+            unsafe { bpf_csum_update(skb, change.pseudo + change.beside) };
         }
         if first == 0 && second == 0 { Ok(()) } else { Err(EditFailed) }
+    }
+
+    #[inline(always)]
+    fn add_to_sum(&self, change: u32) {
+        if change != 0 {
+            // SAFETY: the context is the program's own. Without such a sum it has no effect.
+            unsafe { bpf_csum_update(self.skb.skb, change) };
+        }
+    }
+
+    #[inline(always)]
+    fn take_out_options(&self, bytes: u32) -> Result<(), ResizeFailed> {
+        // SAFETY: the context is the program's own.
+        let result = unsafe { bpf_skb_adjust_room(self.skb.skb, -(bytes as i32), BPF_ADJ_ROOM_NET, 0) };
+        if result == 0 { Ok(()) } else { Err(ResizeFailed) }
     }
 
     #[inline(always)]

@@ -65,6 +65,14 @@ impl Hook for SockAddrContext {
     }
 
     #[inline(always)]
+    fn add_to_sum(&self, _change: u32) {}
+
+    #[inline(always)]
+    fn take_out_options(&self, _bytes: u32) -> Result<(), ResizeFailed> {
+        Err(ResizeFailed)
+    }
+
+    #[inline(always)]
     fn is_unfinished(&self, _offset: usize) -> bool {
         false
     }

@@ -8,9 +8,15 @@ use pointsman_tests::kit::host::Host;
 use pointsman_tests::kit::random::{Source, Traffic};
 
 /// Reasons that this traffic cannot bring about: tables never fill on the host, nothing fails to be
-/// edited, the slow path is always there, and quotes that are cut end the packet.
-const OUT_OF_REACH: [DropReason; 4] =
-    [DropReason::TableFull, DropReason::EditFailed, DropReason::BadIcmpQuote, DropReason::NoSlowPath];
+/// edited, the slow path is always there, quotes that are cut end the packet, and SYN cookies are off.
+const OUT_OF_REACH: [DropReason; 6] = [
+    DropReason::TableFull,
+    DropReason::EditFailed,
+    DropReason::BadIcmpQuote,
+    DropReason::NoSlowPath,
+    DropReason::SynCookieSent,
+    DropReason::SynCookieInvalid,
+];
 
 /// What is passed is untouched and what is sent is sound (the traffic itself sees to that), and the
 /// traffic gets everywhere.
@@ -40,4 +46,17 @@ fn anything_may_come() {
         assert!(states.contains(&(*state as u8)), "{state:?} never came up");
     }
     assert!(shifted > 100, "timestamps were shifted in {shifted} entries");
+}
+
+/// The same as TC sees it, with all that may lie beside a packet.
+#[test]
+fn anything_may_lie_beside() {
+    for seed in 0..20 {
+        let mut host = Host::with_offloads(Source::Seed(!seed));
+        let mut traffic = Traffic::new(&mut host, Source::Seed(seed));
+        for _ in 0..2_000 {
+            traffic.step(&mut host);
+        }
+        assert!(host.stats().services.values().any(|service| service.packets_out > 100));
+    }
 }

@@ -100,6 +100,31 @@ mod random {
         pair.compare();
     }
 
+    /// The programs of TC, by test runs.
+    #[test]
+    fn classifiers() {
+        go_on(6, Pair::new(Kernel::load_as(&object_or_skip!(), Hook::Tc).unwrap()));
+    }
+
+    /// The programs of TC on a device, with unfinished checksums, super-packets, tags beside packets.
+    fn run_on_a_device(seed: u64) {
+        let kernel = Kernel::load_as(&object_or_skip!(), Hook::Tc).unwrap();
+        match Pair::on_a_device(kernel, Source::Seed(!seed)) {
+            Ok(pair) => go_on(seed, pair),
+            Err(error) => println!("SKIP: {error:#}"),
+        }
+    }
+
+    #[test]
+    fn device_1() {
+        run_on_a_device(1);
+    }
+
+    #[test]
+    fn device_2() {
+        run_on_a_device(2);
+    }
+
     #[test]
     fn with_flow_cache() {
         let kernel = Kernel::load_with_cache(&object_or_skip!(), Hook::Xdp, CACHE_SLOTS).unwrap();

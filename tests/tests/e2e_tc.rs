@@ -8,6 +8,7 @@ use pointsman_tests::{
         Agent, Lan, Options,
         agent::list,
         manifest::{ECHO, HTTP, UDP},
+        wait_for,
     },
     traffic::{
         bulk,
@@ -23,6 +24,9 @@ use serde_json::Value;
 const FRAGMENTED: usize = 3_000;
 /// The largest that fits one packet in the lab's tunnel.
 const IN_A_TUNNEL: usize = 1_450 - 40 - 8;
+
+/// One that fits the client's link, and not the tunnel.
+const FITS_THE_LINK: usize = 1_500 - 40 - 8;
 
 /// How the datapath is attached, by device.
 fn modes(status: &Value) -> Result<BTreeMap<&str, &str>> {
@@ -56,6 +60,24 @@ fn everything_works(world: &World, status: &Value, backends: usize, largest: usi
     }
     for (seed, to) in (1..).zip(both(status, ECHO)?) {
         bulk::echo(&connect(client, to)?, 64 << 20, seed)?;
+    }
+    Ok(())
+}
+
+/// A client that sends what does not fit the tunnel learns so, and its kernel makes fragments that do.
+fn the_tunnel_is_narrow(world: &World, status: &Value) -> Result<()> {
+    let client = &world.lab.client;
+    for to in both(status, UDP)? {
+        let family = if to.is_ipv4() { "-4" } else { "-6" };
+        let socket = client.enter(|| udp_socket(to))??;
+        wait_for("the client to learn the MTU", || {
+            // Once it has, the kernel may say so here.
+            let _ = socket.send(&[b'f'; FITS_THE_LINK]);
+            let routes = client.run(["ip", family, "route", "show", "cache"])?;
+            Ok(routes.contains("mtu 1450").then_some(()))
+        })?;
+        let socket = client.enter(|| udp_socket(to))??;
+        udp_exchange(&socket, &[b'f'; FITS_THE_LINK])?;
     }
     Ok(())
 }
@@ -104,7 +126,8 @@ fn backends_behind_a_bridge() -> Result<()> {
     let Some(world) = World::with(Options { lan: Lan::Bridge, ..Options::default() })? else { return Ok(()) };
     let (_agent, status) = chosen(&world)?;
     assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "xdp-native")]));
-    everything_works(&world, &status, 3, IN_A_TUNNEL)
+    everything_works(&world, &status, 3, IN_A_TUNNEL)?;
+    the_tunnel_is_narrow(&world, &status)
 }
 
 #[test]
@@ -112,7 +135,8 @@ fn backends_in_an_overlay() -> Result<()> {
     let Some(world) = World::with(Options { lan: Lan::Vxlan, ..Options::default() })? else { return Ok(()) };
     let (_agent, status) = chosen(&world)?;
     assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "xdp-native")]));
-    everything_works(&world, &status, 3, IN_A_TUNNEL)
+    everything_works(&world, &status, 3, IN_A_TUNNEL)?;
+    the_tunnel_is_narrow(&world, &status)
 }
 
 #[test]

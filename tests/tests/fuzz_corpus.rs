@@ -26,6 +26,11 @@ fn parse() {
 }
 
 #[test]
+fn classify() {
+    replay("classify", fuzz::classify);
+}
+
+#[test]
 fn forward() {
     replay("forward", fuzz::forward);
 }

@@ -72,7 +72,8 @@ pub fn forward<D: Datapath, F: IpFamily>(
     let packet = datapath.packet();
     // The client's own address needs no other identification than the client's own.
     if parsed.ip.part != Part::Whole && !is_local {
-        fragment::edit_identification::<_, F>(packet, &parsed.ip);
+        let change = fragment::edit_identification::<_, F>(packet, &parsed.ip);
+        datapath.add_to_sum(change);
     }
     let bytes = packet.length() as u64;
     let verdict = if is_local { Verdict::Deliver } else { send(datapath, &parsed.link, hop) };
@@ -90,6 +91,11 @@ fn edit_ports<D: Datapath, F: IpFamily>(
 ) -> Option<()> {
     let Parsed { ip, .. } = parsed;
     if let Part::Later(_) = ip.part {
+        if F::VERSION == 6 {
+            // The checksum that balances the addresses is in the first fragment.
+            let change = ChecksumChange::of_tuple::<F>(ip.l4, &parsed.key(), flow);
+            datapath.add_to_sum(change.pseudo + change.beside);
+        }
         return Some(());
     }
     let packet = datapath.packet();

@@ -48,10 +48,10 @@ pub fn remember<D: Tables<F>, F: IpFamily>(
     datapath.insert_fragment(&scratch.fragment_key, &scratch.fragment);
 }
 
-/// Replaces the identification of a fragment.
+/// Replaces the identification of a fragment. Gives what that adds to the sum of the packet.
 #[inline(always)]
-pub fn edit_identification<P: Packet, F: IpFamily>(packet: P, ip: &Ip<F::Address>) {
-    let (Part::First(identification) | Part::Later(identification)) = ip.part else { return };
+pub fn edit_identification<P: Packet, F: IpFamily>(packet: P, ip: &Ip<F::Address>) -> u32 {
+    let (Part::First(identification) | Part::Later(identification)) = ip.part else { return 0 };
     let new = translated::<F>(ip, identification);
     if F::VERSION == 4 {
         if let Some(header) = packet.at::<Ipv4>(ip.l3) {
@@ -61,7 +61,9 @@ pub fn edit_identification<P: Packet, F: IpFamily>(packet: P, ip: &Ip<F::Address
         }
     } else if let Some(header) = packet.at::<Ipv6Extension>(ip.fragment_header) {
         header.identification = new;
+        return checksum::replaced(&identification, &new);
     }
+    0
 }
 
 /// The flow of a later fragment, if its first one is known and not too old.

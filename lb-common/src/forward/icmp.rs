@@ -56,6 +56,9 @@ pub fn translate<D: Tables<F>, F: Parse>(datapath: &D, scratch: &mut Scratch<F::
     if edit::<_, F>(packet, &parsed.ip, quote, &flow).is_none() {
         return Verdict::drop(datapath, DropReason::EditFailed);
     }
+    if !flow.is_local() {
+        datapath.add_to_sum(F::hop_in_sum());
+    }
     datapath.count_forwarded(flow.service, flow.backend, flow.is_reply(), packet.length() as u64);
     if flow.is_local() { Verdict::Deliver } else { emit::send(datapath, &parsed.link, hop) }
 }

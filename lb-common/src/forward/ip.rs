@@ -22,6 +22,8 @@ pub trait IpFamily: AddressFamily {
     fn word(address: &Self::Address) -> u64;
     /// What replacing one address with another adds to a sum.
     fn replaced(old: &Self::Address, new: &Self::Address) -> u32;
+    /// What a hop adds to the sum of a packet: nothing in IPv4, whose header checksum balances it.
+    fn hop_in_sum() -> u32;
     /// Whether an address is one that an error may be sent to (RFC 1122, section 3.2.2).
     fn may_be_answered(source: &Self::Address) -> bool;
     /// Takes from an address what one client has many of: for IPv6, the interface identifier, since
@@ -91,6 +93,11 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
+    fn hop_in_sum() -> u32 {
+        0
+    }
+
+    #[inline(always)]
     fn may_be_answered(source: &[u8; 4]) -> bool {
         !matches!(source[0], 0 | 127 | 224..=255)
     }
@@ -155,6 +162,12 @@ impl IpFamily for V6 {
         // both addresses on the stack, and there is not enough of it for sixteen.
         let total = words(new) + (4 * u64::from(u32::MAX) - words(old));
         ((total & 0xffff) + (total >> 16 & 0xffff) + (total >> 32)) as u32
+    }
+
+    #[inline(always)]
+    fn hop_in_sum() -> u32 {
+        // The hop limit is the second byte of its word.
+        u32::from(!u16::from_ne_bytes([0, 1]))
     }
 
     #[inline(always)]

@@ -56,6 +56,9 @@ pub trait Datapath {
     /// # Errors
     /// When the packet cannot be edited.
     fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed>;
+    /// Carries a change that no checksum in the packet balances over to the sum that a device may have
+    /// taken of the whole of it (`CHECKSUM_COMPLETE`); nothing where packets are as on the wire.
+    fn add_to_sum(&self, change: u32);
     /// Whether the checksum whose field is at `offset` is unfinished.
     fn is_unfinished(&self, offset: usize) -> bool;
     /// Bytes of the largest IP packet that the packet is on the wire, where `l3` is the offset of its IP
@@ -69,6 +72,11 @@ pub trait Datapath {
     /// # Errors
     /// When there is no room.
     fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed>;
+    /// Takes the first bytes behind the IP header's fixed part out, where packets are not as on the wire:
+    /// what follows them stays where the kernel knows it to be.
+    /// # Errors
+    /// When the packet cannot be edited so.
+    fn take_out_options(&self, bytes: u32) -> Result<(), ResizeFailed>;
     /// Gives back `value`, by way of `slot`. For the kernel's verifier: what a map's memory returns is
     /// a number that it knows nothing of, so it need not follow each value that it could be. `slot`
     /// lies in [`Scratch`].
@@ -151,6 +159,8 @@ pub struct ChecksumChange {
     pub pseudo: u32,
     /// What was added to the sum of all else.
     pub covered: u32,
+    /// What was added to the sum of the whole packet, beside what the checksum covers.
+    pub beside: u32,
 }
 
 impl ChecksumChange {
@@ -166,6 +176,7 @@ impl ChecksumChange {
                 + F::replaced(&old.destination, &flow.new_destination),
             covered: replaced(&old.source_port, &flow.new_source_port)
                 + replaced(&old.destination_port, &flow.new_destination_port),
+            beside: if flow.is_local() { 0 } else { F::hop_in_sum() },
         }
     }
 }

@@ -69,8 +69,7 @@ pub fn is_unfinished<D: Datapath, A>(datapath: &D, ip: &Ip<A>) -> bool {
         && datapath.is_unfinished(ip.l4 + if ip.protocol == IPPROTO_TCP { 16 } else { 6 })
 }
 
-/// Writes a segment over the packet, a TCP one, between the same two ends. `None` if there is no room,
-/// or if the kernel has still to finish a checksum and would do so in another place.
+/// Writes a segment over the packet, a TCP one, between the same two ends. `None` if there is no room.
 #[inline(never)]
 pub fn write<D: Datapath, F: IpFamily>(
     datapath: &D,
@@ -81,8 +80,9 @@ pub fn write<D: Datapath, F: IpFamily>(
     let l4 = link.l3 + F::HEADER_LENGTH;
     let length = segment.header_length() + (segment.payload & 1) as usize;
     let is_unfinished = is_unfinished(datapath, ip);
-    if is_unfinished && ip.l4 != l4 {
-        return None;
+    if !datapath.is_on_wire() && ip.l4 > l4 {
+        // The kernel would finish the checksum where it was, and cuts nothing off in front of it.
+        datapath.take_out_options((ip.l4 - l4) as u32).ok()?;
     }
     datapath.move_tail((l4 + length) as i32 - datapath.packet().length() as i32).ok()?;
     let packet = datapath.packet();

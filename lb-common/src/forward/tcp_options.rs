@@ -135,7 +135,7 @@ pub fn shift<D: Datapath>(
 fn cover<D: Datapath>(datapath: &D, l4: usize, change: checksum::Delta) {
     if !datapath.is_on_wire() {
         let (offset, covered) = (l4 + 16, u32::from(change));
-        let change = ChecksumChange { offset, is_udp: false, is_v6: false, pseudo: 0, covered };
+        let change = ChecksumChange { offset, is_udp: false, is_v6: false, pseudo: 0, covered, beside: 0 };
         // The kernel has looked at the field's neighbours already: this cannot fail.
         let _ = datapath.add_to_checksum(change);
     } else if let Some(tcp) = datapath.packet().at::<Tcp>(l4) {

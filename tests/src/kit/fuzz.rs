@@ -64,7 +64,20 @@ const STEPS: usize = 400;
 /// # Panics
 /// When a packet is treated as none may be.
 pub fn forward(bytes: &[u8]) {
-    let mut host = Host::default();
+    run(Host::default(), bytes);
+}
+
+/// The same as the programs in TC see it: tags beside packets, unfinished checksums, super-packets, packets
+/// in pieces, sums of whole packets. The last quarter of the bytes decides on that.
+///
+/// # Panics
+/// When a packet is treated as none may be.
+pub fn classify(bytes: &[u8]) {
+    let (traffic, offloads) = bytes.split_at(bytes.len() - bytes.len() / 4);
+    run(Host::with_offloads(Source::Bytes(offloads.to_vec(), 0)), traffic);
+}
+
+fn run(mut host: Host, bytes: &[u8]) {
     let mut traffic = Traffic::new(&mut host, Source::Bytes(bytes.to_vec(), 0));
     for _ in 0..STEPS {
         if !traffic.goes_on() {

@@ -8,23 +8,25 @@ use std::rc::Rc;
 
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, CACHE_JIFFIES, CachedFlow, Config, ConnectionLimit,
-    ConnectionRate, DropReason, DropStats, FLOW_VERSION_BITS, Flow, FlowKey, FlowState, FlowStatus, Fragment,
+    ConnectionRate, DropStats, FLOW_VERSION_BITS, Flow, FlowKey, FlowState, FlowStatus, Fragment,
     FragmentKey, NextHop, Service, ServiceStats, SourceRangeKey, Tick, V4, V6, VipKey, VlanTags, idle_ticks,
 };
+use lb_common::forward;
 use lb_common::forward::ip::{IpFamily, IpHeader};
 use lb_common::forward::parse::Link;
-use lb_common::forward::parse::Parse;
 use lb_common::forward::platform::{
     ChecksumChange, Datapath, EditFailed, InsertFailed, ResizeFailed, Tables,
 };
 use lb_common::forward::scratch::Scratch;
 use lb_common::forward::wire::Tcp;
-use lb_common::forward::{self, Fast, Slow, Verdict};
 
+use super::random::Source;
+use super::skb::Skb;
 use super::sockets::SocketTable;
-use super::view::{Buffer, View};
+use super::view::View;
 
 mod family;
+mod run;
 
 pub use family::{Family, Shared};
 
@@ -67,11 +69,13 @@ pub enum Hook {
 
 /// The datapath on the host.
 pub struct Host {
-    buffer: Buffer,
+    packet: Skb,
     /// The place that it stands for.
     pub hook: Hook,
     /// The time.
     pub now: Tick,
+    /// Chooses what lies beside the packets that it is sent as a device; nothing does without it.
+    pub(super) offloads: Option<Source>,
     /// Index of the device that packets come in by.
     pub ingress: u32,
     /// Devices that packets may be redirected to.
@@ -145,8 +149,9 @@ pub struct Stats {
 impl Default for Host {
     fn default() -> Self {
         Self {
-            buffer: Buffer::default(),
+            packet: Skb::default(),
             hook: Hook::Xdp,
+            offloads: None,
             now: 1_000_000,
             ingress: 1,
             devices: BTreeSet::new(),
@@ -171,25 +176,6 @@ impl Default for Host {
 }
 
 impl Host {
-    /// Runs a packet through what the kernel programs do: fast, slow, unknown. Gives the verdict
-    /// and the packet afterwards.
-    pub fn run(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
-        self.buffer.fill(packet);
-        let verdict = match forward::fast(self) {
-            Fast::Done(verdict) => verdict,
-            Fast::SlowV4 => self.slow::<V4>(),
-            Fast::SlowV6 => self.slow::<V6>(),
-        };
-        let verdict = match verdict {
-            Verdict::Redirect(ifindex) if !self.can_send_by(ifindex) => {
-                self.count_drop(DropReason::NoDevice, self.packet_length());
-                Verdict::Drop
-            }
-            other => other,
-        };
-        (verdict, self.buffer.content().to_vec())
-    }
-
     /// Makes room for as many copies of flows of each family, and forgets those that there are; 0 is no
     /// flow cache.
     pub fn set_cache(&mut self, slots: u32) {
@@ -200,17 +186,6 @@ impl Host {
     /// Forgets all copies of flows.
     pub fn clear_cache(&mut self) {
         self.set_cache(self.v4.cache.len() as u32);
-    }
-
-    /// Runs a packet that leaves the node through what the kernel program does.
-    pub fn run_egress(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
-        self.buffer.fill(packet);
-        let verdict = match forward::parse::link(self.buffer.view()).map(|link| link.ether_type) {
-            Some([8, 0]) => forward::egress::<_, V4>(self),
-            Some([0x86, 0xdd]) => forward::egress::<_, V6>(self),
-            _ => Verdict::Pass,
-        };
-        (verdict, self.buffer.content().to_vec())
     }
 
     fn add_open(&self, backend: u32, amount: u32) {
@@ -231,18 +206,7 @@ impl Host {
 
     fn packet_length(&self) -> u64 {
         use lb_common::forward::platform::Packet;
-        self.buffer.view().length() as u64
-    }
-
-    fn slow<F: Side + Parse>(&self) -> Verdict
-    where
-        F::Address: Hash + Ord,
-    {
-        match forward::slow::<_, F>(self) {
-            Slow::Done(verdict) => verdict,
-            Slow::Unknown => forward::unknown::<_, F>(self),
-            Slow::Cookie => forward::cookie::<_, F>(self),
-        }
+        self.packet.view().length() as u64
     }
 }
 
@@ -250,7 +214,7 @@ impl Datapath for Host {
     type Packet = View;
 
     fn packet(&self) -> View {
-        self.buffer.view()
+        self.packet.view()
     }
 
     fn is_on_wire(&self) -> bool {
@@ -262,40 +226,46 @@ impl Datapath for Host {
     }
 
     fn link(&self) -> Option<Link> {
-        forward::parse::link(self.buffer.view())
+        self.packet.link()
     }
 
     fn set_tags(&self, link: &Link, tags: VlanTags) -> Result<(), EditFailed> {
-        forward::emit::set_tags_in_packet(self, link, tags)
+        match self.hook {
+            Hook::Xdp => forward::emit::set_tags_in_packet(self, link, tags),
+            Hook::Tc => self.packet.set_tags(link, tags),
+        }
     }
 
-    fn pull(&self, _bytes: u32) {}
+    fn pull(&self, bytes: u32) {
+        self.packet.pull(bytes);
+    }
 
     fn add_to_checksum(&self, change: ChecksumChange) -> Result<(), EditFailed> {
-        use lb_common::forward::checksum::{apply, apply_udp, fold};
-        use lb_common::forward::platform::Packet;
-        let field = self.buffer.view().at::<[u8; 2]>(change.offset).ok_or(EditFailed)?;
-        // One after the other, as the kernel does it: the two ways may differ in the sign of zero.
-        for sum in [change.pseudo, change.covered] {
-            if change.is_udp { apply_udp(field, fold(sum)) } else { apply(field, fold(sum)) }
-        }
-        Ok(())
+        self.packet.add_to_checksum(change)
     }
 
-    fn largest_on_wire(&self, l3: usize, _headers: usize) -> usize {
-        self.packet_length() as usize - l3
+    fn largest_on_wire(&self, l3: usize, headers: usize) -> usize {
+        self.packet.largest_on_wire(l3, headers)
     }
 
     fn is_unfinished(&self, _offset: usize) -> bool {
-        false
+        self.packet.is_unfinished()
+    }
+
+    fn add_to_sum(&self, change: u32) {
+        self.packet.add_to_sum(change);
+    }
+
+    fn take_out_options(&self, bytes: u32) -> Result<(), ResizeFailed> {
+        self.packet.take_out_options(bytes)
     }
 
     fn move_head(&self, bytes: i32) -> Result<(), ResizeFailed> {
-        self.buffer.move_head(bytes)
+        self.packet.move_head(bytes)
     }
 
     fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed> {
-        self.buffer.move_tail(bytes)
+        self.packet.move_tail(bytes)
     }
 
     fn forget(&self, slot: &mut usize, value: usize) -> usize {
@@ -509,7 +479,7 @@ where
 
     fn cookie(&self, l3: usize, tcp: &mut Tcp) -> Option<u32> {
         use lb_common::forward::platform::Packet;
-        let tuple = tuple_of::<F>(self.buffer.view().at::<F::Header>(l3)?, tcp);
+        let tuple = tuple_of::<F>(self.packet.view().at::<F::Header>(l3)?, tcp);
         let first = u32::from_be_bytes(tcp.sequence);
         let cookie = self.next_cookie.take().unwrap_or_else(|| {
             // Nobody guesses here: any numbers that differ will do.
@@ -521,7 +491,7 @@ where
 
     fn is_cookie(&self, l3: usize, tcp: &mut Tcp) -> bool {
         use lb_common::forward::platform::Packet;
-        let Some(ip) = self.buffer.view().at::<F::Header>(l3) else { return false };
+        let Some(ip) = self.packet.view().at::<F::Header>(l3) else { return false };
         let cookies = self.cookies.borrow();
         let Some(made) = cookies.get(&tuple_of::<F>(ip, tcp)) else { return false };
         // A sum, as the kernel's is: what is added to the cookie, and what the client's number lacks.

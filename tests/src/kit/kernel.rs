@@ -8,7 +8,10 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::maps::lpm_trie::Key;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{Program, ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{
+    LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp,
+};
 use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::abi::maps::{
     self, CALLED_PROGRAMS, COOKIE_PROGRAMS, EGRESS_PROGRAM, ENTRY_PROGRAM, INGRESS_PROGRAM,
@@ -198,6 +201,18 @@ impl Kernel {
             hook,
             output: vec![0; 8192],
         })
+    }
+
+    /// Attaches the program for packets that come in to a device of the network namespace.
+    ///
+    /// # Errors
+    /// When the kernel is older than 6.6.
+    pub fn attach_to(&mut self, device: &str) -> Result<()> {
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(INGRESS_PROGRAM).context("no program")?.try_into()?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        program.attach_with_options(device, TcAttachType::Ingress, options)?;
+        Ok(())
     }
 
     /// Runs a packet that leaves the node through, as a super-packet of segments of this size if one

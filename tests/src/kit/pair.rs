@@ -11,13 +11,19 @@ use lb_common::forward::Verdict;
 use super::device::{Action, AnyKey, Device};
 use super::host::{Hook, Host, Stats};
 use super::kernel::{CACHE_SLOTS, FOREVER, Kernel};
+use super::offload;
+use super::random::Source;
+use super::skb::Frame;
 use super::tables::{Snapshot, Snapshots};
+use super::taps::{INGRESS, PASSED, Taps};
+use super::world::BACKEND_DEVICE;
 
 /// Both datapaths.
 pub struct Pair {
     /// The core on the host.
     pub host: Host,
     kernel: Kernel,
+    wire: Option<(Taps, Source)>,
     /// Tables and counters are compared after every so many packets.
     pub compare_every: usize,
     sent: usize,
@@ -33,7 +39,19 @@ impl Pair {
     pub fn new(kernel: Kernel) -> Self {
         let mut host = Host::default();
         host.hook = kernel.hook();
-        Self { host, kernel, compare_every: 1, sent: 0, history: VecDeque::new() }
+        Self { host, kernel, wire: None, compare_every: 1, sent: 0, history: VecDeque::new() }
+    }
+
+    /// The programs of TC on a device; what comes in is as virtual NICs hand it over, by choices of the
+    /// source.
+    ///
+    /// # Errors
+    /// See [`Taps::new`].
+    pub fn on_a_device(mut kernel: Kernel, source: Source) -> anyhow::Result<Self> {
+        let taps = Taps::new(&mut kernel)?;
+        let mut pair = Self { wire: Some((taps, source)), ..Self::new(kernel) };
+        pair.host.ingress = INGRESS;
+        Ok(pair)
     }
 
     /// With the flow cache on the host as [`Kernel::load_with_cache`] has made it in the kernel.
@@ -202,6 +220,38 @@ impl Pair {
     }
 }
 
+impl Pair {
+    /// Sends a frame by devices. Gives the packet as it would be on the wire.
+    fn send_by(&mut self, taps: &mut Taps, packet: &[u8], frame: Frame) -> (Action, Vec<u8>) {
+        let Some(received) = frame.clone().received() else {
+            // The kernel drops it before any program sees it.
+            return (Action::Pass, packet.to_vec());
+        };
+        let theirs = taps.send(&frame);
+        self.host.now = self.moment();
+        let answer = theirs.first().and_then(|(_, answer)| cookie_in(packet, &answer.finished()));
+        self.host.next_cookie.set(answer);
+        let (verdict, ours) = self.host.run_frame(&received);
+        let device = match verdict {
+            Verdict::Pass | Verdict::Deliver => Some(PASSED),
+            Verdict::Transmit => Some(INGRESS),
+            // No other device is up.
+            Verdict::Redirect(device) => (device == BACKEND_DEVICE).then_some(device),
+            Verdict::Drop => None,
+        };
+        let expected: Vec<_> = device.map(|device| (device, ours.clone())).into_iter().collect();
+        assert_eq!(expected, theirs, "host ({verdict:?}), kernel; sent {frame:?}; {}", self.past());
+        if self.sent.is_multiple_of(self.compare_every) {
+            self.compare();
+        }
+        if verdict == Verdict::Pass {
+            assert_eq!(ours, frame, "what is passed is untouched");
+            return (Action::Pass, packet.to_vec());
+        }
+        (verdict.into(), ours.finished())
+    }
+}
+
 fn without_outer_tag(frame: &[u8]) -> Vec<u8> {
     [&frame[..12], &frame[16..]].concat()
 }
@@ -209,6 +259,12 @@ fn without_outer_tag(frame: &[u8]) -> Vec<u8> {
 impl Device for Pair {
     fn send(&mut self, packet: &[u8]) -> (Action, Vec<u8>) {
         self.note(packet);
+        if let Some((mut taps, mut source)) = self.wire.take() {
+            let frame = offload::choose(packet, &mut source);
+            let done = self.send_by(&mut taps, packet, frame);
+            self.wire = Some((taps, source));
+            return done;
+        }
         let theirs = self.kernel.send(packet);
         self.host.now = self.moment();
         self.host.next_cookie.set(cookie_in(packet, &theirs.1));

@@ -71,7 +71,7 @@ pub struct Traffic {
 /// Frames that are remembered.
 const MEMORY: usize = 64;
 
-/// A test run in the kernel wants an IP header.
+/// A test run in the kernel wants an IP header, and one page at most.
 const SHORTEST_TO_LEAVE: usize = 14 + 40;
 
 /// A packet that was in order before it was edited still is.
@@ -190,7 +190,7 @@ impl Traffic {
 
     /// What the node passes may be routed out of it.
     fn leave(&mut self, device: &mut dyn Device, frame: &[u8]) -> Option<Vec<u8>> {
-        if frame.len() < SHORTEST_TO_LEAVE {
+        if !(SHORTEST_TO_LEAVE..=super::view::MAXIMUM_PACKET).contains(&frame.len()) {
             return None;
         }
         let (action, bytes) = device.leave(frame);

@@ -14,22 +14,27 @@ const END: usize = 4096 - 320;
 /// ETH_HLEN: packets get no shorter.
 const MINIMUM: usize = 14;
 
-/// The largest packet that a buffer takes.
+/// The largest packet that a buffer takes as XDP's.
 pub const MAXIMUM_PACKET: usize = END - HEADROOM;
+
+/// Memory for a super-packet, which is in several pages.
+const SIZE: usize = 16_384;
 
 /// The memory of one packet.
 pub struct Buffer {
-    bytes: Box<UnsafeCell<[u8; END]>>,
+    bytes: Box<UnsafeCell<[u8; SIZE]>>,
     start: Cell<usize>,
     end: Cell<usize>,
+    limit: usize,
 }
 
 impl Default for Buffer {
     fn default() -> Self {
         Self {
-            bytes: Box::new(UnsafeCell::new([0; END])),
+            bytes: Box::new(UnsafeCell::new([0; SIZE])),
             start: Cell::new(HEADROOM),
             end: Cell::new(HEADROOM),
+            limit: END,
         }
     }
 }
@@ -41,6 +46,7 @@ impl Buffer {
         self.bytes.get_mut()[HEADROOM..end].copy_from_slice(packet);
         self.start.set(HEADROOM);
         self.end.set(end);
+        self.limit = if end > END { SIZE } else { END };
     }
 
     /// The packet as it is now.
@@ -51,7 +57,7 @@ impl Buffer {
     /// A handle to the packet as it is now.
     pub fn view(&self) -> View {
         let length = self.end.get() - self.start.get();
-        View { start: self.bytes.get().cast::<u8>().wrapping_add(self.start.get()), length }
+        View { start: self.bytes.get().cast::<u8>().wrapping_add(self.start.get()), length, in_reach: length }
     }
 
     /// bpf_xdp_adjust_head.
@@ -75,7 +81,7 @@ impl Buffer {
     pub fn move_tail(&self, bytes: i32) -> Result<(), ResizeFailed> {
         let old = self.end.get();
         let end = old.checked_add_signed(bytes as isize).ok_or(ResizeFailed)?;
-        if end > END || end < self.start.get() + MINIMUM {
+        if end > self.limit || end < self.start.get() + MINIMUM {
             return Err(ResizeFailed);
         }
         for offset in old..end {
@@ -92,6 +98,15 @@ impl Buffer {
 pub struct View {
     start: *mut u8,
     length: usize,
+    in_reach: usize,
+}
+
+impl View {
+    /// The same with no more than so many bytes in reach.
+    #[must_use]
+    pub fn limited(self, in_reach: usize) -> Self {
+        Self { in_reach: self.length.min(in_reach), ..self }
+    }
 }
 
 impl Packet for View {
@@ -105,7 +120,7 @@ impl Packet for View {
 
     #[expect(unsafe_code, reason = "the trait hands out views whose lifetime its caller watches")]
     fn at<'p, T: Wire>(self, offset: usize) -> Option<&'p mut T> {
-        if offset > 511 || offset + size_of::<T>() > self.length {
+        if offset > 511 || offset + size_of::<T>() > self.in_reach {
             return None;
         }
         // SAFETY: the bytes lie inside of the buffer, which outlives the run of the core; `Wire`

@@ -17,7 +17,7 @@ pub mod registry;
 pub mod relay;
 mod topology;
 pub mod wire;
-mod xdp_pass;
+pub(crate) mod xdp_pass;
 
 pub use agent::{Agent, Seat, wait_for};
 pub use control_group::ControlGroup;

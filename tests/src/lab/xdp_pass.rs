@@ -19,6 +19,7 @@ const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// `r0 = XDP_PASS; exit`.
@@ -38,7 +39,7 @@ impl XdpPass {
     pub fn attach(namespace: &Namespace, device: &str) -> Result<Self> {
         let attached = namespace.enter(|| {
             let index = if_nametoindex(device)?;
-            let program = load()?;
+            let program = load_program(BPF_PROG_TYPE_XDP, &PASS)?;
             let program_fd = program.as_raw_fd().cast_unsigned();
             let mut attributes = [program_fd, index, BPF_XDP, XDP_FLAGS_DRV_MODE];
             bpf(BPF_LINK_CREATE, &mut attributes)
@@ -59,23 +60,30 @@ struct Load {
     log: [u64; 2],
 }
 
-fn load() -> io::Result<OwnedFd> {
+/// Loads a program of a kind that is given as instructions.
+pub(crate) fn load_program(kind: u32, instructions: &[[u8; 8]]) -> io::Result<OwnedFd> {
     let license = c"Apache-2.0";
     let mut attributes = Load {
-        kind: BPF_PROG_TYPE_XDP,
-        count: PASS.len() as u32,
-        instructions: PASS.as_ptr() as u64,
+        kind,
+        count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
         log: [0; 2],
     };
     bpf(BPF_PROG_LOAD, &mut attributes)
 }
 
+/// Attaches a classifier to packets that come in by a device, after those that are there.
+pub(crate) fn attach_tcx(program: &OwnedFd, device: u32) -> io::Result<OwnedFd> {
+    let mut attributes = [program.as_raw_fd().cast_unsigned(), device, BPF_TCX_INGRESS, 0];
+    bpf(BPF_LINK_CREATE, &mut attributes)
+}
+
 /// The system call, for commands that give a file descriptor.
 #[expect(unsafe_code, reason = "there is no safe way to load instructions that are in no object file")]
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
     // SAFETY: the kernel reads and writes `size_of::<T>()` bytes of a value that is borrowed
-    // mutably; pointers in it are to statics. Both commands give a new file descriptor.
+    // mutably; pointers in it are to what lives as long. Both commands give a new file descriptor.
     unsafe {
         let fd = libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>());
         if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as libc::c_int)) }
