@@ -249,14 +249,15 @@ impl Agent {
         self.converge(Ask::Neighbours).await;
     }
 
-    /// When backends that start slowly are to get more connections. While something else is wrong, what
+    /// When backends that start slowly are to get more connections, or Services may get the lookup tables
+    /// that there was no room for. While something else is wrong, what
     /// is done about that does it.
     pub fn step_at(&self) -> Option<Instant> {
         let can_step = !self.maps_incomplete && self.network_known;
         self.compiler.next_step().filter(|_| can_step).map(|at| self.started + at)
     }
 
-    /// Gives backends that start slowly more connections.
+    /// Gives backends that start slowly more connections, and Services their lookup tables.
     pub fn step(&mut self) {
         let due = self.compiler.take_due(self.started.elapsed());
         self.write_maps(Some(&due));
@@ -377,10 +378,17 @@ impl Agent {
         if std::mem::take(&mut self.resyncing) {
             self.shared.recorder.resynced(delta.ops().count());
         }
-        self.maps_incomplete = !delta.problems.is_empty() || !failures.is_empty() || delta.retry_at.is_some();
-        if changed.is_none() {
-            self.trouble.clear(Area::Maps);
-            self.unserved.clear();
+        // What is short at one Service keeps no other from being followed: `retry_at` sees to it.
+        self.maps_incomplete = !failures.is_empty();
+        match changed {
+            None => {
+                self.trouble.clear(Area::Maps);
+                self.unserved.clear();
+            }
+            Some(services) => {
+                self.trouble.forget(Area::Maps, services);
+                self.unserved.retain(|service, _| !services.contains(service));
+            }
         }
         // One that makes do with something else is served.
         let short = delta.problems.iter().filter(|problem| problem.severity == Severity::Error);

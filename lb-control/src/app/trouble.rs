@@ -95,6 +95,16 @@ impl Trouble {
         self.changed |= all.len() != before;
     }
 
+    /// Takes back what was wrong with some Services, and not with others.
+    pub fn forget(&mut self, area: Area, services: &BTreeSet<ObjectRef>) {
+        let is_about = |problem: &Problem| problem.object.as_ref().is_some_and(|one| services.contains(one));
+        if let Some(all) = self.areas.get_mut(&area) {
+            let before = all.len();
+            all.retain(|problem| !is_about(problem));
+            self.changed |= all.len() != before;
+        }
+    }
+
     /// Everything that is wrong, if that is other than at the last call. The log hears of what is
     /// new.
     pub fn news(&mut self) -> Option<Vec<Problem>> {
@@ -147,5 +157,19 @@ mod tests {
         assert_eq!(trouble.news(), None);
         trouble.clear(Area::Maps);
         assert_eq!(trouble.news(), Some(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_service_is_taken_back_alone() {
+        let [a, b] = ["a", "b"].map(|name| ObjectRef::new("default", name));
+        let full = |service| Problem::error("full").about("Service", service);
+        let mut trouble = Trouble::default();
+        trouble.extend(Area::Maps, [full(&a), full(&b), Problem::error("other")]);
+        trouble.news();
+        trouble.forget(Area::Maps, &BTreeSet::from([ObjectRef::new("default", "c")]));
+        trouble.forget(Area::Flows, &BTreeSet::from([a.clone()]));
+        assert_eq!(trouble.news(), None);
+        trouble.forget(Area::Maps, &BTreeSet::from([a.clone()]));
+        assert_eq!(trouble.news(), Some(vec![full(&b), Problem::error("other")]));
     }
 }

@@ -123,12 +123,7 @@ impl Regions {
     }
 
     pub fn allocate(&mut self, count: u32, now: Duration) -> Option<Region> {
-        while let Some((until, region)) = self.resting.front().copied()
-            && until <= now
-        {
-            self.resting.pop_front();
-            self.insert(region);
-        }
+        self.end_rests(now);
         let (first, length) =
             self.free.iter().find(|(_, length)| **length >= count).map(|(a, b)| (*a, *b))?;
         self.free.remove(&first);
@@ -136,6 +131,21 @@ impl Regions {
             self.free.insert(first + count, length - count);
         }
         Some(Region { first, count })
+    }
+
+    /// Whether a region of this length can be allocated.
+    pub fn has_room(&mut self, count: u32, now: Duration) -> bool {
+        self.end_rests(now);
+        count == 0 || self.free.values().any(|length| *length >= count)
+    }
+
+    fn end_rests(&mut self, now: Duration) {
+        while let Some((until, region)) = self.resting.front().copied()
+            && until <= now
+        {
+            self.resting.pop_front();
+            self.insert(region);
+        }
     }
 
     /// Takes a region out of those that can be allocated; false if any of it is taken already.
@@ -201,6 +211,8 @@ mod tests {
         regions.retire(a, LATER);
         regions.retire(b, LATER);
         assert_eq!(regions.allocate(4, NOW), None);
+        assert!(regions.has_room(2, NOW) && !regions.has_room(3, NOW));
+        assert!(Regions::new(0).has_room(0, NOW));
         assert_eq!(regions.next_rested(), Some(LATER));
         assert_eq!(regions.allocate(10, LATER), Some(Region { first: 0, count: 10 }));
     }

@@ -21,9 +21,9 @@ impl Round<'_> {
         self.delta.problems.push(Problem::error(message).about("Service", &key.service));
     }
 
-    /// Says that a Service gets all it needs, but not all it asks for.
+    /// Says that a Service gets all it needs, but not all it asks for. That is no reason to try again
+    /// soon: [`Compiler::next_step`] tells when there may be room.
     pub(super) fn makes_do(&mut self, key: &ServiceKey, message: String) {
-        self.short = true;
         self.delta.problems.push(Problem::warning(message).about("Service", &key.service));
     }
 }
@@ -37,7 +37,7 @@ impl Compiler {
             && round.desired.entries.contains_key(owner)
         {
             let text = format!("{vip} is already served for Service {}", owner.service);
-            round.delta.problems.push(Problem::error(text).about("Service", &key.service));
+            round.short_of(key, text);
             return;
         }
         let Some(mut entry) = self.take_entry(key, round) else { return };

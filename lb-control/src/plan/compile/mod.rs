@@ -101,7 +101,8 @@ pub struct Delta {
     pub batches: Vec<Batch>,
     /// What cannot be done, by Service: limits of the maps.
     pub problems: Vec<Problem>,
-    /// When to try again, because something that is short now has rested by then.
+    /// When to try again, because something that is short now has rested by then. `None` if nothing is
+    /// short, and what makes do with something else is not.
     pub retry_at: Option<Duration>,
 }
 
@@ -168,6 +169,8 @@ pub struct Compiler {
     snat: Snat,
     /// When the next share of a backend grows, by entry.
     steps: BTreeMap<ServiceKey, Duration>,
+    /// Entries that make do without a lookup table, and how many slots it would have.
+    waiting: BTreeMap<ServiceKey, u32>,
 }
 
 /// State of one round of planning.
@@ -203,6 +206,7 @@ impl Compiler {
             slot_regions: Regions::new(limits.slots),
             snat: Snat::new(limits.snat_addresses),
             steps: BTreeMap::new(),
+            waiting: BTreeMap::new(),
         }
     }
 
@@ -333,15 +337,22 @@ impl Compiler {
         holdings
     }
 
-    /// When the share of a backend that starts slowly grows next.
+    /// When the share of a backend that starts slowly grows next, or slots have rested that an entry may
+    /// have its lookup table in.
     #[must_use]
     pub fn next_step(&self) -> Option<Duration> {
-        self.steps.values().min().copied()
+        let rested = self.slot_regions.next_rested().filter(|_| !self.waiting.is_empty());
+        self.steps.values().copied().chain(rested).min()
     }
 
-    /// The Services of which a share grows now: they have to be reconciled, and are not named again before.
+    /// The Services of which a share grows now, or for whose table there is room now: they have to be
+    /// reconciled, and are not named again before.
     pub fn take_due(&mut self, now: Duration) -> BTreeSet<ObjectRef> {
-        self.steps.extract_if(.., |_, at| *at <= now).map(|(key, _)| key.service).collect()
+        let regions = &mut self.slot_regions;
+        let roomy = self.waiting.iter().filter(|(_, slots)| regions.has_room(**slots, now));
+        let mut due: BTreeSet<_> = roomy.map(|(key, _)| key.service.clone()).collect();
+        due.extend(self.steps.extract_if(.., |_, at| *at <= now).map(|(key, _)| key.service));
+        due
     }
 
     /// The index in `services` of an entry, for counters.

@@ -22,6 +22,7 @@ impl Compiler {
         entry.slots.clear();
         entry.table_of = None;
         self.steps.remove(key);
+        self.waiting.remove(key);
         entry.settled_ranges = None;
         let index = entry.index;
         let vip = Vip::new(key.vip, key.port, key.protocol.number());

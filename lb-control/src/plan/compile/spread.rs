@@ -81,16 +81,20 @@ impl Compiler {
         round: &mut Round<'_>,
     ) {
         entry.table_of = None;
+        self.waiting.remove(key);
         if scheduler == Scheduler::Maglev {
-            if self.seat(entry, lookup_table(&takers), ServiceFlags::MAGLEV, round.now) {
+            let size = maglev::size(takers.len());
+            // Asked before the table is computed, which takes long.
+            let may_fit = size as usize == entry.slots.len() || self.slot_regions.has_room(size, round.now);
+            if may_fit && self.seat(entry, lookup_table(&takers), ServiceFlags::MAGLEV, round.now) {
                 entry.table_of = Some(takers);
                 return;
             }
+            self.waiting.insert(key.clone(), size);
             let text = format!(
                 "the map slots ({} entries) has no room for the lookup table of {key} ({} slots): its \
                  connections go in turn; use the scheduler maglev for fewer Services",
-                self.limits.slots,
-                maglev::size(takers.len()),
+                self.limits.slots, size,
             );
             round.makes_do(key, text);
         }

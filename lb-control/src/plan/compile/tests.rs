@@ -2,7 +2,7 @@ use lb_common::abi::{Backend, ConnectionLimit};
 
 use super::*;
 use crate::{
-    model::{DesiredBackend, DesiredEntry, Role, Severity},
+    model::{DesiredBackend, DesiredEntry, ObjectRef, Role, Severity},
     plan::compile::testing::{desired, key, look, paths},
     ports::{FakeMaps, FaultyMaps},
 };
@@ -446,8 +446,16 @@ fn a_table_without_room_is_done_without() {
     assert_eq!(problem.severity, Severity::Warning);
     assert!(problem.message.contains("no room for the lookup table of default/b"), "{problem}");
     assert!(look(&lab.maps).ends_with("b 192.0.2.2:80/TCP: 10.0.0.1:8080 10.0.0.2:8080\n"));
-    lab.go("b 2 80: !maglev .1 .2");
-    lab.now += Duration::from_secs(10);
-    assert!(lab.go("b 2 80: !maglev .1 .2").problems.is_empty());
+    // It is served: nothing is tried again before somebody else gives back enough.
+    assert_eq!((delta.retry_at, lab.compiler.next_step()), (None, None));
+    lab.go("a 1 80: !maglev .1 .2 .3\nb 2 80: !maglev .1 .2 .4");
+    let at = lab.compiler.next_step().expect("three slots rest");
+    assert_eq!((lab.compiler.take_due(at), lab.compiler.next_step()), (BTreeSet::new(), None));
+    let delta = lab.go("b 2 80: !maglev .1 .2 .4");
+    assert_eq!((delta.problems.len(), delta.retry_at), (1, None));
+    lab.now = lab.compiler.next_step().expect("the table rests");
+    assert_eq!(lab.compiler.take_due(lab.now), BTreeSet::from([ObjectRef::new("default", "b")]));
+    assert!(lab.go("b 2 80: !maglev .1 .2 .4").problems.is_empty());
+    assert_eq!(lab.compiler.next_step(), None);
     assert!(look(&lab.maps).contains("10.0.0.1:8080 at"), "{}", look(&lab.maps));
 }
