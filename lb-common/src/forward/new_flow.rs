@@ -34,8 +34,9 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
     scratch.service = entry;
     let mut index = choose::<D, F>(datapath, scratch, service);
     if scratch.handshake.flag != 0 && datapath.backend(index).is_none_or(Backend::is_local) {
-        // Nobody edits numbers on the way of a backend on this node.
-        index = next_elsewhere(datapath, service, entry);
+        // Nobody edits numbers on the way of a backend on this node. The first one was elsewhere when the
+        // cookie was given out.
+        index = datapath.slot(entry.first_slot).unwrap_or(0);
         if scratch.affinity.backend != 0 {
             scratch.affinity.backend = index;
         }
@@ -152,24 +153,6 @@ fn choose<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addr
         scratch.affinity.backend = index;
     }
     index
-}
-
-/// How many turns to take for a backend that is not on this node.
-const TURNS: u32 = 8;
-
-/// The index of the backend that is next in turn and not on this node. If there is none among some, the
-/// first one, which was elsewhere when the cookie was given out.
-#[inline(never)]
-fn next_elsewhere<D: Datapath>(datapath: &D, service: u32, entry: Service) -> u32 {
-    let first = entry.first_slot;
-    let Some(count) = NonZeroU32::new(entry.slot_count()) else { return 0 };
-    for _ in 0..TURNS {
-        let index = schedule::in_turn(datapath, service, first, count);
-        if datapath.backend(index).is_some_and(|backend| !backend.is_local()) {
-            return index;
-        }
-    }
-    datapath.slot(first).unwrap_or(0)
 }
 
 /// The way to a backend: what the agent keeps current or, until it has, what the kernel knows.
