@@ -39,6 +39,7 @@ unsafe impl<T: Plain> Pod for Raw<T> {}
 /// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
 
+type CacheOf<A, P> = Array<MapData, Raw<CachedFlow<A, P>>>;
 type Hashed<K, V> = HashMap<MapData, Raw<K>, Raw<V>>;
 
 struct Family<A> {
@@ -69,8 +70,8 @@ pub struct Kernel {
     drops: PerCpuArray<MapData, Raw<DropStats>>,
     open_flows: Array<MapData, u32>,
     devices: DevMapHash<MapData>,
-    cache_v4: Array<MapData, Raw<CachedFlow<[u8; 4], [u8; 0]>>>,
-    cache_v6: Array<MapData, Raw<CachedFlow<[u8; 16], [u8; 16]>>>,
+    cache_v4: CacheOf<[u8; 4], [u8; 0]>,
+    cache_v6: CacheOf<[u8; 16], [u8; 16]>,
     _programs: ProgramArray<MapData>,
     output: Vec<u8>,
 }
