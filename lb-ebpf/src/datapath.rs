@@ -1,5 +1,7 @@
 //! The kernel as the forwarding core sees it: maps and helpers.
 
+// long because it is what the core asks of the kernel, one helper after the other.
+
 use core::arch::asm;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup};

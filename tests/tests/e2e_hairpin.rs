@@ -154,21 +154,7 @@ fn a_backend_reaches_the_vip_and_itself() -> Result<()> {
 #[test]
 fn a_machine_behind_a_router_is_a_backend() -> Result<()> {
     let Some(near) = Near::new(2, 0)? else { return Ok(()) };
-    let router = &near.lab().backends[1];
-    let outside = Namespace::new(near.lab().id(), "outside")?;
-    for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-        router.sysctl(&format!("net/{key}"), "1")?;
-    }
-    router.ip_batch(&format!(
-        "link add south type veth peer name eth0 netns {}
-         addr add 10.7.0.1/24 dev south\n addr add fd07::1/64 dev south nodad\n link set south up",
-        outside.name()
-    ))?;
-    outside.ip_batch(
-        "addr add 10.7.0.2/24 dev eth0\n addr add fd07::2/64 dev eth0 nodad\n link set eth0 up
-         route add default via 10.7.0.1\n route add ::/0 via fd07::1",
-    )?;
-    near.lab().edge.ip_batch("route add 10.7.0.0/24 via 10.2.0.12\n route add fd07::/64 via fd02::12")?;
+    let outside = near.lab().behind_second_backend(1_500)?;
     let _server = Server::start(&outside)?;
     let path = near.group.path().display().to_string();
     let by_hand = web(&[1, 2]).replace("10.2.0.12", "10.7.0.2").replace("fd02::12", "fd07::2");

@@ -11,7 +11,7 @@ use pointsman_tests::{
         wait_for,
     },
     traffic::{
-        bulk,
+        Server, bulk,
         client::{
             check_round_robin, connect, open, tally, udp_exchange, udp_socket, who_answers, who_answers_udp,
         },
@@ -64,8 +64,9 @@ fn everything_works(world: &World, status: &Value, backends: usize, largest: usi
     Ok(())
 }
 
-/// A client that sends what does not fit the tunnel learns so, and its kernel makes fragments that do.
-fn the_tunnel_is_narrow(world: &World, status: &Value) -> Result<()> {
+/// A client that sends what does not fit the way to a backend learns so, and its kernel makes fragments
+/// that do.
+fn learns_mtu(world: &World, status: &Value, mtu: u32) -> Result<()> {
     let client = &world.lab.client;
     for to in both(status, UDP)? {
         let family = if to.is_ipv4() { "-4" } else { "-6" };
@@ -74,7 +75,7 @@ fn the_tunnel_is_narrow(world: &World, status: &Value) -> Result<()> {
             // Once it has, the kernel may say so here.
             let _ = socket.send(&[b'f'; FITS_THE_LINK]);
             let routes = client.run(["ip", family, "route", "show", "cache"])?;
-            Ok(routes.contains("mtu 1450").then_some(()))
+            Ok(routes.contains(&format!("mtu {mtu}")).then_some(()))
         })?;
         let socket = client.enter(|| udp_socket(to))??;
         udp_exchange(&socket, &[b'f'; FITS_THE_LINK])?;
@@ -127,7 +128,7 @@ fn backends_behind_a_bridge() -> Result<()> {
     let (_agent, status) = chosen(&world)?;
     assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "xdp-native")]));
     everything_works(&world, &status, 3, IN_A_TUNNEL)?;
-    the_tunnel_is_narrow(&world, &status)
+    learns_mtu(&world, &status, 1_450)
 }
 
 #[test]
@@ -136,7 +137,33 @@ fn backends_in_an_overlay() -> Result<()> {
     let (_agent, status) = chosen(&world)?;
     assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "xdp-native")]));
     everything_works(&world, &status, 3, IN_A_TUNNEL)?;
-    the_tunnel_is_narrow(&world, &status)
+    learns_mtu(&world, &status, 1_450)
+}
+
+/// Behind a router, whose errors are about packets of the node: they are translated for the client.
+fn behind_a_router(datapath: &str) -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let outside = world.lab.behind_second_backend(1_400)?;
+    let _server = Server::start(&outside)?;
+    let web = web(&[2]).replace("10.2.0.12", "10.7.0.2").replace("fd02::12", "fd07::2");
+    let agent = Agent::start_with(&world.lab, &web, &["--datapath", datapath])?;
+    let status = agent.wait_ready()?;
+    assert_eq!(modes(&status)?, BTreeMap::from([("lan", datapath), ("uplink", datapath)]));
+    for to in both(&status, HTTP)? {
+        assert_eq!(who_answers(&world.lab.client, to, 2)?, ["outside"; 2]);
+    }
+    learns_mtu(&world, &status, 1_400)?;
+    everything_works(&world, &status, 1, FRAGMENTED)
+}
+
+#[test]
+fn behind_a_router_by_tc() -> Result<()> {
+    behind_a_router("tc")
+}
+
+#[test]
+fn behind_a_router_by_xdp() -> Result<()> {
+    behind_a_router("xdp-native")
 }
 
 #[test]

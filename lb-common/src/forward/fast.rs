@@ -63,8 +63,7 @@ fn ip<D: Tables<F>, F: IpFamily>(datapath: &D) -> Option<usize> {
         IPPROTO_UDP => 8,
         _ => return None,
     };
-    let available = packet.length() - size_of::<Ethernet>();
-    if !frame.ip.is_plain(available, payload) || frame.ip.hops_left() <= 1 {
+    if !frame.ip.is_plain(packet.length() - size_of::<Ethernet>(), payload) || frame.ip.hops_left() <= 1 {
         return None;
     }
     if protocol == IPPROTO_TCP {

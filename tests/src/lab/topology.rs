@@ -220,6 +220,27 @@ impl Lab {
         }
     }
 
+    /// Makes the second backend the router to a machine, 10.7.0.2 and fd07::2, by a link of this MTU.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn behind_second_backend(&self, mtu: u32) -> Result<Namespace> {
+        let router = &self.backends[1];
+        let outside = Namespace::new(self.id(), "outside")?;
+        forwarding(router)?;
+        router.ip_batch(&format!(
+            "link add south mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}
+             addr add 10.7.0.1/24 dev south\n addr add fd07::1/64 dev south nodad\n link set south up",
+            outside.name(),
+        ))?;
+        outside.ip_batch(
+            "addr add 10.7.0.2/24 dev eth0\n addr add fd07::2/64 dev eth0 nodad\n link set eth0 up
+             route add default via 10.7.0.1\n route add ::/0 via fd07::1",
+        )?;
+        self.edge.ip_batch("route add 10.7.0.0/24 via 10.2.0.12\n route add fd07::/64 via fd02::12")?;
+        Ok(outside)
+    }
+
     /// Command line that opens a shell on the edge, with the machine's pins in sight (`ip netns
     /// exec` would hide them behind a fresh `/sys`).
     #[must_use]
