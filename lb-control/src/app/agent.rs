@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::Result;
 use lb_common::abi::Config;
 use tokio::time::Instant;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::Settings;
 use super::live::Live;
 use super::shared::Shared;
-use super::start::{check_device, first_config};
+use super::start::{Loaded, check_device, load};
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{
@@ -25,7 +25,6 @@ use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
 use crate::plan::{self, Addressing, Compiler, Effects, FlowTableWatch, Paths, Planner, Scope};
-use crate::ports::MapStore;
 use crate::source::Update;
 
 mod hooks;
@@ -44,7 +43,7 @@ pub struct Agent {
     next_hops: NextHops,
     pins: PinDirectory,
     /// Keeps other agents away from the pins.
-    _lock: PinLock,
+    lock: PinLock,
     programs: Programs,
     maps: KernelMaps,
     devices: Devices,
@@ -90,11 +89,12 @@ impl Agent {
         check_device(&network, &settings.link_device).await?;
         let pins = PinDirectory::new(&settings.pin_directory);
         let lock = pins.occupy()?;
-        let programs = Programs::load(&pins, &settings.sizes)?;
-        let maps = KernelMaps::from_pins(&pins)?;
-        let compiler = Compiler::adopt(&maps, plan::Settings::default())?;
-        // Whatever the maps say, next hops may be others by now.
-        let config = first_config(settings, maps.config()?)?;
+        let loaded = load(&pins, settings).inspect_err(|_| {
+            if let Err(error) = lock.give_back() {
+                warn!("{error:#}");
+            }
+        });
+        let Loaded { programs, maps, compiler, config } = loaded?;
         let addressing = if settings.follows_cluster() {
             Addressing::Follows
         } else {
@@ -118,7 +118,7 @@ impl Agent {
             exits: Classifiers::new(pins.clone(), Direction::Egress),
             sockets: SocketHooks::new(pins.clone(), settings.cgroup.clone()),
             pins,
-            _lock: lock,
+            lock,
             programs,
             maps,
             compiler,
@@ -453,6 +453,7 @@ impl Agent {
     /// # Errors
     /// When an address could not be kept.
     pub async fn hand_over(&self) -> Result<()> {
+        self.lock.give_back()?;
         if self.settings.follows_cluster() {
             // Others may be given the addresses when this node stays away: they must not stay for ever.
             return Ok(());
