@@ -343,6 +343,10 @@ impl Agent {
         let moved = self.attach();
         let backends: BTreeSet<_> = refreshed.backends.union(&moved).copied().collect();
         self.take_paths(&backends);
+        if self.must_wait() {
+            self.maps_incomplete = true;
+            return self.hold().await;
+        }
         let services = self.planner.services_behind(&backends);
         self.write_maps(if self.maps_incomplete { None } else { Some(&services) });
         self.leave_exits();

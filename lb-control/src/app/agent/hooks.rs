@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use lb_common::abi::SynCookies;
 use tracing::debug;
 
 use super::Agent;
 use crate::app::trouble::Area;
-use crate::dataplane::{Direction, Mode};
+use crate::dataplane::{Direction, Mode, are_slots_apart, device_name};
 use crate::model::Problem;
 use crate::net::forwarding;
 use crate::net::way::Resolution;
@@ -98,6 +98,31 @@ impl Agent {
                 SynCookies::OFF
             }
         }
+    }
+
+    /// Whether nothing may be written, since a program of the previous version would misread it: one that
+    /// could not be replaced, and that has its slots in a smaller map.
+    pub(super) fn must_wait(&mut self) -> bool {
+        let found = self.devices.unreplaced().and_then(|left| {
+            let is_read = !left.is_empty() && are_slots_apart(&self.pins)?;
+            Ok(is_read.then_some(left))
+        });
+        let error = match found {
+            Ok(None) => return false,
+            Ok(Some(left)) => {
+                let name = |index: &u32| device_name(*index).unwrap_or_else(|| index.to_string());
+                let names: Vec<_> = left.iter().map(name).collect();
+                anyhow!(
+                    "programs of an earlier agent are still attached to {} and cannot be replaced: they go on with \
+                     what they have, and no change of a Service is taken into use before that works",
+                    names.join(", ")
+                )
+            }
+            Err(error) => error,
+        };
+        self.trouble.clear(Area::Maps);
+        self.fail(Area::Maps, "upgrade", &error);
+        true
     }
 
     fn modes(&self) -> BTreeMap<u32, Mode> {
