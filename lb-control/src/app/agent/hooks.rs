@@ -239,19 +239,25 @@ impl Agent {
     }
 
     /// Looks for our filters of TC, where there are no links (before Linux 6.6): what somebody has taken
-    /// away is attached anew with the others.
+    /// away is attached anew with the others, and what an agent has left that was killed is replaced.
     pub(super) async fn find_filters(&mut self) {
+        if !self.exits.uses_filters() {
+            return;
+        }
+        let wanted = self.devices_in_use();
         for classifiers in [self.devices.classifiers(), &mut self.exits] {
-            if !classifiers.uses_filters() {
-                continue;
-            }
-            let attached: Vec<_> = classifiers.attached().map(|(index, _)| index).collect();
+            let attached: BTreeSet<_> = classifiers.attached().map(|(index, _)| index).collect();
             let leaving = classifiers.direction() == Direction::Egress;
-            for index in attached {
-                match self.network.filters(index, leaving).await {
-                    Ok(found) => {
+            for index in attached.iter().chain(wanted.keys().filter(|index| !attached.contains(index))) {
+                match self.network.filters(*index, leaving).await {
+                    Ok(found) if attached.contains(index) => {
                         let found = found.into_iter().map(|filter| (filter.priority, filter.handle));
-                        classifiers.forget_missing(index, found);
+                        classifiers.forget_missing(*index, found);
+                    }
+                    Ok(found) => {
+                        let found =
+                            found.into_iter().map(|filter| (filter.priority, filter.handle, filter.name));
+                        classifiers.find_unsigned(*index, found);
                     }
                     // A device that is gone is noticed elsewhere.
                     Err(error) => debug!("{error:#}"),
