@@ -190,6 +190,9 @@ fn attaching_is_tried_and_leaves_nothing() -> Result<()> {
     has(&found, "note xdp-native uplink");
     has(&found, "ok driver uplink");
     assert_eq!(bad(&found), [""; 0], "{found:#?}");
+    has(&found, "ok cookie-programs");
+    has(&found, "ok socket-programs");
+    assert!(found.iter().any(|finding| finding.what.ends_with(" control-group")), "{found:#?}");
     let (found, _) = doctor_by(&lab, &[], &["--attach"])?;
     for way in ["xdp-native", "tcx", "xdp-generic"] {
         has(&found, &format!("ok {way} uplink"));

@@ -7,7 +7,7 @@ use aya::{EbpfLoader, programs::SchedClassifier};
 use lb_common::abi::maps::EGRESS_PROGRAM;
 use lb_control::{
     dataplane::{Classifiers, Direction, PinDirectory},
-    net::Kernel,
+    net::{Filter, Kernel},
 };
 use pointsman_tests::{
     kit::kernel::{loader, object},
@@ -39,6 +39,31 @@ fn program_id(line: &str) -> Option<&str> {
     words.nth(1)
 }
 
+/// What the kernel lists on the device, as the agent sees it.
+fn listed(lab: &Lab, index: u32) -> Result<Vec<Filter>> {
+    lab.edge.enter(|| -> Result<_> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async { Kernel::connect()?.filters(index, true).await })
+    })?
+}
+
+/// A filter of ours without the sign is replaced; one of another program is not taken for it.
+fn replace_unsigned(lab: &Lab, pins: &PinDirectory, object: &[u8], index: u32) -> Result<()> {
+    let mut ebpf = lab.edge.enter(|| loaded(object))??;
+    let program: &mut SchedClassifier = ebpf.program_mut(EGRESS_PROGRAM).context("no program")?.try_into()?;
+    let mut exits = Classifiers::by_filters(pins.clone(), Direction::Egress);
+    let listed = listed(lab, index)?;
+    let with_name = |name: &str| {
+        let all = listed.iter().map(|filter| (filter.priority, filter.handle, name.to_owned()));
+        all.collect::<Vec<_>>()
+    };
+    exits.find_unsigned(index, with_name("other"));
+    assert!(lab.edge.enter(|| exits.attach(program, index, "uplink"))?.is_err());
+    exits.find_unsigned(index, with_name(&listed[0].name));
+    lab.edge.enter(|| exits.attach(program, index, "uplink"))??;
+    exits.keep_only(&[index])
+}
+
 /// The filter is missed, and attached anew, also if its queueing discipline is gone with it.
 fn somebody_takes_it_away(lab: &Lab, pins: &PinDirectory, object: &[u8], index: u32) -> Result<()> {
     let mut ebpf = lab.edge.enter(|| loaded(object))??;
@@ -46,10 +71,7 @@ fn somebody_takes_it_away(lab: &Lab, pins: &PinDirectory, object: &[u8], index: 
     let mut exits = Classifiers::by_filters(pins.clone(), Direction::Egress);
     lab.edge.enter(|| exits.attach(program, index, "uplink"))??;
     let compare = |exits: &mut Classifiers| -> Result<()> {
-        let listed = lab.edge.enter(|| -> Result<_> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async { Kernel::connect()?.filters(index, true).await })
-        })??;
+        let listed = listed(lab, index)?;
         exits.forget_missing(index, listed.into_iter().map(|filter| (filter.priority, filter.handle)));
         Ok(())
     };
@@ -99,6 +121,13 @@ fn filters_are_adopted_and_replaced() -> Result<()> {
     let second = filters(&lab)?;
     assert_eq!((first.len(), second.len()), (1, 1), "{first:?} {second:?}");
     assert_ne!(program_id(&first[0]), program_id(&second[0]), "the program is the next agent's");
+    // An agent that is killed between the filter and its sign leaves no sign.
+    fs::remove_file(pins.links().join(format!("{index}-clsact")))?;
+    assert!(lab.edge.enter(|| attach(&pins))?.is_err(), "it may be somebody else's");
+    replace_unsigned(&lab, &pins, &object, index)?;
+    let third = filters(&lab)?;
+    assert_eq!(third.len(), 1, "{third:?}");
+    assert_ne!(program_id(&second[0]), program_id(&third[0]), "the program is the next agent's");
     somebody_takes_it_away(&lab, &pins, &object, index)?;
     let mut next = Classifiers::by_filters(pins.clone(), Direction::Egress);
     lab.edge.enter(|| next.keep_only(&[]))??;

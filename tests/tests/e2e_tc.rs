@@ -1,8 +1,9 @@
 //! TC in place of XDP, and beside it: devices that XDP cannot send by.
 
-use std::{collections::BTreeMap, io::ErrorKind};
+use std::{collections::BTreeMap, fs, io::ErrorKind};
 
 use anyhow::{Context, Result};
+use lb_common::abi::ABI_VERSION;
 use pointsman_tests::{
     lab::{
         Agent, Lan, Options,
@@ -15,6 +16,7 @@ use pointsman_tests::{
         client::{
             check_round_robin, connect, open, tally, udp_exchange, udp_socket, who_answers, who_answers_udp,
         },
+        ping_pong::PingPong,
     },
     world::{World, both, web},
 };
@@ -192,5 +194,43 @@ fn one_that_is_forced_and_cannot_is_a_problem() -> Result<()> {
     let refused = agent.cli(&["doctor", "--link-device", "uplink", "--read-only", "-o", "json"]);
     let Err(error) = refused else { panic!("the doctor finds nothing") };
     assert!(format!("{error:#}").contains("exit status: 1"), "{error:#}");
+    Ok(())
+}
+
+/// Where neither native XDP nor TC works, the link in generic mode that an earlier agent has left gets
+/// the new program: no other can be attached beside it.
+#[test]
+fn generic_stays_where_nothing_better_works() -> Result<()> {
+    let Some(world) = World::new(1)? else { return Ok(()) };
+    let mut agent = Agent::start_with(&world.lab, &web(&[1]), &["--datapath", "xdp-generic"])?;
+    let before = agent.wait_ready()?;
+    let flows = PingPong::start(&world.lab.client, both(&before, ECHO)?[0], 2)?;
+    flows.wait_exchanges(10)?;
+    agent.kill();
+    // What cannot be removed where the pin of TC is to be keeps TC from being attached.
+    let links = world.lab.pin_directory().join(format!("v{ABI_VERSION}/links"));
+    let mut in_the_way = Vec::new();
+    for entry in fs::read_dir(&links)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(index) = name.strip_suffix("-generic") {
+            in_the_way.push(links.join(format!("{index}-ingress")));
+        }
+    }
+    assert_eq!(in_the_way.len(), 2, "one for each device");
+    in_the_way.iter().try_for_each(fs::create_dir)?;
+    agent.use_flags(&["--datapath", "auto"]);
+    agent.run()?;
+    let after = agent.wait_ready()?;
+    assert_eq!(modes(&after)?, BTreeMap::from([("lan", "xdp-generic"), ("uplink", "xdp-generic")]));
+    let programs = |status: &Value| -> Vec<_> {
+        list(status, "devices").iter().filter_map(|device| device["programId"].as_u64()).collect()
+    };
+    let (before, after) = (programs(&before), programs(&after));
+    assert!(before.len() == 2 && after.iter().all(|id| !before.contains(id)), "{before:?} {after:?}");
+    flows.wait_exchanges(30)?;
+    let report = flows.stop()?;
+    assert!(report.broken.is_empty(), "{report:?}");
+    in_the_way.iter().try_for_each(fs::remove_dir)?;
+    assert!(agent.sigterm()?.success(), "{}", agent.log());
     Ok(())
 }

@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -236,6 +237,53 @@ fn killed_at_any_step_the_next_agent_finishes() -> Result<()> {
     traffic.goes_on()?;
     traffic.stop(&world.lab)?;
     assert_eq!(links(&own), all);
+    Ok(())
+}
+
+/// A program that runs the agent under test without what loading programs takes.
+fn without_rights(lab: &Lab) -> Result<PathBuf> {
+    let path = lab.directory().join("without-rights");
+    let binary = std::env::var("POINTSMAN_BIN")?;
+    let script = format!("#!/bin/sh\nexec setpriv --bounding-set -net_admin,-sys_admin {binary} \"$@\"\n");
+    fs::write(&path, script)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+#[test]
+fn an_agent_that_cannot_begin_leaves_the_way_back_open() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let (mut agent, status) = earlier(&world, &[1, 2])?;
+    let new = PathBuf::from(std::env::var("POINTSMAN_BIN")?);
+    let [to, _] = both(&status, ECHO)?;
+    let flows = PingPong::start(&world.lab.client, to, 2)?;
+    let (own, previous) = (version(&world.lab, ABI_VERSION), version(&world.lab, VERSION));
+    let before = (names(&previous), names(&previous.join("links")));
+    agent.use_binary(&without_rights(&world.lab)?);
+    agent.run()?;
+    let ended = agent.ended()?;
+    assert!(!ended.success(), "{ended}");
+    assert!(agent.log().contains("an agent of it can begin again"), "{}", agent.log());
+    assert!(!own.exists(), "pins are left: {:?}", names(&own));
+    assert_eq!((names(&previous), names(&previous.join("links"))), before);
+    flows.wait_exchanges(30)?;
+    if let Some(old) = old_binary() {
+        agent.use_binary(&old);
+        agent.run()?;
+        agent.wait_ready()?;
+        flows.wait_exchanges(30)?;
+        agent.kill();
+    }
+    // What one has left that was killed before it had attached anything is not taken for the real thing.
+    fs::create_dir_all(own.join("links"))?;
+    MapData::from_pin(previous.join("drops"))?.pin(own.join("slots"))?;
+    agent.use_binary(&new);
+    agent.run()?;
+    wait_for("the pins of the version before to go", || Ok(is_done(&world.lab).then_some(())))?;
+    agent.wait_ready()?;
+    flows.wait_exchanges(30)?;
+    let report = flows.stop()?;
+    assert!(report.broken.is_empty(), "{report:?}");
     Ok(())
 }
 

@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::Result;
 use lb_common::abi::Config;
 use tokio::time::Instant;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::Settings;
 use super::live::Live;
 use super::shared::Shared;
-use super::start::{check_device, first_config, first_cookies};
+use super::start::{Loaded, check_device, load};
 use super::trouble::{Area, Trouble};
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{
@@ -25,7 +25,6 @@ use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
 use crate::plan::{self, Addressing, Compiler, CookiePhase, Effects, FlowTableWatch, Paths, Planner, Scope};
-use crate::ports::MapStore;
 use crate::source::Update;
 
 mod cookies;
@@ -45,7 +44,7 @@ pub struct Agent {
     next_hops: NextHops,
     pins: PinDirectory,
     /// Keeps other agents away from the pins.
-    _lock: PinLock,
+    lock: PinLock,
     programs: Programs,
     maps: KernelMaps,
     devices: Devices,
@@ -93,13 +92,12 @@ impl Agent {
         check_device(&network, &settings.link_device).await?;
         let pins = PinDirectory::new(&settings.pin_directory);
         let lock = pins.occupy()?;
-        let programs = Programs::load(&pins, &settings.sizes)?;
-        let maps = KernelMaps::from_pins(&pins)?;
-        let compiler = Compiler::adopt(&maps, plan::Settings::default())?;
-        // Whatever the maps say, next hops may be others by now.
-        let earlier = maps.config()?;
-        let cookies = first_cookies(settings.syn_cookies, earlier.as_ref());
-        let config = first_config(settings, earlier)?;
+        let loaded = load(&pins, settings).inspect_err(|_| {
+            if let Err(error) = lock.give_back() {
+                warn!("{error:#}");
+            }
+        });
+        let Loaded { programs, maps, compiler, config, cookies } = loaded?;
         let addressing = if settings.follows_cluster() {
             Addressing::Follows
         } else {
@@ -123,7 +121,7 @@ impl Agent {
             exits: Classifiers::new(pins.clone(), Direction::Egress),
             sockets: SocketHooks::new(pins.clone(), settings.cgroup.clone()),
             pins,
-            _lock: lock,
+            lock,
             programs,
             maps,
             compiler,
@@ -349,6 +347,10 @@ impl Agent {
         let moved = self.attach();
         let backends: BTreeSet<_> = refreshed.backends.union(&moved).copied().collect();
         self.take_paths(&backends);
+        if self.must_wait() {
+            self.maps_incomplete = true;
+            return self.hold().await;
+        }
         let services = self.planner.services_behind(&backends);
         self.write_maps(if self.maps_incomplete { None } else { Some(&services) });
         self.leave_exits();
@@ -459,6 +461,7 @@ impl Agent {
     /// # Errors
     /// When an address could not be kept.
     pub async fn hand_over(&self) -> Result<()> {
+        self.lock.give_back()?;
         if self.settings.follows_cluster() {
             // Others may be given the addresses when this node stays away: they must not stay for ever.
             return Ok(());

@@ -4,8 +4,40 @@ use anyhow::{Context, Result, bail};
 use lb_common::abi::Config;
 
 use super::Settings;
+use crate::dataplane::{Kernel as Programs, KernelMaps, PinDirectory};
 use crate::net::Kernel as Network;
-use crate::plan::{CookiePhase, CookiePolicy};
+use crate::plan::{self, Compiler, CookiePhase, CookiePolicy};
+use crate::ports::MapStore;
+
+/// What the kernel has of the agent from its first moment.
+pub struct Loaded {
+    /// Attached nowhere yet, unless by an earlier agent.
+    pub programs: Programs,
+    /// Those that are pinned.
+    pub maps: KernelMaps,
+    /// It knows what is in the maps.
+    pub compiler: Compiler,
+    /// The settings of the datapath to begin with; not written yet.
+    pub config: Config,
+    /// Whether SYN cookies are in use.
+    pub cookies: CookiePhase,
+}
+
+/// Loads the programs over the maps that there are, or makes both.
+///
+/// # Errors
+/// When the kernel refuses, or a setting is no good. Nothing was attached or written then, but maps may
+/// have been made.
+pub fn load(pins: &PinDirectory, settings: &Settings) -> Result<Loaded> {
+    let programs = Programs::load(pins, &settings.sizes)?;
+    let maps = KernelMaps::from_pins(pins)?;
+    let compiler = Compiler::adopt(&maps, plan::Settings::default())?;
+    // Whatever the maps say, next hops may be others by now.
+    let earlier = maps.config()?;
+    let cookies = first_cookies(settings.syn_cookies, earlier.as_ref());
+    let config = first_config(settings, earlier)?;
+    Ok(Loaded { programs, maps, compiler, config, cookies })
+}
 
 /// Refuses to begin without the link device, and says which there are.
 pub async fn check_device(network: &Network, name: &str) -> Result<()> {
@@ -20,7 +52,7 @@ pub async fn check_device(network: &Network, name: &str) -> Result<()> {
 
 /// The settings of the datapath to begin with. The route generation goes on where an earlier agent
 /// stopped: its flows carry it.
-pub fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Config> {
+fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Config> {
     let (first, last) = settings.snat_ports;
     let count = last
         .checked_sub(first)

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use aya::programs::ProgramError;
@@ -13,7 +13,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{Xdp, XdpLink, XdpMode};
 use tracing::{info, warn};
 
-use super::classifiers::{Classifiers, Direction, is_classifier};
+use super::classifiers::{Classifiers, Direction, ingress_device, is_classifier};
 use super::links::{parse, pin_name};
 use super::sockets::is_socket_hook;
 use super::{Kernel, PinDirectory};
@@ -204,25 +204,49 @@ impl Devices {
             let program = programs.entry_program()?;
             // A device that had to do with the slowest way once may have a better one now.
             let wanted = self.forced.map_or(mode == Mode::Native, |forced| forced == mode);
-            let replaced = wanted
-                && PinnedLink::from_pin(&path)
-                    .map_err(anyhow::Error::from)
-                    .and_then(|link| Ok(XdpLink::try_from(FdLink::from(link))?))
-                    .and_then(|link| Ok(program.attach_to_link(link)?))
-                    .and_then(|id| Ok(program.take_link(id)?))
-                    .is_ok();
-            if replaced {
+            if wanted && update(program, &path).is_ok() {
                 self.pins.keep_link(&path)?;
                 return Ok(Some(mode));
             }
             if !wanted && self.forced.is_none_or(|forced| forced == Mode::Tc) {
-                // It goes when TC is in place: `keep_only`.
+                // It goes when TC is in place (`keep_only`), or stays when nothing else works (`choose`).
                 continue;
             }
             // Of a device that is gone and whose index is used again, or of another mode.
             fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
         }
         Ok(None)
+    }
+
+    /// Gives a link in generic mode the new program: a second link is refused beside it, and taking it
+    /// off first would leave the device without.
+    fn keep_generic(&self, programs: &mut Kernel, ifindex: u32) -> Result<bool> {
+        let path = self.pin(ifindex, Mode::Generic);
+        if !path.exists() {
+            return Ok(false);
+        }
+        if update(programs.entry_program()?, &path).is_ok() {
+            self.pins.keep_link(&path)?;
+            return Ok(true);
+        }
+        // Of a device that is gone and whose index is used again.
+        fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
+        Ok(false)
+    }
+
+    /// The devices on which a program of the previous version is still at work, since it could not be
+    /// replaced.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub fn unreplaced(&self) -> Result<Vec<u32>> {
+        let mut all = Vec::new();
+        for path in self.pins.all_links()?.iter().filter(|path| self.pins.is_earlier(path)) {
+            let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+            let device = parse(&file).map(|(index, _)| index).or_else(|| ingress_device(&file));
+            all.extend(device.filter(|index| self.mode(*index).is_none() && !all.contains(index)));
+        }
+        Ok(all)
     }
 
     /// Tries one way after the other. Gives the one that works, and why none of the better ones.
@@ -237,6 +261,7 @@ impl Devices {
                 None => programs
                     .ingress_program()
                     .and_then(|program| self.classifiers.attach(program, ifindex, name)),
+                Some(_) if mode == Mode::Generic && self.keep_generic(programs, ifindex)? => Ok(()),
                 Some(xdp) => {
                     let program = programs.entry_program()?;
                     self.attach_xdp(program, ifindex, (mode, xdp)).map_err(|error| explain(error, name, mode))
@@ -307,6 +332,15 @@ impl Devices {
     }
 }
 
+/// Puts a program in the place of the one that a pinned link has.
+fn update(program: &mut Xdp, pin: &Path) -> Result<()> {
+    let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(pin)?))?;
+    let id = program.attach_to_link(link)?;
+    // The pin holds it.
+    program.take_link(id)?;
+    Ok(())
+}
+
 /// Why a device has no datapath, and what to do. A userspace proxy would come here.
 fn no_way(forced: Option<Mode>, refused: &[String]) -> String {
     let refused = refused.join("; ");
@@ -345,7 +379,32 @@ fn explain(error: anyhow::Error, name: &str, mode: Mode) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::abi::previous::VERSION;
+
     use super::*;
+
+    #[test]
+    fn programs_of_the_version_before_that_are_still_at_work() {
+        let root = tempfile::tempdir().unwrap();
+        let links = root.path().join(format!("v{VERSION}/links"));
+        fs::create_dir_all(&links).unwrap();
+        for name in ["7-native", "8-ingress", "9-native", "9-ingress", "10-egress"] {
+            fs::write(links.join(name), "").unwrap();
+        }
+        let mut devices = Devices::new(PinDirectory::new(root.path()), None);
+        let left = |devices: &Devices| {
+            let mut left = devices.unreplaced().unwrap();
+            left.sort_unstable();
+            left
+        };
+        assert_eq!(left(&devices), [7, 8, 9]);
+        // What is beside XDP goes when nothing relies on it any more.
+        let (name, reason) = (String::new(), String::new());
+        let new =
+            Attachment { ifindex: 9, name, mode: Mode::Native, reason, is_fastest: true, program_id: None };
+        devices.attached.insert(9, new);
+        assert_eq!(left(&devices), [7, 8]);
+    }
 
     #[test]
     fn a_device_without_a_way_says_what_to_do() {

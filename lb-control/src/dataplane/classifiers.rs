@@ -1,7 +1,7 @@
 //! The TC programs on devices: attached by pinned links, or as filters where the kernel knows no such
 //! links (before Linux 6.6).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::mem;
@@ -90,6 +90,8 @@ pub struct Classifiers {
     direction: Direction,
     way: Way,
     attached: BTreeMap<u32, String>,
+    /// Devices with a filter of ours that has no sign.
+    unsigned: BTreeSet<u32>,
 }
 
 impl Classifiers {
@@ -100,7 +102,7 @@ impl Classifiers {
         let since = KernelVersion::new(major, minor, patch);
         let has_links = KernelVersion::current().is_ok_and(|current| current >= since);
         let way = if has_links { Way::Link } else { Way::Filter };
-        Self { pins, direction, way, attached: BTreeMap::new() }
+        Self { pins, direction, way, attached: BTreeMap::new(), unsigned: BTreeSet::new() }
     }
 
     /// The same by filters, whatever the kernel knows.
@@ -132,6 +134,22 @@ impl Classifiers {
             if let Err(error) = remove(&self.pin(ifindex, Way::Filter)) {
                 warn!("{error:#}");
             }
+        }
+    }
+
+    /// Looks for a filter of ours among those that the kernel lists on a device, by priority, handle and
+    /// name of the program, that no pin is the sign of: of an agent that was killed before it had made
+    /// it. The kernel refuses another one there, so it is to be replaced.
+    pub fn find_unsigned(&mut self, ifindex: u32, filters: impl IntoIterator<Item = (u16, u32, String)>) {
+        let is_ours = |(priority, handle, name): (u16, u32, String)| {
+            (priority, handle) == (PRIORITY, HANDLE.into()) && name.starts_with("pointsman")
+        };
+        let is_there = filters.into_iter().any(is_ours);
+        let is_known = self.attached.contains_key(&ifindex) || self.pin(ifindex, Way::Filter).exists();
+        if self.uses_filters() && is_there && !is_known {
+            self.unsigned.insert(ifindex);
+        } else {
+            self.unsigned.remove(&ifindex);
         }
     }
 
@@ -180,7 +198,7 @@ impl Classifiers {
         Ok(())
     }
 
-    fn attach_filter(&self, program: &mut SchedClassifier, ifindex: u32, name: &str) -> Result<()> {
+    fn attach_filter(&mut self, program: &mut SchedClassifier, ifindex: u32, name: &str) -> Result<()> {
         let path = self.pin(ifindex, Way::Filter);
         if self.attached.contains_key(&ifindex) {
             return Ok(());
@@ -201,7 +219,11 @@ impl Classifiers {
         }
         let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
         let direction = self.direction.attach_type();
-        let id = program.attach_with_options(name, direction, TcAttachOptions::Netlink(options))?;
+        let id = if self.unsigned.remove(&ifindex) {
+            program.attach_to_link(filter(name, self.direction)?)?
+        } else {
+            program.attach_with_options(name, direction, TcAttachOptions::Netlink(options))?
+        };
         mem::forget(program.take_link(id)?);
         let path = self.new_pin(ifindex, Way::Filter);
         // The sign that the filter is ours, for whoever comes after us.

@@ -73,6 +73,16 @@ impl Growth {
     }
 }
 
+/// Whether the programs of the previous version, as far as any are attached, read slots from a smaller
+/// map than ours: then what we write there is not what they find.
+///
+/// # Errors
+/// When a pin cannot be read.
+pub fn are_slots_apart(pins: &PinDirectory) -> Result<bool> {
+    let (old, new) = (pins.previous_map(maps::SLOTS), pins.map(maps::SLOTS));
+    Ok(old.exists() && open(&old)?.info()?.id() != open(&new)?.info()?.id())
+}
+
 fn open(path: &Path) -> Result<MapData> {
     MapData::from_pin(path).with_context(|| format!("opening the pinned map {}", path.display()))
 }

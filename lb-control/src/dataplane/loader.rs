@@ -28,6 +28,10 @@ pub struct Sizes {
     pub flow_cache: u32,
 }
 
+/// At most as many entries has a map of a trial: those that no flag sets the size of are large, and take
+/// their memory at once.
+const TRIAL_ENTRIES: u32 = 1_024;
+
 impl Default for Sizes {
     fn default() -> Self {
         Self {
@@ -139,7 +143,7 @@ impl Kernel {
         let cached = sizes.flow_cache_on(cpus);
         loader.override_global(maps::FLOW_CACHE_SLOTS, &cached, true);
         for map in maps::ALL {
-            loader.map_max_entries(map.name, sizes.of(*map, cpus));
+            loader.map_max_entries(map.name, sizes.of(*map, cpus).min(TRIAL_ENTRIES));
         }
         Self::with_maps(loader.load(object::bytes()?).context("creating BPF maps")?)
     }

@@ -24,6 +24,7 @@ pub mod trial;
 pub use attach::{Attachment, Devices, Mode};
 pub use classifiers::{Classifiers, Direction};
 pub use counters::Counters;
+pub use growth::are_slots_apart;
 pub use links::{LinkedDevice, device_name, linked_devices};
 pub use loader::{Kernel, Sizes};
 pub use maps::KernelMaps;

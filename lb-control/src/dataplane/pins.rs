@@ -6,6 +6,7 @@ use std::{fs, io};
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::abi::{ABI_VERSION, maps, previous};
 use nix::fcntl::{Flock, FlockArg};
+use tracing::info;
 
 use super::takeover::{self, Versions};
 
@@ -18,7 +19,27 @@ pub(super) const LINKS: &str = "links";
 /// Held by the agent that the pins belong to; the kernel lets go of it when the agent dies.
 pub struct PinLock {
     _lock: Flock<fs::File>,
-    _others: Versions,
+    others: Versions,
+    pins: PinDirectory,
+}
+
+impl PinLock {
+    /// To be called by an agent that cannot begin, or ends before it has attached anything: its pins
+    /// would keep one of the previous version away, which has left something and could go on with it.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn give_back(&self) -> Result<()> {
+        if !self.others.is_upgrade()
+            || !self.pins.previous().exists()
+            || !pins_in(&self.pins.links())?.is_empty()
+        {
+            return Ok(());
+        }
+        takeover::remove(&self.pins.version())?;
+        info!("what map layout v{} has left is as it was: an agent of it can begin again", previous::VERSION);
+        Ok(())
+    }
 }
 
 /// The directory of the pins of this layout version.
@@ -63,8 +84,12 @@ impl PinDirectory {
         let others = Versions::examine(&self.root)?;
         self.prepare()?;
         let lock = self.lock()?;
-        others.take_over(self)?;
-        Ok(PinLock { _lock: lock, _others: others })
+        let lock = PinLock { _lock: lock, others, pins: self.clone() };
+        if let Err(error) = lock.others.take_over(self) {
+            lock.give_back().with_context(|| format!("{error:#}"))?;
+            return Err(error);
+        }
+        Ok(lock)
     }
 
     fn mount(&self) -> Result<()> {
@@ -86,6 +111,14 @@ impl PinDirectory {
             ),
             Err((_, error)) => Err(error).with_context(|| format!("locking {}", self.version().display())),
         }
+    }
+
+    /// Removes all maps' pins, and keeps the directory, which may be locked.
+    pub(super) fn clear(&self) -> Result<()> {
+        for pin in pins_in(&self.version())?.iter().filter(|pin| **pin != self.links()) {
+            fs::remove_file(pin).with_context(|| format!("removing the pin {}", pin.display()))?;
+        }
+        Ok(())
     }
 
     /// Names of the directories beside this one where other layout versions have maps or programs; none
@@ -242,4 +275,44 @@ fn mount_bpf_fs(path: &Path) -> Result<()> {
     .with_context(|| {
         format!("{} is not a BPF file system, and mounting one failed (needs CAP_SYS_ADMIN)", path.display())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pins of both versions, as files: this and the previous one.
+    fn both(root: &Path) -> (PinDirectory, PinLock) {
+        let pins = PinDirectory::new(root);
+        for version in [pins.previous(), pins.version()] {
+            fs::create_dir_all(version.join(LINKS)).unwrap();
+        }
+        fs::write(pins.previous().join(LINKS).join("7-native"), "").unwrap();
+        fs::write(pins.map(maps::CONFIG), "").unwrap();
+        let others = Versions::examine(root).unwrap();
+        let lock = PinLock { _lock: pins.lock().unwrap(), others, pins: pins.clone() };
+        (pins, lock)
+    }
+
+    #[test]
+    fn who_has_attached_nothing_leaves_nothing_beside_the_previous_version() {
+        let root = tempfile::tempdir().unwrap();
+        let (pins, lock) = both(root.path());
+        lock.give_back().unwrap();
+        assert!(!pins.version().exists() && pins.previous().join(LINKS).join("7-native").exists());
+    }
+
+    #[test]
+    fn who_has_attached_something_keeps_all() {
+        let root = tempfile::tempdir().unwrap();
+        let (pins, lock) = both(root.path());
+        fs::write(pins.links().join("7-native"), "").unwrap();
+        lock.give_back().unwrap();
+        assert!(pins.is_populated());
+        // Nobody to go back to.
+        fs::remove_file(pins.links().join("7-native")).unwrap();
+        fs::remove_dir_all(pins.previous()).unwrap();
+        lock.give_back().unwrap();
+        assert!(pins.is_populated());
+    }
 }

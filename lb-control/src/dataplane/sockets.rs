@@ -46,7 +46,7 @@ impl FromStr for Cgroup {
 
 impl Cgroup {
     /// The directory of the group; `None` if sockets are not served.
-    fn directory(&self) -> Result<Option<PathBuf>> {
+    pub(super) fn directory(&self) -> Result<Option<PathBuf>> {
         match self {
             Self::Off => Ok(None),
             Self::At(path) => Ok(Some(path.clone())),

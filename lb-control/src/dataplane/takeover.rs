@@ -10,6 +10,9 @@
 //!    ([`PinDirectory::keep_link`]). Until then an old program finds those that it calls in the previous
 //!    version's own program array, which the kernel empties with its last pin.
 //! 3. When no link is left there, what else the previous version has pinned goes: [`retire`].
+//!
+//! Until the second step nothing has been taken: an agent that cannot begin removes what it has made
+//! ([`PinLock::give_back`](super::PinLock::give_back)), so that the earlier one can be started again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,6 +37,8 @@ struct Version {
     /// Whether there are links or a complete set of maps, and not only what an agent has left that
     /// could not begin.
     is_in_use: bool,
+    /// Whether there are links: then its programs may be attached.
+    has_links: bool,
     /// Held for as long as this is; `None` if an agent is at work there.
     lock: Option<Flock<fs::File>>,
 }
@@ -57,8 +62,8 @@ impl Versions {
             let number = path.file_name().and_then(|name| number(&name.to_string_lossy()));
             let Some(number) = number.filter(|number| *number != ABI_VERSION) else { continue };
             let lock = lock(&path)?;
-            let is_in_use = is_in_use(&path)?;
-            all.push(Version { number, path, is_in_use, lock });
+            let (is_in_use, has_links) = (is_in_use(&path)?, has_links(&path)?);
+            all.push(Version { number, path, is_in_use, has_links, lock });
         }
         all.sort_by_key(|version| version.number);
         for version in &all {
@@ -77,6 +82,11 @@ impl Versions {
     pub fn take_over(&self, pins: &PinDirectory) -> Result<()> {
         for version in self.all.iter().filter(|version| version.number < ABI_VERSION) {
             if version.number == previous::VERSION && version.is_in_use {
+                if version.has_links && pins_in(&pins.links())?.is_empty() {
+                    // Of an agent that did not get to attach anything, however long ago: since then,
+                    // the earlier version may have made maps anew.
+                    pins.clear()?;
+                }
                 let count = carry(&version.path, pins)?;
                 info!(
                     maps = count,
@@ -95,6 +105,13 @@ impl Versions {
             remove(&version.path)?;
         }
         Ok(())
+    }
+}
+
+impl Versions {
+    /// Whether the previous version has left something to take over.
+    pub fn is_upgrade(&self) -> bool {
+        self.all.iter().any(|version| version.number == previous::VERSION && version.is_in_use)
     }
 }
 
@@ -117,7 +134,11 @@ pub(super) fn in_use(root: &Path) -> Result<Vec<u32>> {
 }
 
 fn is_in_use(version: &Path) -> Result<bool> {
-    Ok(version.join(maps::CONFIG.name).exists() || !pins_in(&version.join(LINKS))?.is_empty())
+    Ok(version.join(maps::CONFIG.name).exists() || has_links(version)?)
+}
+
+fn has_links(version: &Path) -> Result<bool> {
+    Ok(!pins_in(&version.join(LINKS))?.is_empty())
 }
 
 /// Removes what the previous version has left, once none of its programs is attached any more. Costs
@@ -165,7 +186,8 @@ fn lock(path: &Path) -> Result<Option<Flock<fs::File>>> {
 /// Whether an agent of this version may begin beside what is there.
 fn refuse(version: &Version) -> Result<()> {
     let (number, path) = (version.number, version.path.display());
-    if version.number > ABI_VERSION && (version.is_in_use || version.lock.is_none()) {
+    // Maps without a link are of one that could not begin: it keeps nobody from going back.
+    if version.number > ABI_VERSION && (version.has_links || version.lock.is_none()) {
         bail!(
             "{path} holds maps and programs of a newer agent (map layout v{number}; this one knows v{ABI_VERSION} and \
              v{}): they stay as they are and go on forwarding. Start the newer agent again; or, to go back \
@@ -234,10 +256,10 @@ mod tests {
 
     use super::*;
 
-    fn at(number: u32, is_in_use: bool, is_locked: bool) -> Version {
+    fn at(number: u32, has_links: bool, is_locked: bool) -> Version {
         let directory = tempfile::tempdir().unwrap();
         let lock = if is_locked { None } else { lock(directory.path()).unwrap() };
-        Version { number, path: format!("/pins/v{number}").into(), is_in_use, lock }
+        Version { number, path: format!("/pins/v{number}").into(), is_in_use: true, has_links, lock }
     }
 
     #[test]

@@ -9,11 +9,12 @@ use aya::Btf;
 use aya::programs::tc::{NlOptions, SchedClassifier, TcAttachOptions, TcAttachType, qdisc_add_clsact};
 use aya::programs::xdp::XdpMode;
 use aya::programs::{LinkOrder, loaded_programs};
+use lb_common::abi::maps::SOCKET_PROGRAMS;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{LinkVeth, new_connection};
 
 use super::pins::is_bpf_fs;
-use super::{Kernel, Sizes};
+use super::{Cgroup, Kernel, Sizes};
 use crate::plan::doctor::{Ability, BpfFs, Outcome, Program, Trial};
 
 /// Small: nothing is ever put in.
@@ -51,6 +52,9 @@ pub fn run(subjects: &[Subject]) -> Vec<Trial> {
     let tc = kernel.ingress_program().map(drop);
     let has_tc = tc.is_ok();
     trials.push(trial(Ability::TcPrograms, "", tc));
+    trials.push(trial(Ability::CookiePrograms, "", kernel.load_cookies()));
+    trials.push(trial(Ability::SocketPrograms, "", load_all_for_sockets(&mut kernel)));
+    trials.push(trial(Ability::ControlGroup, "", Cgroup::Auto.directory().map(drop)));
     let mut hooks = Hooks { kernel, has_xdp, has_tc };
     match in_own_namespace(&mut hooks) {
         Ok(found) => trials.extend(found),
@@ -66,6 +70,11 @@ pub fn run(subjects: &[Subject]) -> Vec<Trial> {
         }
     }
     trials
+}
+
+/// Attaching them is not tried: in a control group, sockets of others would meet them.
+fn load_all_for_sockets(kernel: &mut Kernel) -> Result<()> {
+    SOCKET_PROGRAMS.into_iter().try_for_each(|wanted| kernel.socket_program(wanted).map(drop))
 }
 
 const ALL_WAYS: [Ability; 4] = [Ability::Native, Ability::Tcx, Ability::Clsact, Ability::Generic];

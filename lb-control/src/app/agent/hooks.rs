@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use tracing::debug;
 
 use super::Agent;
 use crate::app::trouble::Area;
-use crate::dataplane::{Direction, Mode};
+use crate::dataplane::{Direction, Mode, are_slots_apart, device_name};
 use crate::model::Problem;
 use crate::net::forwarding;
 use crate::net::way::Resolution;
@@ -82,6 +82,31 @@ impl Agent {
         self.attach_exits(&wanted);
         self.leave_devices(&wanted);
         self.backends_behind(|index| before.get(&index) != modes.get(&index))
+    }
+
+    /// Whether nothing may be written, since a program of the previous version would misread it: one that
+    /// could not be replaced, and that has its slots in a smaller map.
+    pub(super) fn must_wait(&mut self) -> bool {
+        let found = self.devices.unreplaced().and_then(|left| {
+            let is_read = !left.is_empty() && are_slots_apart(&self.pins)?;
+            Ok(is_read.then_some(left))
+        });
+        let error = match found {
+            Ok(None) => return false,
+            Ok(Some(left)) => {
+                let name = |index: &u32| device_name(*index).unwrap_or_else(|| index.to_string());
+                let names: Vec<_> = left.iter().map(name).collect();
+                anyhow!(
+                    "programs of an earlier agent are still attached to {} and cannot be replaced: they go on with \
+                     what they have, and no change of a Service is taken into use before that works",
+                    names.join(", ")
+                )
+            }
+            Err(error) => error,
+        };
+        self.trouble.clear(Area::Maps);
+        self.fail(Area::Maps, "upgrade", &error);
+        true
     }
 
     fn modes(&self) -> BTreeMap<u32, Mode> {
@@ -198,19 +223,25 @@ impl Agent {
     }
 
     /// Looks for our filters of TC, where there are no links (before Linux 6.6): what somebody has taken
-    /// away is attached anew with the others.
+    /// away is attached anew with the others, and what an agent has left that was killed is replaced.
     pub(super) async fn find_filters(&mut self) {
+        if !self.exits.uses_filters() {
+            return;
+        }
+        let wanted = self.devices_in_use();
         for classifiers in [self.devices.classifiers(), &mut self.exits] {
-            if !classifiers.uses_filters() {
-                continue;
-            }
-            let attached: Vec<_> = classifiers.attached().map(|(index, _)| index).collect();
+            let attached: BTreeSet<_> = classifiers.attached().map(|(index, _)| index).collect();
             let leaving = classifiers.direction() == Direction::Egress;
-            for index in attached {
-                match self.network.filters(index, leaving).await {
-                    Ok(found) => {
+            for index in attached.iter().chain(wanted.keys().filter(|index| !attached.contains(index))) {
+                match self.network.filters(*index, leaving).await {
+                    Ok(found) if attached.contains(index) => {
                         let found = found.into_iter().map(|filter| (filter.priority, filter.handle));
-                        classifiers.forget_missing(index, found);
+                        classifiers.forget_missing(*index, found);
+                    }
+                    Ok(found) => {
+                        let found =
+                            found.into_iter().map(|filter| (filter.priority, filter.handle, filter.name));
+                        classifiers.find_unsigned(*index, found);
                     }
                     // A device that is gone is noticed elsewhere.
                     Err(error) => debug!("{error:#}"),

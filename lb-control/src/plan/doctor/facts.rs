@@ -105,6 +105,12 @@ pub enum Ability {
     XdpPrograms,
     /// All programs of TC.
     TcPrograms,
+    /// The programs of XDP and TC for SYN cookies.
+    CookiePrograms,
+    /// The programs for sockets of this node.
+    SocketPrograms,
+    /// Finding the control group that those are attached to.
+    ControlGroup,
     /// Attaching in the driver.
     Native,
     /// Attaching in TC by a link.

@@ -33,6 +33,9 @@ fn healthy() -> Facts {
         Ability::Maps,
         Ability::XdpPrograms,
         Ability::TcPrograms,
+        Ability::CookiePrograms,
+        Ability::SocketPrograms,
+        Ability::ControlGroup,
         Ability::Native,
         Ability::Tcx,
         Ability::Clsact,
@@ -188,6 +191,9 @@ fn kube_proxy() {
 fn trials() {
     finds(&healthy().with(Ability::TcPrograms, "", fails("x")), &["warning tc-programs"]);
     finds(&healthy().with(Ability::XdpPrograms, "", fails("x")), &["error xdp-programs"]);
+    finds(&healthy().with(Ability::CookiePrograms, "", fails("x")), &["note cookie-programs"]);
+    finds(&healthy().with(Ability::SocketPrograms, "", fails("x")), &["note socket-programs"]);
+    finds(&healthy().with(Ability::ControlGroup, "", fails("x")), &["note control-group"]);
     finds(&healthy().with(Ability::Tcx, "", fails("Invalid argument")), &["note tcx"]);
     finds(
         &healthy().with(Ability::Native, "eth0", fails("not supported")),

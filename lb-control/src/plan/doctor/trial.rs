@@ -11,6 +11,9 @@ impl Ability {
             Self::Maps => "maps",
             Self::XdpPrograms => "xdp-programs",
             Self::TcPrograms => "tc-programs",
+            Self::CookiePrograms => "cookie-programs",
+            Self::SocketPrograms => "socket-programs",
+            Self::ControlGroup => "control-group",
             Self::Native => "xdp-native",
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
@@ -22,11 +25,24 @@ impl Ability {
 /// Ways to attach, the preferred ones first.
 const WAYS: [Ability; 4] = [Ability::Native, Ability::Tcx, Ability::Clsact, Ability::Generic];
 
+/// What needs no device.
+const WITHOUT_DEVICE: [Ability; 6] = [
+    Ability::Maps,
+    Ability::XdpPrograms,
+    Ability::TcPrograms,
+    Ability::CookiePrograms,
+    Ability::SocketPrograms,
+    Ability::ControlGroup,
+];
+
 const OWN_PAIR_WORKS: &str = "it can be attached to a pair of virtual devices";
 
 pub(super) fn judge(facts: &Facts, found: &mut Vec<FindingView>) {
-    for ability in [Ability::Maps, Ability::XdpPrograms, Ability::TcPrograms] {
+    for ability in WITHOUT_DEVICE {
         match facts.outcome(ability, "") {
+            Some(Outcome::Works) if ability == Ability::ControlGroup => {
+                found.push(ok(ability.check(), "the root of the node's control groups is in sight"));
+            }
             Some(Outcome::Works) => {
                 found.push(ok(ability.check(), format!("{} takes them", facts.release)));
             }
@@ -55,6 +71,17 @@ fn refused(facts: &Facts, ability: Ability, why: &str) -> FindingView {
             format!("{message}; devices without XDP (bridges, overlays) cannot be used"),
         )
         .remedy(rights),
+        // Nothing that comes from outside needs these.
+        Ability::CookiePrograms => {
+            note(ability.check(), format!("{message}; --syn-cookies=always has no effect here"))
+        }
+        Ability::SocketPrograms => {
+            note(ability.check(), format!("{message}; processes of this node do not reach VIPs"))
+        }
+        Ability::ControlGroup => note(
+            ability.check(),
+            format!("with --cgroup=auto, processes of this node do not reach VIPs: {why}"),
+        ),
         _ => error(ability.check(), format!("{message}; no datapath works here")).remedy(rights),
     }
 }
