@@ -182,9 +182,12 @@ impl<'lab> Agent<'lab> {
             Some(path) => command.arg("--kubeconfig").arg(path),
             None => command.arg("--config").arg(self.config_path().parent().unwrap_or(Path::new("/"))),
         };
-        command
+        if !self.flags.iter().any(|flag| flag == "--max-flows") {
             // Many labs run side by side, and maps take their memory at once.
-            .args(["--max-flows", MAX_FLOWS, "--link-device", "uplink", "--pin-dir"])
+            command.args(["--max-flows", MAX_FLOWS]);
+        }
+        command
+            .args(["--link-device", "uplink", "--pin-dir"])
             .arg(&self.seat.pins)
             .arg("--socket")
             .arg(self.socket())
