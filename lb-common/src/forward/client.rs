@@ -42,9 +42,9 @@ pub fn is_below_limit<D: Tables<F>, F: IpFamily>(
     affinity_key.client = key.source;
     F::keep_network(&mut affinity_key.client);
     affinity_key.service = service;
+    let now = datapath.now();
+    connection_rate.full_at = limit.take(ConnectionRate::time(now), now);
     for _ in 0..RATE_ATTEMPTS {
-        let now = datapath.now();
-        connection_rate.full_at = limit.take(ConnectionRate::time(now), now);
         let Some(mut rate) = datapath.connection_rate(affinity_key) else {
             match datapath.insert_new_connection_rate(affinity_key, connection_rate) {
                 Err(InsertFailed::Exists) => continue,
