@@ -30,7 +30,7 @@ mod programs {
     use aya_ebpf::helpers::generated::bpf_redirect;
     use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
     use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
-    use lb_common::abi::maps::{PROGRAM_COOKIE_V4, PROGRAM_SLOW_V4, PROGRAM_UNKNOWN_V4};
+    use lb_common::abi::maps::{PROGRAM_COOKIE_V4, PROGRAM_FOLLOW_V4, PROGRAM_SLOW_V4, PROGRAM_UNKNOWN_V4};
     use lb_common::abi::{DropReason, V4, V6};
     use lb_common::forward::parse::Link;
     use lb_common::forward::platform::{Datapath, Packet};
@@ -54,21 +54,13 @@ mod programs {
     #[xdp]
     pub fn slow_v4(context: XdpContext) -> u32 {
         let datapath = Xdp { context };
-        match forward::slow::<_, V4>(&datapath) {
-            Slow::Done(verdict) => action(&datapath, verdict),
-            Slow::Unknown => call(&datapath, PROGRAM_UNKNOWN_V4),
-            Slow::Cookie => call(&datapath, PROGRAM_COOKIE_V4),
-        }
+        go_on(&datapath, forward::slow::<_, V4>(&datapath), 0)
     }
 
     #[xdp]
     pub fn slow_v6(context: XdpContext) -> u32 {
         let datapath = Xdp { context };
-        match forward::slow::<_, V6>(&datapath) {
-            Slow::Done(verdict) => action(&datapath, verdict),
-            Slow::Unknown => call(&datapath, PROGRAM_UNKNOWN_V4 + 1),
-            Slow::Cookie => call(&datapath, PROGRAM_COOKIE_V4 + 1),
-        }
+        go_on(&datapath, forward::slow::<_, V6>(&datapath), 1)
     }
 
     #[xdp]
@@ -83,6 +75,18 @@ mod programs {
         let datapath = Xdp { context };
         let verdict = forward::unknown::<_, V6>(&datapath);
         action(&datapath, verdict)
+    }
+
+    #[xdp]
+    pub fn follow_v4(context: XdpContext) -> u32 {
+        let datapath = Xdp { context };
+        go_on(&datapath, forward::follow_cookie::<_, V4>(&datapath), 0)
+    }
+
+    #[xdp]
+    pub fn follow_v6(context: XdpContext) -> u32 {
+        let datapath = Xdp { context };
+        go_on(&datapath, forward::follow_cookie::<_, V6>(&datapath), 1)
     }
 
     #[xdp]
@@ -129,21 +133,13 @@ mod programs {
     #[classifier]
     pub fn tc_slow_v4(context: TcContext) -> i32 {
         let datapath = Tc { context };
-        match forward::slow::<_, V4>(&datapath) {
-            Slow::Done(verdict) => tc_action(&datapath, verdict),
-            Slow::Unknown => tc_call(&datapath, PROGRAM_UNKNOWN_V4),
-            Slow::Cookie => tc_call(&datapath, PROGRAM_COOKIE_V4),
-        }
+        tc_go_on(&datapath, forward::slow::<_, V4>(&datapath), 0)
     }
 
     #[classifier]
     pub fn tc_slow_v6(context: TcContext) -> i32 {
         let datapath = Tc { context };
-        match forward::slow::<_, V6>(&datapath) {
-            Slow::Done(verdict) => tc_action(&datapath, verdict),
-            Slow::Unknown => tc_call(&datapath, PROGRAM_UNKNOWN_V4 + 1),
-            Slow::Cookie => tc_call(&datapath, PROGRAM_COOKIE_V4 + 1),
-        }
+        tc_go_on(&datapath, forward::slow::<_, V6>(&datapath), 1)
     }
 
     #[classifier]
@@ -158,6 +154,18 @@ mod programs {
         let datapath = Tc { context };
         let verdict = forward::unknown::<_, V6>(&datapath);
         tc_action(&datapath, verdict)
+    }
+
+    #[classifier]
+    pub fn tc_follow_v4(context: TcContext) -> i32 {
+        let datapath = Tc { context };
+        tc_go_on(&datapath, forward::follow_cookie::<_, V4>(&datapath), 0)
+    }
+
+    #[classifier]
+    pub fn tc_follow_v6(context: TcContext) -> i32 {
+        let datapath = Tc { context };
+        tc_go_on(&datapath, forward::follow_cookie::<_, V6>(&datapath), 1)
     }
 
     #[classifier]
@@ -208,6 +216,28 @@ mod programs {
         recvmsg_v6, recvmsg6, v6, false, Look;
         peername_v4, getpeername4, v4, false, Look;
         peername_v6, getpeername6, v6, false, Look;
+    }
+
+    /// What the slow path says of a packet of the family that is `family` further than IPv4.
+    #[inline(always)]
+    fn go_on(datapath: &Xdp, slow: Slow, family: u32) -> u32 {
+        match slow {
+            Slow::Done(verdict) => action(datapath, verdict),
+            Slow::Unknown => call(datapath, PROGRAM_UNKNOWN_V4 + family),
+            Slow::Cookie => call(datapath, PROGRAM_COOKIE_V4 + family),
+            Slow::FollowCookie => call(datapath, PROGRAM_FOLLOW_V4 + family),
+        }
+    }
+
+    /// Like [`go_on`], in TC.
+    #[inline(always)]
+    fn tc_go_on(datapath: &Tc, slow: Slow, family: u32) -> i32 {
+        match slow {
+            Slow::Done(verdict) => tc_action(datapath, verdict),
+            Slow::Unknown => tc_call(datapath, PROGRAM_UNKNOWN_V4 + family),
+            Slow::Cookie => tc_call(datapath, PROGRAM_COOKIE_V4 + family),
+            Slow::FollowCookie => tc_call(datapath, PROGRAM_FOLLOW_V4 + family),
+        }
     }
 
     /// Like [`call`], in TC.

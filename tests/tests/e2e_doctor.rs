@@ -134,9 +134,10 @@ fn what_depends_on_routes_and_neighbours_is_found() -> Result<()> {
     edge.sysctl("net/ipv4/conf/second/arp_ignore", "1")?;
     assert_eq!(bad(&doctor(&lab)?), [""; 0]);
     let others = lab.pin_directory().join("v1");
-    fs::create_dir_all(&others)?;
+    // Stands for the pin of a link.
+    fs::create_dir_all(others.join("links/first"))?;
     has(&doctor(&lab)?, "warning pins v1");
-    fs::remove_dir(&others)?;
+    fs::remove_dir_all(&others)?;
     assert_eq!(bad(&doctor(&lab)?), [""; 0]);
     Ok(())
 }

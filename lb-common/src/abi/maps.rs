@@ -158,11 +158,12 @@ pub const CALLED_PROGRAMS: [&str; 4] = ["slow_v4", "slow_v6", "unknown_v4", "unk
 pub const TC_CALLED_PROGRAMS: [&str; 4] = ["tc_slow_v4", "tc_slow_v6", "tc_unknown_v4", "tc_unknown_v6"];
 
 /// Names of the programs that take the place of `unknown_v4` and `unknown_v6` for TCP while SYN cookies
-/// are in use. Loaded only then: their helpers came with Linux 6.0.
-pub const COOKIE_PROGRAMS: [&str; 2] = ["cookie_v4", "cookie_v6"];
+/// are in use, and of those for the flows that began with one. Loaded only then: their helpers came with
+/// Linux 6.0.
+pub const COOKIE_PROGRAMS: [&str; 4] = ["cookie_v4", "cookie_v6", "follow_v4", "follow_v6"];
 
 /// The same for TC.
-pub const TC_COOKIE_PROGRAMS: [&str; 2] = ["tc_cookie_v4", "tc_cookie_v6"];
+pub const TC_COOKIE_PROGRAMS: [&str; 4] = ["tc_cookie_v4", "tc_cookie_v6", "tc_follow_v4", "tc_follow_v6"];
 
 /// Index of the slow path for IPv4 in the program array; that for IPv6 is the next.
 pub const PROGRAM_SLOW_V4: u32 = 0;
@@ -170,6 +171,8 @@ pub const PROGRAM_SLOW_V4: u32 = 0;
 pub const PROGRAM_UNKNOWN_V4: u32 = 2;
 /// Index of the path for unknown IPv4 flows with SYN cookies in the program array; that for IPv6 is the next.
 pub const PROGRAM_COOKIE_V4: u32 = 4;
+/// Index of the path for IPv4 flows that began with a SYN cookie in the program array; that for IPv6 is the next.
+pub const PROGRAM_FOLLOW_V4: u32 = 6;
 
 /// A program for sockets, attached to a control group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

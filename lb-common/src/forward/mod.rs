@@ -36,7 +36,7 @@ pub mod wire;
 
 pub use egress::egress;
 pub use fast::{Fast, fast};
-pub use slow::{Slow, slow};
+pub use slow::{Slow, follow_cookie, slow};
 pub use unknown::{cookie, unknown};
 
 use crate::abi::DropReason;

@@ -26,7 +26,12 @@ pub enum Slow {
     /// The same, and it may bring a SYN cookie back or be answered with one: [`cookie`](super::cookie())
     /// decides.
     Cookie,
+    /// It is of a flow that began with a SYN cookie: [`follow_cookie`] decides.
+    FollowCookie,
 }
+
+/// What [`known`] says of a packet of a flow that began with a SYN cookie, unless it is asked about those.
+const OF_COOKIE: usize = usize::MAX;
 
 /// Decides about any packet of a family that is not of an unknown flow. Packets of other kinds are
 /// passed.
@@ -61,13 +66,32 @@ pub fn slow<D: Tables<F>, F: Parse>(datapath: &D) -> Slow {
     key.source_port = parsed.transport.source_port;
     key.destination_port = parsed.transport.destination_port;
     key.protocol = u32::from(parsed.ip.protocol);
+    decide::<D, F, false>(datapath, scratch)
+}
+
+/// Decides about a packet for which [`slow`] said [`Slow::FollowCookie`]: a program of its own, which is
+/// there only where cookies are in use. The paths through what stands in for either side would be too many
+/// for the verifiers of older kernels, beside all others.
+#[inline(always)]
+pub fn follow_cookie<D: Tables<F>, F: IpFamily>(datapath: &D) -> Slow {
+    datapath.scratch().map_or(Slow::Done(Verdict::Pass), |scratch| decide::<D, F, true>(datapath, scratch))
+}
+
+#[inline(always)]
+fn decide<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+) -> Slow {
     scratch.refusal = refuse::NOTHING;
-    let known = known::<D, F>(datapath, scratch);
+    let known = known::<D, F, COOKIES>(datapath, scratch);
     let known = datapath.forget(&mut scratch.verdict, known);
     let refusal = scratch.refusal;
     let refusal = datapath.forget(&mut scratch.refusal, refusal);
     if refusal != refuse::NOTHING {
         return Slow::Done(refuse::carry_out::<D, F>(datapath, &scratch.parsed, refusal));
+    }
+    if known == OF_COOKIE {
+        return Slow::FollowCookie;
     }
     if known == 0 {
         let asks = scratch.parsed.ip.protocol == IPPROTO_TCP
@@ -93,10 +117,13 @@ pub fn remember_first<D: Tables<F>, F: IpFamily>(
 }
 
 /// What is to happen to a packet of a known flow, packed, or `scratch.refusal`; 0 if the flow is over
-/// and the packet begins another.
+/// and the packet begins another; [`OF_COOKIE`].
 #[inline(always)]
 #[expect(clippy::too_many_lines, reason = "one decision after the other, over the same scratch")]
-fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> usize {
+fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
+    datapath: &D,
+    scratch: &mut Scratch<F::Address>,
+) -> usize {
     let Scratch {
         parsed,
         key,
@@ -121,6 +148,9 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     }
     if is_for_another_hook(datapath, &flow) {
         return Verdict::Pass.pack();
+    }
+    if !COOKIES && flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 {
+        return OF_COOKIE;
     }
     let now = datapath.now();
     let state = flow.state();
@@ -159,7 +189,7 @@ fn known<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
         }
         return renew::<D, F>(datapath, scratch, &mut flow, established);
     }
-    if flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 {
+    if COOKIES && flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 {
         let done = cookie::stand_in::<D, F>(datapath, parsed, &mut flow, replacement);
         match datapath.forget(cursor, done as usize) as u32 {
             cookie::GO_ON => {}

@@ -75,10 +75,15 @@ impl Host {
     where
         F::Address: Hash + Ord,
     {
-        match forward::slow::<_, F>(self) {
+        let mut said = forward::slow::<_, F>(self);
+        if said == Slow::FollowCookie {
+            said = forward::follow_cookie::<_, F>(self);
+        }
+        match said {
             Slow::Done(verdict) => verdict,
             Slow::Unknown => forward::unknown::<_, F>(self),
             Slow::Cookie => forward::cookie::<_, F>(self),
+            Slow::FollowCookie => unreachable!("it has been asked"),
         }
     }
 }
