@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use lb_common::abi::ConnectionLimit;
 use serde::{Deserialize, Serialize};
 
-use super::{Few, ObjectRef, Protocol, Scheduler, SlowStart};
+use super::{ClientAddress, Few, ObjectRef, Protocol, Scheduler, SlowStart};
 
 /// Identity of a Service entry in the data plane: one port of one VIP of a Service.
 ///
@@ -55,6 +55,14 @@ pub struct DesiredBackend {
     pub local: bool,
 }
 
+impl DesiredBackend {
+    /// Whether it takes new connections.
+    #[must_use]
+    pub fn takes_connections(&self) -> bool {
+        self.role == Role::Active && self.weight > 0
+    }
+}
+
 /// Backends by their address and port.
 pub type Backends = BTreeMap<SocketAddr, DesiredBackend>;
 
@@ -77,6 +85,8 @@ pub struct DesiredEntry {
     pub scheduler: Scheduler,
     /// How long a backend that comes to others takes to get its full share.
     pub slow_start: Option<SlowStart>,
+    /// How backends learn who the client is.
+    pub client_address: ClientAddress,
 }
 
 /// Everything that the data plane has to do.

@@ -4,6 +4,7 @@
 
 mod api;
 mod change;
+mod client_address;
 mod cluster;
 mod connection_limit;
 mod desired;
@@ -20,6 +21,7 @@ mod weights;
 
 pub use api::{ANNOTATION_UNINSTALL, ApiState, Condition, FIELD_MANAGER, Ingress};
 pub use change::{ObjectChange, ObjectKey};
+pub use client_address::{ClientAddress, UnknownClientAddress};
 pub use cluster::{Advertisement, AgentLease, LABEL_EXCLUDE, LABEL_ZONE, Namespace, Node, VirtualIp};
 pub use connection_limit::parse_connection_limit;
 pub use desired::{Backends, Desired, DesiredBackend, DesiredEntry, Role, ServiceKey};
@@ -31,10 +33,10 @@ pub use report::{BackendReport, PortReport, ServiceReport, ServiceState, VipRepo
 pub use scheduler::{BadSlowStart, Scheduler, SlowStart, UnknownScheduler};
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
-    ANNOTATION_ADDRESSES, ANNOTATION_CONNECTION_RATE, ANNOTATION_EXTERNAL_IPS, ANNOTATION_POOL,
-    ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT, ANNOTATION_SLOW_START,
-    ANNOTATION_WEIGHTS, Endpoint, EndpointPort, EndpointSlice, Family, FamilyPolicy, LOAD_BALANCER_CLASS,
-    METALLB_PREFIXES, Protocol, Service, ServicePort, TargetPort,
+    ANNOTATION_ADDRESSES, ANNOTATION_CLIENT_ADDRESS, ANNOTATION_CONNECTION_RATE, ANNOTATION_EXTERNAL_IPS,
+    ANNOTATION_POOL, ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT,
+    ANNOTATION_SLOW_START, ANNOTATION_WEIGHTS, Endpoint, EndpointPort, EndpointSlice, Family, FamilyPolicy,
+    LOAD_BALANCER_CLASS, METALLB_PREFIXES, Protocol, Service, ServicePort, TargetPort,
 };
 pub use unreadable::{Concern, KindAndName, Unreadable};
 pub use weights::{BadWeights, Weights};

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use lb_common::abi::{ConnectionLimit, IPPROTO_TCP, IPPROTO_UDP};
 use serde::{Deserialize, Serialize};
 
-use super::{ApiState, Labels, ObjectRef, Place, Scheduler, SlowStart, Weights};
+use super::{ApiState, ClientAddress, Labels, ObjectRef, Place, Scheduler, SlowStart, Weights};
 
 /// The `loadBalancerClass` of Services that are ours.
 pub const LOAD_BALANCER_CLASS: &str = "pointsman.dev/pointsman";
@@ -23,6 +23,8 @@ pub const ANNOTATION_WEIGHTS: &str = "pointsman.dev/weights";
 /// How many connections a client may open to the Service in a second, and at once:
 /// see [`parse_connection_limit`](super::parse_connection_limit).
 pub const ANNOTATION_CONNECTION_RATE: &str = "pointsman.dev/connection-rate-limit";
+/// How backends learn who the client is: see [`ClientAddress`].
+pub const ANNOTATION_CLIENT_ADDRESS: &str = "pointsman.dev/client-address";
 /// How connections are spread: see [`Scheduler`].
 pub const ANNOTATION_SCHEDULER: &str = "pointsman.dev/scheduler";
 /// How long a new backend takes to get its full share: see [`SlowStart`].
@@ -193,6 +195,8 @@ pub struct Service {
     pub scheduler: Scheduler,
     /// How long a new backend takes to get its full share, by annotation.
     pub slow_start: Option<SlowStart>,
+    /// How backends learn who the client is, by annotation.
+    pub client_address: ClientAddress,
     /// Shares of backends, by annotation.
     pub weights: Weights,
     /// Labels.

@@ -6,8 +6,9 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::ipam::Assigned;
 use crate::model::{
-    BackendReport, Backends, DesiredEntry, EndpointSlice, Family, PortReport, Problem, Protocol, Role,
-    Service, ServiceKey, ServicePort, ServiceReport, ServiceState, VipReport,
+    ANNOTATION_CLIENT_ADDRESS, BackendReport, Backends, ClientAddress, DesiredEntry, EndpointSlice, Family,
+    PortReport, Problem, Protocol, Role, Service, ServiceKey, ServicePort, ServiceReport, ServiceState,
+    VipReport,
 };
 
 pub use backends::Here;
@@ -48,6 +49,7 @@ pub fn resolve(
                     connection_limit: service.connection_limit,
                     scheduler: service.scheduler,
                     slow_start: service.slow_start,
+                    client_address: client_address(service, port),
                 };
                 entries.push((key(service, port, *vip), entry));
             }
@@ -70,6 +72,14 @@ pub fn resolve(
     (entries, ServiceReport { object: service.object.clone(), state, vips, ports, problems })
 }
 
+/// The headers of the PROXY protocol go ahead of a stream; datagrams have none.
+fn client_address(service: &Service, port: &ServicePort) -> ClientAddress {
+    match (service.client_address, port.protocol) {
+        (ClientAddress::ProxyV1 | ClientAddress::ProxyV2, Protocol::Udp) => ClientAddress::Path,
+        (asked, _) => asked,
+    }
+}
+
 fn takes_nothing(backends: &Backends) -> bool {
     !backends.values().any(|backend| backend.role == Role::Active)
 }
@@ -90,6 +100,14 @@ fn report_limits(service: &Service, problems: &mut Vec<Problem>) {
             let text = format!("SCTP is not supported: port {} is not served; use TCP or UDP", port.port);
             say(Problem::error(text), &format!("spec.ports[{index}].protocol"));
         }
+    }
+    let is_told = matches!(service.client_address, ClientAddress::ProxyV1 | ClientAddress::ProxyV2);
+    if is_told && service.ports.iter().any(|port| port.protocol == Protocol::Udp) {
+        let text = format!(
+            "{} is for TCP: backends of UDP ports are not told who the client is",
+            service.client_address
+        );
+        say(Problem::warning(text), &format!("metadata.annotations[{ANNOTATION_CLIENT_ADDRESS}]"));
     }
     if service.ports.is_empty() {
         say(Problem::error("is empty: there is nothing to serve"), "spec.ports");

@@ -1,8 +1,8 @@
 //! Services and pools in a line, for tests.
 
 use crate::model::{
-    ApiState, Family, FamilyPolicy, Ingress, Labels, ObjectRef, Pool, PoolOrigin, Protocol, Scheduler,
-    Selector, Service, ServicePort, TargetPort, Weights,
+    ApiState, ClientAddress, Family, FamilyPolicy, Ingress, Labels, ObjectRef, Pool, PoolOrigin, Protocol,
+    Scheduler, Selector, Service, ServicePort, TargetPort, Weights,
 };
 
 /// `[namespace/]name [ip=A,B] [pool=P] [share=K] [ports=80/TCP,…]
@@ -31,6 +31,7 @@ pub fn service(text: &str) -> Service {
         health_check_node_port: None,
         scheduler: Scheduler::default(),
         slow_start: None,
+        client_address: ClientAddress::default(),
         weights: Weights::default(),
         labels: Labels::new(),
         selector: Labels::new(),

@@ -14,11 +14,12 @@ use k8s_openapi::{
 use lb_common::abi::ConnectionLimit;
 
 use crate::model::{
-    ANNOTATION_ADDRESSES, ANNOTATION_CONNECTION_RATE, ANNOTATION_EXTERNAL_IPS, ANNOTATION_POOL,
-    ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT, ANNOTATION_SLOW_START,
-    ANNOTATION_WEIGHTS, ApiState, BadSlowStart, BadWeights, Condition, Endpoint, EndpointPort, EndpointSlice,
-    FIELD_MANAGER, Family, FamilyPolicy, Ingress, METALLB_PREFIXES, ObjectRef, Place, Protocol, Scheduler,
-    Service, ServicePort, SlowStart, TargetPort, UnknownScheduler, Weights, parse_connection_limit,
+    ANNOTATION_ADDRESSES, ANNOTATION_CLIENT_ADDRESS, ANNOTATION_CONNECTION_RATE, ANNOTATION_EXTERNAL_IPS,
+    ANNOTATION_POOL, ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT,
+    ANNOTATION_SLOW_START, ANNOTATION_WEIGHTS, ApiState, BadSlowStart, BadWeights, ClientAddress, Condition,
+    Endpoint, EndpointPort, EndpointSlice, FIELD_MANAGER, Family, FamilyPolicy, Ingress, METALLB_PREFIXES,
+    ObjectRef, Place, Protocol, Scheduler, Service, ServicePort, SlowStart, TargetPort, UnknownClientAddress,
+    UnknownScheduler, Weights, parse_connection_limit,
 };
 
 /// Names the Service of an EndpointSlice.
@@ -144,6 +145,7 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
             .map(|port| errors.port("spec.healthCheckNodePort", port)),
         scheduler: scheduler(annotation(ANNOTATION_SCHEDULER), &mut errors),
         slow_start: slow_start(annotation(ANNOTATION_SLOW_START), &mut errors),
+        client_address: client_address(annotation(ANNOTATION_CLIENT_ADDRESS), &mut errors),
         weights: weights(annotation(ANNOTATION_WEIGHTS), &mut errors),
         labels: from.metadata.labels.clone().unwrap_or_default(),
         selector: spec.selector.clone().unwrap_or_default(),
@@ -306,6 +308,14 @@ fn scheduler(annotation: Option<String>, errors: &mut Errors) -> Scheduler {
     text.parse().unwrap_or_else(|error: UnknownScheduler| {
         errors.add(format!("metadata.annotations[{ANNOTATION_SCHEDULER}]"), error.to_string());
         Scheduler::default()
+    })
+}
+
+fn client_address(annotation: Option<String>, errors: &mut Errors) -> ClientAddress {
+    let Some(text) = annotation else { return ClientAddress::default() };
+    text.parse().unwrap_or_else(|error: UnknownClientAddress| {
+        errors.add(format!("metadata.annotations[{ANNOTATION_CLIENT_ADDRESS}]"), error.to_string());
+        ClientAddress::default()
     })
 }
 

@@ -416,6 +416,6 @@ const REFUSING: Service = Service::new(0, 0, 0);
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod testing;
+pub(super) mod testing;
 #[cfg(test)]
 mod tests;

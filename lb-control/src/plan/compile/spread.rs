@@ -7,7 +7,7 @@ use lb_common::abi::ServiceFlags;
 
 use super::{Batch, Compiler, Entry, Round};
 use crate::{
-    model::{DesiredBackend, DesiredEntry, Role, Scheduler, ServiceKey, SlowStart},
+    model::{DesiredBackend, DesiredEntry, Scheduler, ServiceKey, SlowStart},
     plan::{
         maglev,
         slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order},
@@ -32,7 +32,7 @@ impl Compiler {
         entry: &mut Entry,
         now: Duration,
     ) {
-        let takers = desired.backends.iter().filter(|(_, backend)| takes(backend));
+        let takers = desired.backends.iter().filter(|(_, backend)| backend.takes_connections());
         let length = growth(desired);
         entry.ramps.update(takers.map(|(address, _)| *address), length, now);
         match entry.ramps.next_step(length, now) {
@@ -54,7 +54,7 @@ impl Compiler {
             .backends
             .iter()
             .map(|(address, seat)| (*address, desired.backends[address], seat.index))
-            .filter(|(_, backend, _)| takes(backend))
+            .filter(|(_, backend, _)| backend.takes_connections())
             .map(|(address, backend, index)| {
                 let factor = entry.ramps.factor(&address, growth(desired), round.now);
                 Taker { address, weight: backend.weight * factor, index }
@@ -133,11 +133,6 @@ impl Compiler {
         entry.scheduling = scheduling;
         true
     }
-}
-
-/// Whether a backend takes new connections.
-fn takes(backend: &DesiredBackend) -> bool {
-    backend.role == Role::Active && backend.weight > 0
 }
 
 /// How slowly the shares of new backends grow. In a lookup table they do not: it would be another one on

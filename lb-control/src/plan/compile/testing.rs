@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     model::{
-        Desired, DesiredBackend, DesiredEntry, ObjectRef, Protocol, Role, ServiceKey, parse_connection_limit,
+        ClientAddress, Desired, DesiredBackend, DesiredEntry, ObjectRef, Protocol, Role, ServiceKey,
+        parse_connection_limit,
     },
     ports::{FakeMaps, MapStore},
 };
@@ -56,6 +57,7 @@ pub fn desired(text: &str) -> Desired {
             affinity: words('@').next().map(|seconds| seconds.parse().unwrap()),
             connection_limit: words('^').next().map(|limit| parse_connection_limit(limit).unwrap()),
             slow_start: words('%').next().map(|time| time.parse().unwrap()),
+            client_address: ClientAddress::default(),
             scheduler: words('!').next().map(|name| name.parse().unwrap()).unwrap_or_default(),
         };
         desired.entries.insert(key(name), entry);
