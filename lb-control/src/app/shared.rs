@@ -182,7 +182,7 @@ impl Shared {
 
 impl Inspect for Shared {
     fn status(&self) -> Result<StatusView> {
-        let mut view = if self.maps.is_there() { self.maps.status()? } else { StatusView::without_maps() };
+        let mut view = if self.maps.is_there() { self.maps.status()? } else { StatusView::default() };
         let published = self.published.read().unwrap_or_else(PoisonError::into_inner).clone();
         view.agent = Some(AgentView {
             pid: std::process::id(),

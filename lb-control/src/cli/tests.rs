@@ -6,6 +6,7 @@ use std::process::Command as Process;
 use clap::error::ErrorKind;
 
 use super::*;
+use crate::app::DatapathPolicy;
 use crate::dataplane::Mode;
 
 /// Arguments for a child process, one a line.

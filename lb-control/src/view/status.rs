@@ -73,21 +73,6 @@ pub struct FlowTableView {
     pub room: u64,
 }
 
-impl StatusView {
-    /// Of an agent that has nothing in the kernel.
-    #[must_use]
-    pub fn without_maps() -> Self {
-        Self {
-            agent: None,
-            devices: Vec::new(),
-            flow_tables: Vec::new(),
-            syn_cookies: String::new(),
-            services: Vec::new(),
-            problems: Vec::new(),
-        }
-    }
-}
-
 /// How a program is attached to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
