@@ -61,7 +61,7 @@ pub fn is_ours<A>(flow: &Flow<A>) -> bool {
 
 #[inline(always)]
 fn reply<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Verdict {
-    let Scratch { parsed, key, cursor, progress, mark, .. } = scratch;
+    let Scratch { parsed, key, cursor, .. } = scratch;
     let (mut flow, established) = match datapath.established(key) {
         Some(flow) => (flow, true),
         None => match datapath.transient(key) {
@@ -92,7 +92,7 @@ fn reply<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
         FlowState::UdpReplied
     };
     // One path from here on, not one for each state: the verifier would follow them all.
-    let progress = Progress { established, state, next }.forget(datapath, progress);
+    let progress = Progress { established, state, next }.forget(datapath, cursor);
     if flow.last_seen != now {
         flow.last_seen = now;
     }
@@ -101,7 +101,7 @@ fn reply<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
     } else {
         Mark::NONE
     };
-    let left = left.forget(datapath, mark);
+    let left = left.forget(datapath, cursor);
     let verdict = translate::<D, F>(datapath, parsed, &flow);
     if progress.matters() {
         follow::<D, F>(datapath, scratch, &mut flow, progress, left);

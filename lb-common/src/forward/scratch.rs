@@ -58,10 +58,6 @@ pub struct Scratch<A> {
     pub cursor: usize,
     /// How the packet is refused, if it is.
     pub refusal: usize,
-    /// Slots for [`Progress`](super::progress) and what is left to the other entry.
-    pub progress: usize,
-    /// See `progress`.
-    pub mark: usize,
     /// What is to happen to the packet, while its flow is being looked after.
     pub verdict: usize,
     /// Where the packet goes.
@@ -148,8 +144,6 @@ impl<A: Copy> Scratch<A> {
             segment: Segment::default(),
             cursor: 0,
             refusal: 0,
-            progress: 0,
-            mark: 0,
             verdict: 0,
             hop: NextHop::default(),
             mtu: 0,

@@ -132,8 +132,6 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
         hop,
         mtu,
         cursor,
-        progress,
-        mark,
         verdict: kept,
         flow: rebuilt,
         segment: replacement,
@@ -174,7 +172,7 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
         state
     };
     // One path from here on, not one for each state: the verifier would follow them all.
-    let progress = Progress { established, state, next }.forget(datapath, progress);
+    let progress = Progress { established, state, next }.forget(datapath, cursor);
     if parsed.ip.hops_left <= 1 && !flow.is_local() {
         scratch.refusal = refuse::expired::<F>();
         return Verdict::Pass.pack();
@@ -221,7 +219,7 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
     } else {
         Mark::NONE
     };
-    let left = left.forget(datapath, mark);
+    let left = left.forget(datapath, cursor);
     let verdict = emit::forward::<D, F>(datapath, parsed, &flow, hop, cursor);
     if let Verdict::Drop = verdict {
         // What does not arrive changes nothing.
