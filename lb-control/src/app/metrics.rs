@@ -95,9 +95,10 @@ mod tests {
 
     use super::*;
     use crate::app::shared::Flows;
-    use crate::inspect::MapReading;
-    use crate::model::{ObjectRef, Problem, VipReport};
+    use crate::inspect::{MapReading, collect_proxied};
+    use crate::model::{ObjectRef, Problem, Protocol, ServiceKey, VipReport};
     use crate::plan::{CookiePhase, Fill, testing::pool};
+    use crate::proxy::{FrontendCounts, Refusal};
     use crate::telemetry::metrics::{Outcome, Recorder};
     use crate::view::{AttachMode, DeviceView};
 
@@ -110,6 +111,23 @@ mod tests {
             ports: Vec::new(),
             problems: vec![Problem::error("x"); vips.len()],
         })
+    }
+
+    fn counts() -> FrontendCounts {
+        FrontendCounts {
+            key: ServiceKey {
+                service: ObjectRef::new("default", "web"),
+                protocol: Protocol::Tcp,
+                vip: IpAddr::from([192, 0, 2, 1]),
+                port: 80,
+            },
+            accepted: 1,
+            open: 1,
+            refused: vec![(Refusal::NoBackend, 1)],
+            bytes_in: 1,
+            bytes_out: 1,
+            backends: Vec::new(),
+        }
     }
 
     fn agent() -> Samples {
@@ -199,6 +217,7 @@ mod tests {
         recorder.api_write("patch", "services/status", Outcome::Done);
         recorder.collect(&mut samples);
         MapReading::sample().collect(&mut samples);
+        collect_proxied(&[counts()], true, &mut samples);
         let text = samples.text().unwrap();
         for metric in table::ALL {
             let name = metric.name;
