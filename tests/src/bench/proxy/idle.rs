@@ -34,7 +34,9 @@ pub fn measure(runner: &Runner, client: &Namespace, counts: &Counts, connections
     settle("earlier connections to end", || Ok(counts.open.load(Ordering::Relaxed) == 0))?;
     let before = anonymous(&processes)?;
     let mut streams: Vec<TcpStream> = client.inside(|| {
-        (0..connections).map(|number| open(address).with_context(|| format!("connection {number}"))).collect()
+        (0..connections)
+            .map(|number| open(address, PATIENCE).with_context(|| format!("connection {number}")))
+            .collect()
     })?;
     let idle =
         Idle { bytes: (anonymous(&processes)? - before) / connections as f64, pipes: pipes(&processes)? };
@@ -48,9 +50,13 @@ pub fn measure(runner: &Runner, client: &Namespace, counts: &Counts, connections
     Ok(idle)
 }
 
-fn open(address: SocketAddrV4) -> Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&address.into(), PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+/// A connection that has carried a request.
+///
+/// # Errors
+/// When it has not, in that time.
+pub fn open(address: SocketAddrV4, patience: Duration) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&address.into(), patience)?;
+    stream.set_read_timeout(Some(patience))?;
     ask(&mut stream)?;
     Ok(stream)
 }

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lb_control::dataplane::PinDirectory;
 
-use super::agent;
 use super::lab::{Lab, Site};
-use super::load::{self, Load};
-use super::process::{Meter, Process};
-use super::window::Length;
+use super::process::Process;
+use super::{agent, idle};
 
 /// How long a load balancer may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one attempt may take.
+const LOOK: Duration = Duration::from_secs(1);
 /// Where Debian keeps the module.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 /// Connections at once: two files each, of the 20,000 that a process may have on a small machine.
@@ -209,9 +209,8 @@ impl Runner {
     fn wait(&mut self, lab: &Lab) -> Result<()> {
         let begin = Instant::now();
         let address = self.address();
-        let length = Length { warm_up: Duration::ZERO, measured: Duration::ZERO };
         loop {
-            let once = || load::run(Load::Requests, address, 1, Meter::default(), length);
+            let once = || idle::open(address, LOOK).map(drop);
             let error = match lab.client.inside(|| Ok(once()))? {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
