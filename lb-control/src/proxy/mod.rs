@@ -1,0 +1,3 @@
+//! The userspace proxy.
+
+pub mod udp;

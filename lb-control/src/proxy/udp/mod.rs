@@ -1,0 +1,4 @@
+//! The UDP engine.
+
+pub mod batch;
+pub mod table;
