@@ -5,6 +5,7 @@
 //! boundaries are never lost: each of them is as long as the first, but for the last.
 
 use std::{
+    cell::RefCell,
     io::{IoSlice, IoSliceMut},
     net::{SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsRawFd, OwnedFd},
@@ -98,79 +99,74 @@ fn plain(address: &SockaddrStorage) -> Option<SocketAddr> {
     Some(SocketAddrV6::new(v6.ip(), v6.port(), 0, v6.scope_id()).into())
 }
 
-/// Sends datagrams, with as few system calls as it takes.
-pub struct Sender {
-    headers: MultiHeaders<SockaddrStorage>,
+thread_local! {
+    /// Each thread has its own; with each use they are written anew.
+    static HEADERS: RefCell<MultiHeaders<SockaddrStorage>> =
+        RefCell::new(MultiHeaders::preallocate(BATCH * 2, None));
 }
 
-impl Default for Sender {
-    fn default() -> Self {
-        Self { headers: MultiHeaders::preallocate(BATCH * 2, None) }
+/// Sends in order, with as few system calls as it takes. `widest` is the longest datagram that is sent several at once, and shrinks when the
+/// kernel does not take that, as where it exceeds a device's MTU.
+pub fn send(socket: &OwnedFd, all: &[Outgoing<'_>], widest: &mut usize) -> Sent {
+    let mut sent = Sent::default();
+    let mut rest = all;
+    // What goes out one by one, until others that can go together follow.
+    let mut single: Vec<Outgoing<'_>> = Vec::with_capacity(all.len().min(BATCH * 2));
+    while let Some(first) = rest.first() {
+        let together = together(rest, *widest);
+        if together > 1 || first.length_of_many() {
+            one_by_one(socket, &single, &mut sent);
+            single.clear();
+            let (these, others) = rest.split_at(together);
+            rest = others;
+            if first.segment > *widest || !at_once(socket, these, &mut sent, widest) {
+                let datagrams: Vec<_> = these.iter().flat_map(Outgoing::datagrams).collect();
+                one_by_one(socket, &datagrams, &mut sent);
+            }
+        } else {
+            single.push(*first);
+            rest = &rest[1..];
+        }
     }
+    one_by_one(socket, &single, &mut sent);
+    sent
 }
 
-impl Sender {
-    /// Sends in order. `widest` is the longest datagram that is sent several at once, and shrinks when the
-    /// kernel does not take that, as where it exceeds a device's MTU.
-    pub fn send(&mut self, socket: &OwnedFd, all: &[Outgoing<'_>], widest: &mut usize) -> Sent {
-        let mut sent = Sent::default();
-        let mut rest = all;
-        // What goes out one by one, until others that can go together follow.
-        let mut single: Vec<Outgoing<'_>> = Vec::with_capacity(all.len().min(BATCH * 2));
-        while let Some(first) = rest.first() {
-            let together = together(rest, *widest);
-            if together > 1 || first.length_of_many() {
-                self.one_by_one(socket, &single, &mut sent);
-                single.clear();
-                let (these, others) = rest.split_at(together);
-                rest = others;
-                if first.segment > *widest || !at_once(socket, these, &mut sent, widest) {
-                    let datagrams: Vec<_> = these.iter().flat_map(Outgoing::datagrams).collect();
-                    self.one_by_one(socket, &datagrams, &mut sent);
-                }
-            } else {
-                single.push(*first);
+fn one_by_one(socket: &OwnedFd, all: &[Outgoing<'_>], sent: &mut Sent) {
+    let mut rest = all;
+    while !rest.is_empty() {
+        let some = &rest[..rest.len().min(BATCH * 2)];
+        match batch(socket, some) {
+            Ok(count) => {
+                sent.datagrams += count as u64;
+                sent.bytes += rest[..count].iter().map(|one| one.bytes.len() as u64).sum::<u64>();
+                rest = &rest[count..];
+            }
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                (sent.lost, sent.error) = (sent.lost + rest.len() as u64, Some(Errno::EAGAIN));
+                return;
+            }
+            Err(error) => {
+                (sent.lost, sent.error) = (sent.lost + 1, Some(error));
                 rest = &rest[1..];
             }
         }
-        self.one_by_one(socket, &single, &mut sent);
-        sent
     }
+}
 
-    fn one_by_one(&mut self, socket: &OwnedFd, all: &[Outgoing<'_>], sent: &mut Sent) {
-        let mut rest = all;
-        while !rest.is_empty() {
-            let some = &rest[..rest.len().min(BATCH * 2)];
-            match self.batch(socket, some) {
-                Ok(count) => {
-                    sent.datagrams += count as u64;
-                    sent.bytes += rest[..count].iter().map(|one| one.bytes.len() as u64).sum::<u64>();
-                    rest = &rest[count..];
-                }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    (sent.lost, sent.error) = (sent.lost + rest.len() as u64, Some(Errno::EAGAIN));
-                    return;
-                }
-                Err(error) => {
-                    (sent.lost, sent.error) = (sent.lost + 1, Some(error));
-                    rest = &rest[1..];
-                }
-            }
-        }
+fn batch(socket: &OwnedFd, some: &[Outgoing<'_>]) -> Result<usize, Errno> {
+    const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
+    if let [one] = some {
+        let slices = [IoSlice::new(one.bytes)];
+        let to = one.to.map(SockaddrStorage::from);
+        return sendmsg(socket.as_raw_fd(), &slices, &[], FLAGS, to.as_ref()).map(|_| 1);
     }
-
-    fn batch(&mut self, socket: &OwnedFd, some: &[Outgoing<'_>]) -> Result<usize, Errno> {
-        const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
-        if let [one] = some {
-            let slices = [IoSlice::new(one.bytes)];
-            let to = one.to.map(SockaddrStorage::from);
-            return sendmsg(socket.as_raw_fd(), &slices, &[], FLAGS, to.as_ref()).map(|_| 1);
-        }
-        let slices: Vec<_> = some.iter().map(|one| [IoSlice::new(one.bytes)]).collect();
-        let to: Vec<_> = some.iter().map(|one| one.to.map(SockaddrStorage::from)).collect();
-        sendmmsg(socket.as_raw_fd(), &mut self.headers, &slices, to, [], FLAGS).map(Iterator::count)
-    }
+    let slices: Vec<_> = some.iter().map(|one| [IoSlice::new(one.bytes)]).collect();
+    let to: Vec<_> = some.iter().map(|one| one.to.map(SockaddrStorage::from)).collect();
+    HEADERS.with_borrow_mut(|headers| {
+        sendmmsg(socket.as_raw_fd(), headers, &slices, to, [], FLAGS).map(Iterator::count)
+    })
 }
 
 /// Sends several as one packet, which the kernel or the device takes apart again. False if they did not
@@ -210,6 +206,16 @@ fn at_once(socket: &OwnedFd, these: &[Outgoing<'_>], sent: &mut Sent, widest: &m
 impl<'a> Outgoing<'a> {
     fn length_of_many(&self) -> bool {
         self.segment > 0 && self.bytes.len() > self.segment
+    }
+
+    /// Bytes of the last of them.
+    #[must_use]
+    pub fn last_length(&self) -> u16 {
+        let length = match self.bytes.len() {
+            0 => 0,
+            all => (all - 1) % self.segment.max(1) + 1,
+        };
+        u16::try_from(length).unwrap_or(u16::MAX)
     }
 
     /// Each of them.
@@ -290,7 +296,7 @@ mod tests {
     fn send(datagrams: &[(Vec<u8>, usize)], widest: &mut usize) -> (Sent, Vec<Vec<u8>>) {
         let (from, to) = pair();
         let all: Vec<_> = datagrams.iter().map(|(bytes, segment)| outgoing(None, bytes, *segment)).collect();
-        let sent = Sender::default().send(&from.into(), &all, widest);
+        let sent = super::send(&from.into(), &all, widest);
         let mut buffer = vec![0; SIZE];
         let mut receive = || to.recv(&mut buffer).map(|length| buffer[..length].to_vec()).unwrap();
         let got = (0..sent.datagrams).map(|_| receive()).collect();
@@ -318,7 +324,7 @@ mod tests {
         nix::sys::socket::setsockopt(&to, nix::sys::socket::sockopt::UdpGroSegment, &true).unwrap();
         let address = from.local_addr().unwrap();
         let bytes: Vec<u8> = (0..2_500u32).map(|number| number as u8).collect();
-        let sent = Sender::default().send(&from.into(), &[outgoing(None, &bytes, 1_000)], &mut SIZE.clone());
+        let sent = super::send(&from.into(), &[outgoing(None, &bytes, 1_000)], &mut SIZE.clone());
         assert_eq!((sent.datagrams, sent.bytes), (3, 2_500));
         let mut buffers: Buffers = vec![vec![0; SIZE].into(); 4];
         let mut received = Vec::new();
