@@ -36,6 +36,7 @@ use anyhow::{Context, Result, anyhow};
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
 pub use limits::Limits;
 pub use settings::{Inherited, Settings};
+pub use udp::IcmpErrors;
 
 use crate::{
     model::{Protocol, ServiceKey},
@@ -144,6 +145,12 @@ impl Proxy {
         let now = clock::now();
         let tcp = self.services.values().map(|served| served.entry.counts(now));
         tcp.chain(self.udp.counts(now)).collect()
+    }
+
+    /// ICMP errors that clients of UDP got, and did not get.
+    #[must_use]
+    pub fn icmp_errors(&self) -> IcmpErrors {
+        self.udp.icmp_errors()
     }
 
     /// Duplicates of the listening sockets, to hand over. From then on what waits to be accepted when one

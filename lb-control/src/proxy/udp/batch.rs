@@ -230,7 +230,7 @@ impl<'a> Outgoing<'a> {
 /// How many of the first can go as one packet: to one client, each as long as the first, but for the last.
 fn together(all: &[Outgoing<'_>], widest: usize) -> usize {
     let first = all[0];
-    if first.segment == 0 || first.segment > widest || first.bytes.len() % first.segment != 0 {
+    if first.segment == 0 || first.segment > widest || !first.bytes.len().is_multiple_of(first.segment) {
         return 1;
     }
     let (mut bytes, mut count) = (first.bytes.len(), 1);
@@ -244,7 +244,7 @@ fn together(all: &[Outgoing<'_>], widest: usize) -> usize {
             break;
         }
         (bytes, count) = (longer, count + 1);
-        if one.bytes.len() % first.segment != 0 {
+        if !one.bytes.len().is_multiple_of(first.segment) {
             break;
         }
     }

@@ -17,6 +17,7 @@ use nix::{
 };
 
 use super::{
+    begin::{FEW, MANY, Waiting},
     batch::{self, BATCH, Buffers, Outgoing, Received, SIZE},
     session::{self, Session},
     table::{Sessions, Timeouts, Token},
@@ -36,23 +37,12 @@ use crate::{
 
 /// So many sockets are read before others get their turn.
 const ROUND: usize = 64;
-/// Sessions that begin in a round while others have traffic, ...
-const FEW: usize = 16;
-/// ... and while nobody has.
-const MANY: usize = 256;
 /// Of a backend that has sent little so far, this many datagrams are read at first.
 const AT_FIRST: usize = 4;
 /// A backend that sends so many at once sends bulk.
 const BULK: usize = 8;
-/// What may wait for sessions to begin: datagrams, and bytes.
-const WAITING: usize = 8_192;
-const WAITING_BYTES: usize = 4 << 20;
-/// Backends that may be tried for a new session.
-const TRIES: usize = 3;
 /// Clients of which it is remembered that a backend has refused them.
 const REFUSED_CLIENTS: usize = 4_096;
-/// Sessions that there may be however many connections there are.
-const LEAST: usize = 16;
 /// A backend that has not refused anything for so long is there, even if it never answers.
 const SILENCE_IS_CONSENT: Duration = Duration::from_secs(1);
 /// In the number that epoll gives back: it is about a VIP's socket.
@@ -63,22 +53,13 @@ pub type OwnAddresses = Arc<RwLock<HashSet<(IpAddr, u16)>>>;
 
 /// A socket at a VIP. A client's datagrams always come by the same one.
 #[derive(Debug)]
-struct Way {
-    entry: Arc<Entry>,
-    table: Arc<Table>,
+pub(super) struct Way {
+    pub(super) entry: Arc<Entry>,
+    pub(super) table: Arc<Table>,
     socket: Arc<OwnedFd>,
     /// The longest datagrams that go to a client several at once.
     widest: usize,
     is_queued: bool,
-}
-
-/// A datagram that waits for its session to begin.
-#[derive(Debug)]
-struct Waiting {
-    way: u32,
-    client: SocketAddr,
-    bytes: Box<[u8]>,
-    segment: usize,
 }
 
 /// What a backend has sent, in a buffer.
@@ -108,21 +89,21 @@ pub struct Shared {
 /// One worker's sessions.
 #[derive(Debug)]
 pub struct Engine {
-    worker: usize,
-    shared: Shared,
-    epoll: Arc<Epoll>,
-    ways: HashMap<u32, Way>,
-    sessions: Sessions<(u32, SocketAddr), Session>,
+    pub(super) worker: usize,
+    pub(super) shared: Shared,
+    pub(super) epoll: Arc<Epoll>,
+    pub(super) ways: HashMap<u32, Way>,
+    pub(super) sessions: Sessions<(u32, SocketAddr), Session>,
     /// Who may have something to read, as epoll's numbers.
     ready: VecDeque<u64>,
-    waiting: VecDeque<Waiting>,
-    waiting_bytes: usize,
-    refused: Recent<SocketAddr, SocketAddr>,
+    pub(super) waiting: VecDeque<Waiting>,
+    pub(super) waiting_bytes: usize,
+    pub(super) refused: Recent<SocketAddr, SocketAddr>,
     buffers: Buffers,
     received: Vec<Received>,
     replies: Vec<Reply>,
     /// Datagrams of sessions that are there, and sessions that may begin, in this round.
-    served: usize,
+    pub(super) served: usize,
     room: usize,
     is_draining: bool,
 }
@@ -305,31 +286,8 @@ impl Engine {
         }
     }
 
-    /// Lets a datagram wait for its session to begin.
-    fn wait(&mut self, way: u32, client: SocketAddr, one: &Outgoing<'_>) {
-        if self.waiting.len() >= WAITING || self.waiting_bytes + one.bytes.len() > WAITING_BYTES {
-            self.refuse(way, Refusal::TooMany);
-            return;
-        }
-        self.waiting_bytes += one.bytes.len();
-        self.waiting.push_back(Waiting { way, client, bytes: one.bytes.into(), segment: one.segment });
-    }
-
-    fn begin_waiting(&mut self, now: Duration) {
-        for _ in 0..if self.served > 0 { FEW } else { MANY } {
-            let Some(Waiting { way, client, bytes, segment }) = self.waiting.pop_front() else { break };
-            self.waiting_bytes -= bytes.len();
-            let all = [Outgoing { to: None, bytes: &bytes, segment }];
-            let is_passed =
-                self.sessions.find(&(way, client)).is_some_and(|token| self.forward(token, &all, now));
-            if !is_passed {
-                self.begin(way, client, &all, now);
-            }
-        }
-    }
-
     /// Sends to a session's backend. False if the session has ended instead, and nothing was sent.
-    fn forward(&mut self, token: Token, all: &[Outgoing<'_>], now: Duration) -> bool {
+    pub(super) fn forward(&mut self, token: Token, all: &[Outgoing<'_>], now: Duration) -> bool {
         let Some(session) = self.sessions.get_mut(token) else { return false };
         let sent = batch::send(&session.socket, all, &mut session.widest);
         session.last_length = all.last().map_or(0, Outgoing::last_length);
@@ -342,89 +300,8 @@ impl Engine {
         if now.saturating_sub(session.began) > SILENCE_IS_CONSENT {
             session.backend.answers();
         }
-        self.sessions.from_client(token, now);
+        self.sessions.client_sent(token, now);
         true
-    }
-
-    /// Begins a session with what the client has sent, or refuses to.
-    fn begin(&mut self, way: u32, client: SocketAddr, all: &[Outgoing<'_>], now: Duration) {
-        let Some(Way { entry, table, .. }) = self.ways.get(&way) else { return };
-        let (entry, table) = (Arc::clone(entry), Arc::clone(table));
-        if self.is_own(client) {
-            return entry.counters.refuse(Refusal::OwnAddress);
-        }
-        // Those who may not connect get no answer at all, as in the kernel.
-        if !session::may_be_answered(client) || entry.admit(&table, client.ip(), now).is_err() {
-            return;
-        }
-        if self.sessions.len() >= self.bound() {
-            self.displace();
-        }
-        let failed = self.refused.get(&client);
-        let mut tried: Vec<usize> = Vec::new();
-        tried.extend(failed.and_then(|failed| table.backends.iter().position(|one| one.address == failed)));
-        let mut why = None;
-        for _ in 0..TRIES {
-            let choice = entry.choose(&table, client, &tried, now);
-            // Rather the one that has failed than none.
-            let again = || entry.choose(&table, client, &[], now).filter(|_| why.is_none());
-            let Some(index) = choice.or_else(again) else { break };
-            match self.open(table.backends[index].address) {
-                Ok(socket) => {
-                    let backend = Arc::clone(&table.backends[index]);
-                    backend.opens();
-                    backend.took();
-                    entry.counters.shard(self.worker).accepted.fetch_add(1, Relaxed);
-                    let session = Session::new(Arc::clone(&entry), backend, socket, now);
-                    return self.start(way, client, session, all, now);
-                }
-                Err(Errno::EMFILE | Errno::ENFILE) => return entry.counters.refuse(Refusal::Descriptors),
-                Err(Errno::EAGAIN | Errno::EADDRNOTAVAIL) => {
-                    return entry.counters.refuse(Refusal::LocalPorts);
-                }
-                Err(_) => {
-                    table.backends[index].failed(now);
-                    tried.push(index);
-                    why = Some(Refusal::ConnectFailed);
-                }
-            }
-        }
-        let refusal = why.unwrap_or(Refusal::NoBackend);
-        entry.counters.refuse(refusal);
-        let told = if refusal == Refusal::NoBackend { Unreachable::Port } else { Unreachable::Host };
-        if let Some(first) = all.first() {
-            let (length, payload) = (first.last_length(), &first.bytes[..first.segment]);
-            let vip = SocketAddr::new(entry.key.vip, entry.key.port);
-            self.shared.teller.tell(told, &Undelivered { client, vip, length, payload }, now);
-        }
-    }
-
-    fn start(&mut self, way: u32, client: SocketAddr, session: Session, all: &[Outgoing<'_>], now: Duration) {
-        let token = self.sessions.insert((way, client), session, now);
-        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token.into());
-        let is_watched = self
-            .sessions
-            .get(token)
-            .is_some_and(|(_, session)| self.epoll.add(&session.socket, event).is_ok());
-        if is_watched {
-            self.forward(token, all, now);
-        } else {
-            self.end(token);
-            self.refuse(way, Refusal::Descriptors);
-        }
-    }
-
-    /// A socket to a backend; one that was idle for long makes room for it.
-    fn open(&mut self, backend: SocketAddr) -> Result<OwnedFd, Errno> {
-        match session::open(backend) {
-            Err(Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN | Errno::EADDRNOTAVAIL)
-                if self.sessions.len() > 0 =>
-            {
-                self.displace();
-                session::open(backend)
-            }
-            result => result,
-        }
     }
 
     /// Reads what a backend has sent, and what ICMP has told. Says whether that was all.
@@ -474,7 +351,7 @@ impl Engine {
         self.replies.extend(replies);
         if count > 0 {
             self.served += count;
-            self.sessions.from_backend(token, now);
+            self.sessions.backend_sent(token, now);
         }
         if let Some(trouble) = trouble {
             self.fail_with(token, &trouble, now);
@@ -514,13 +391,6 @@ impl Engine {
         }
     }
 
-    /// How many sessions there may be: as many as TCP leaves file descriptors for, and always some.
-    fn bound(&self) -> usize {
-        let Shared { proxy, bound, .. } = &self.shared;
-        let left = proxy.limits.connections.saturating_sub(proxy.open()) * 2;
-        (*bound).min((left / proxy.settings.threads()).max(LEAST))
-    }
-
     fn fail(&mut self, token: Token, why: Unreachable, now: Duration) {
         let Some((_, session)) = self.sessions.get(token) else { return };
         let told = session::trouble(&session.socket);
@@ -540,7 +410,7 @@ impl Engine {
         self.end(token);
     }
 
-    fn end(&mut self, token: Token) {
+    pub(super) fn end(&mut self, token: Token) {
         if let Some((_, session)) = self.sessions.remove(token) {
             session.backend.closes();
             session.entry.counters.shard(self.worker).ended.fetch_add(1, Relaxed);
@@ -551,25 +421,5 @@ impl Engine {
         let all = self.sessions.iter().filter(|(_, (way, _), session)| which(*way, session));
         let tokens: Vec<_> = all.map(|(token, ..)| token).collect();
         tokens.into_iter().for_each(|token| self.end(token));
-    }
-
-    /// Ends the session that can best be done without.
-    fn displace(&mut self) {
-        let Some(token) = self.sessions.oldest() else { return };
-        if let Some((_, session)) = self.sessions.get(token) {
-            session.entry.counters.refuse(Refusal::Displaced);
-        }
-        self.end(token);
-    }
-
-    fn refuse(&self, way: u32, why: Refusal) {
-        if let Some(way) = self.ways.get(&way) {
-            way.entry.counters.refuse(why);
-        }
-    }
-
-    fn is_own(&self, client: SocketAddr) -> bool {
-        let own = self.shared.own.read().unwrap_or_else(PoisonError::into_inner);
-        own.contains(&(client.ip(), client.port()))
     }
 }

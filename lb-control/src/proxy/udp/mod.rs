@@ -5,6 +5,7 @@
 //! to the client from the VIP's socket. Both ways go by the batch.
 
 mod batch;
+mod begin;
 mod engine;
 mod run;
 mod session;
@@ -41,6 +42,7 @@ use crate::{
 use engine::{Engine, OwnAddresses};
 use run::{Order, Orders};
 use table::Timeouts;
+pub use teller::IcmpErrors;
 use teller::Teller;
 
 /// One of so many file descriptors may be a session's.
@@ -164,10 +166,10 @@ impl Udp {
         self.entries.values().map(|served| served.ways.len()).sum()
     }
 
-    /// Tells clients of errors.
+    /// How many ICMP errors clients got, and did not get.
     #[must_use]
-    pub fn teller(&self) -> &Teller {
-        &self.teller
+    pub fn icmp_errors(&self) -> IcmpErrors {
+        self.teller.counts()
     }
 
     /// Duplicates of the sockets, to hand over.

@@ -91,13 +91,15 @@ pub async fn run(mut engine: Engine, mut orders: UnboundedReceiver<Orders>) {
 }
 
 fn carry_out(engine: &mut Engine, Orders { all, done }: Orders) {
-    let results = all.into_iter().map(|order| match order {
-        Order::Add(way, entry, socket) => engine.add(way, entry, socket),
-        Order::Remove(way) => Ok(engine.remove(way)),
-        Order::Follow => Ok(engine.follow()),
-        Order::Drain => Ok(engine.drain()),
-    });
-    let errors = results.filter_map(Result::err).collect();
+    let mut errors = Vec::new();
+    for order in all {
+        match order {
+            Order::Add(way, entry, socket) => errors.extend(engine.add(way, entry, socket).err()),
+            Order::Remove(way) => engine.remove(way),
+            Order::Follow => engine.follow(),
+            Order::Drain => engine.drain(),
+        }
+    }
     // Whoever gave them may not have waited.
     let _ = done.send(errors);
 }

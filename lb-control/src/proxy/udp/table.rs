@@ -150,7 +150,7 @@ impl<K: Clone + Eq + Hash, T> Sessions<K, T> {
     }
 
     /// The client has sent.
-    pub fn from_client(&mut self, token: Token, now: Duration) {
+    pub fn client_sent(&mut self, token: Token, now: Duration) {
         let next = match self.stage(token) {
             None => return,
             Some(Stage::Unreplied) => Stage::Unreplied,
@@ -160,7 +160,7 @@ impl<K: Clone + Eq + Hash, T> Sessions<K, T> {
     }
 
     /// The backend has sent.
-    pub fn from_backend(&mut self, token: Token, now: Duration) {
+    pub fn backend_sent(&mut self, token: Token, now: Duration) {
         let next = match self.stage(token) {
             None => return,
             Some(Stage::Unreplied | Stage::Replied) => Stage::Replied,
@@ -192,13 +192,6 @@ impl<K: Clone + Eq + Hash, T> Sessions<K, T> {
             .map(|stage| self.lists[stage as usize].oldest)
             .find(|place| *place != NONE && is_over(place))
             .map(|place| self.token(place))
-    }
-
-    /// When the next session will have been idle for too long.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Duration> {
-        let oldest = self.lists.iter().map(|list| list.oldest).filter(|place| *place != NONE);
-        oldest.map(|place| self.deadline(place)).min()
     }
 
     /// Who goes first when there are too many: the longest idle of those whose client may be made up, else
@@ -284,29 +277,30 @@ mod tests {
         let mut sessions = sessions(9);
         let a = sessions.insert(1, 'a', seconds(0));
         let b = sessions.insert(2, 'b', seconds(1));
-        assert_eq!(sessions.next_deadline(), Some(seconds(30)));
-        sessions.from_backend(a, seconds(2));
-        assert_eq!((sessions.expired(seconds(30)), sessions.next_deadline()), (None, Some(seconds(31))));
-        sessions.from_client(b, seconds(5));
+        assert_eq!((sessions.expired(seconds(29)), sessions.expired(seconds(30))), (None, Some(a)));
+        sessions.backend_sent(a, seconds(2));
+        assert_eq!((sessions.expired(seconds(30)), sessions.expired(seconds(31))), (None, Some(b)));
+        sessions.client_sent(b, seconds(5));
         assert_eq!(sessions.expired(seconds(34)), None, "unreplied, but in use");
         assert_eq!(sessions.expired(seconds(35)), Some(b));
         assert_eq!(sessions.remove(b), Some((2, 'b')));
         assert_eq!((sessions.expired(seconds(121)), sessions.expired(seconds(122))), (None, Some(a)));
-        sessions.from_client(a, seconds(100));
-        assert_eq!((sessions.stage(a), sessions.next_deadline()), (Some(Stage::Proven), Some(seconds(220))));
+        sessions.client_sent(a, seconds(100));
+        assert_eq!((sessions.expired(seconds(219)), sessions.expired(seconds(220))), (None, Some(a)));
+        assert_eq!(sessions.stage(a), Some(Stage::Proven));
         sessions.remove(a);
-        assert_eq!((sessions.len(), sessions.next_deadline(), sessions.oldest()), (0, None, None));
+        assert_eq!((sessions.len(), sessions.oldest()), (0, None));
     }
 
     #[test]
     fn made_up_clients_go_before_those_that_get_answers() {
         let mut sessions = sessions(9);
         let [a, b, c, d] = [1, 2, 3, 4].map(|key| sessions.insert(key, 'x', seconds(key.into())));
-        sessions.from_backend(a, seconds(5));
-        sessions.from_client(a, seconds(6));
-        sessions.from_backend(b, seconds(7));
-        sessions.from_client(d, seconds(9));
-        sessions.from_client(a, seconds(10));
+        sessions.backend_sent(a, seconds(5));
+        sessions.client_sent(a, seconds(6));
+        sessions.backend_sent(b, seconds(7));
+        sessions.client_sent(d, seconds(9));
+        sessions.client_sent(a, seconds(10));
         let mut order = Vec::new();
         while let Some(token) = sessions.oldest() {
             order.push(token);
@@ -325,7 +319,7 @@ mod tests {
         assert_ne!(first, second);
         assert_eq!(sessions.get(first), None);
         assert_eq!(sessions.remove(first), None);
-        sessions.from_backend(first, seconds(1));
+        sessions.backend_sent(first, seconds(1));
         assert_eq!(sessions.stage(second), Some(Stage::Unreplied));
         assert_eq!(sessions.find(&1), Some(second));
         assert_eq!(Token::from(u64::from(second)), second);
@@ -376,14 +370,14 @@ mod tests {
                     }
                     Step::Client(key) | Step::Insert(key) => {
                         let Some(token) = sessions.find(&key) else { continue };
-                        sessions.from_client(token, seconds(now));
+                        sessions.client_sent(token, seconds(now));
                         let one = plain.iter_mut().find(|one| one.0 == key).unwrap();
                         one.1 = if one.1 == Stage::Unreplied { Stage::Unreplied } else { Stage::Proven };
                         one.2 = now;
                     }
                     Step::Backend(key) => {
                         let Some(token) = sessions.find(&key) else { continue };
-                        sessions.from_backend(token, seconds(now));
+                        sessions.backend_sent(token, seconds(now));
                         let one = plain.iter_mut().find(|one| one.0 == key).unwrap();
                         one.1 = if one.1 == Stage::Proven { Stage::Proven } else { Stage::Replied };
                         one.2 = now;

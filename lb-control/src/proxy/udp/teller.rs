@@ -2,7 +2,10 @@
 
 use std::{
     net::{SocketAddr, SocketAddrV6},
-    sync::{Mutex, PoisonError, atomic::AtomicU64, atomic::Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -20,10 +23,19 @@ pub struct Teller {
     v4: Option<Socket>,
     v6: Option<Socket>,
     full_at: Mutex<u64>,
-    /// Errors that were sent.
-    pub told: AtomicU64,
-    /// Errors that were not: for want of CAP_NET_RAW, or because there were too many.
-    pub untold: AtomicU64,
+    told: AtomicU64,
+    untold: AtomicU64,
+}
+
+/// ICMP errors for clients of UDP, since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpErrors {
+    /// Those that were sent.
+    pub told: u64,
+    /// Those that were not: for want of CAP_NET_RAW, or because there were too many in a second.
+    pub untold: u64,
+    /// Whether there is the right to send them.
+    pub is_possible: bool,
 }
 
 impl Teller {
@@ -44,10 +56,11 @@ impl Teller {
         }
     }
 
-    /// Whether it can.
+    /// What was sent, and what was not.
     #[must_use]
-    pub fn can_tell(&self) -> bool {
-        self.v4.is_some()
+    pub fn counts(&self) -> IcmpErrors {
+        let [told, untold] = [&self.told, &self.untold].map(|counter| counter.load(Relaxed));
+        IcmpErrors { told, untold, is_possible: self.v4.is_some() || self.v6.is_some() }
     }
 
     /// Tells a client, unless others were told too much lately.
@@ -107,7 +120,6 @@ mod tests {
         let (client, vip) = ("192.0.2.7:9".parse().unwrap(), "192.0.2.1:9".parse().unwrap());
         let of = Undelivered { client, vip, length: 0, payload: b"" };
         teller.tell(Unreachable::Port, &of, Duration::from_secs(1));
-        assert_eq!((teller.told.load(Relaxed), teller.untold.load(Relaxed)), (0, 1));
-        assert!(!teller.can_tell());
+        assert_eq!(teller.counts(), IcmpErrors { told: 0, untold: 1, is_possible: false });
     }
 }
