@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
-    sync::{Arc, PoisonError, RwLock, atomic::Ordering::Relaxed},
+    sync::{Arc, RwLock, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -17,8 +17,8 @@ use nix::{
 };
 
 use super::{
-    begin::{FEW, MANY, Waiting},
     batch::{self, BATCH, Buffers, Outgoing, Received, SIZE},
+    begin::{FEW, MANY, Waiting},
     session::{self, Session},
     table::{Sessions, Timeouts, Token},
     teller::Teller,
@@ -29,7 +29,6 @@ use crate::{
         unreachable::{Undelivered, Unreachable},
     },
     proxy::{
-        counts::Refusal,
         entry::{Entry, Table},
         shared,
     },
