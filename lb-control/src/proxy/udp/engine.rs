@@ -164,10 +164,15 @@ impl Engine {
         self.end_all(|of, _| of == way);
     }
 
-    /// Something else is wanted of entries: sessions of backends that are gone end.
-    pub fn follow(&mut self) {
-        self.ways.values_mut().for_each(|way| way.table = way.entry.table());
-        self.end_all(|_, session| session.backend.is_gone());
+    /// Something else is wanted of an entry: sessions of backends that are gone end.
+    pub fn follow(&mut self, id: u32) {
+        let Some(way) = self.ways.get_mut(&id) else { return };
+        way.table = way.entry.table();
+        let shard = way.entry.counters.shard(self.worker);
+        // Most entries of a large cluster have none at any time.
+        if shard.accepted.load(Relaxed) != shard.ended.load(Relaxed) {
+            self.end_all(|of, session| of == id && session.backend.is_gone());
+        }
     }
 
     /// Reads nothing of clients any more, and keeps sessions as long as they wait for an answer.
@@ -402,11 +407,11 @@ impl Engine {
         let Some(((_, client), session)) = self.sessions.get(token) else { return };
         session.backend.failed(now);
         let vip = SocketAddr::new(session.entry.key.vip, session.entry.key.port);
-        let of = Undelivered { client: *client, vip, length: session.last_length, payload: &trouble.payload };
-        self.shared.teller.tell(trouble.why, &of, now);
-        let (client, backend) = (*client, session.backend.address);
+        let (client, backend, length) = (*client, session.backend.address, session.last_length);
         self.refused.insert(client, backend);
         self.end(token);
+        let of = Undelivered { client, vip, length, payload: &trouble.payload };
+        self.shared.teller.tell(trouble.why, &of, now);
     }
 
     pub(super) fn end(&mut self, token: Token) {

@@ -211,9 +211,8 @@ impl Udp {
         if ranges != frontend.source_ranges {
             served.ways.iter().for_each(|way| socket::filter(&way.socket, &served.entry));
         }
-        if !served.ways.is_empty() {
-            wait(self.order_all(|| Order::Follow));
-        }
+        let follow = |way: &Way| self.order(way.worker, Order::Follow(way.number));
+        wait(served.ways.iter().filter_map(follow).collect());
     }
 
     fn open(&mut self, key: &ServiceKey, inherited: Vec<OwnedFd>) -> Result<()> {

@@ -27,8 +27,8 @@ pub enum Order {
     Add(u32, Arc<Entry>, Arc<OwnedFd>),
     /// Serve it no more.
     Remove(u32),
-    /// Look what is wanted of the entries now.
-    Follow,
+    /// Look what is wanted of the socket's entry now.
+    Follow(u32),
     /// Begin no more sessions, and end those that wait for nothing.
     Drain,
 }
@@ -96,7 +96,7 @@ fn carry_out(engine: &mut Engine, Orders { all, done }: Orders) {
         match order {
             Order::Add(way, entry, socket) => errors.extend(engine.add(way, entry, socket).err()),
             Order::Remove(way) => engine.remove(way),
-            Order::Follow => engine.follow(),
+            Order::Follow(way) => engine.follow(way),
             Order::Drain => engine.drain(),
         }
     }
