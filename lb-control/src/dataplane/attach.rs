@@ -409,7 +409,10 @@ mod tests {
     fn a_device_without_a_way_says_what_to_do() {
         let refused = ["XDP native attach on eth0: the driver lacks support".to_owned(), "TC: no".to_owned()];
         let chosen = no_way(None, &refused);
-        assert!(chosen.contains("no datapath in the kernel works") && chosen.contains("pointsman doctor"), "{chosen}");
+        assert!(
+            chosen.contains("no datapath in the kernel works") && chosen.contains("pointsman doctor"),
+            "{chosen}"
+        );
         assert!(chosen.contains(&refused[0]) && chosen.contains(&refused[1]), "{chosen}");
         let forced = no_way(Some(Mode::Generic), &refused[..1]);
         assert!(forced.starts_with("--datapath xdp-generic does not work here: XDP native"), "{forced}");

@@ -82,7 +82,11 @@ fn refused(facts: &Facts, ability: Ability, why: &str) -> FindingView {
             ability.check(),
             format!("with --cgroup=auto, processes of this node do not reach VIPs: {why}"),
         ),
-        _ => error(ability.check(), format!("{message}; only the userspace proxy works here, which takes several times the CPU")).remedy(rights),
+        _ => error(
+            ability.check(),
+            format!("{message}; only the userspace proxy works here, which takes several times the CPU"),
+        )
+        .remedy(rights),
     }
 }
 

@@ -89,8 +89,7 @@ fn resets_are_carried_over() {
 #[test]
 fn the_next_backend_is_tried() {
     let (mut proxy, key) = (start(), key());
-    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port([127, 0, 0, 1])));
-    serve(&mut proxy, frontend(&key, &[nobody, named("b")]));
+    serve(&mut proxy, frontend(&key, &[nobody(), named("b")]));
     for _ in 0..10 {
         assert_eq!(whose(&key), "b");
     }
@@ -102,8 +101,7 @@ fn the_next_backend_is_tried() {
 #[test]
 fn when_all_fail_the_client_is_reset() {
     let (mut proxy, key) = (start(), key());
-    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port([127, 0, 0, 1])));
-    serve(&mut proxy, frontend(&key, &[nobody]));
+    serve(&mut proxy, frontend(&key, &[nobody()]));
     for _ in 0..5 {
         let answer = TcpStream::connect(vip(&key)).and_then(|mut stream| stream.read(&mut [0]));
         assert_eq!(answer.unwrap_err().kind(), ErrorKind::ConnectionReset);

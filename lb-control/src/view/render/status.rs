@@ -221,7 +221,8 @@ mod tests {
     use super::*;
     use crate::view::render::{Format, render};
     use crate::view::{
-        AttachMode, BackendView, ConnectionLimitView, DeviceView, FlowTableView, ProblemView, ServedBy, ServiceState,
+        AttachMode, BackendView, ConnectionLimitView, DeviceView, FlowTableView, ProblemView, ServedBy,
+        ServiceState,
     };
 
     fn example() -> StatusView {
