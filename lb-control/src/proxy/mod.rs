@@ -193,7 +193,11 @@ impl Proxy {
             }
         };
         *are_reset |= self.update(key, &frontend);
-        if serves { self.open(key) } else { Ok(self.close(key)) }
+        if serves {
+            return self.open(key);
+        }
+        self.close(key);
+        Ok(())
     }
 
     /// Says whether connections are to be reset.
