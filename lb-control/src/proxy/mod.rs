@@ -75,7 +75,9 @@ impl Proxy {
         let limits = Limits::of(limits::raise_descriptors(), &settings);
         let threads = settings.threads();
         let shared = Arc::new(Shared::new(settings, limits));
-        let workers = (0..threads).map(|number| Worker::start(number, &shared)).collect::<Result<_>>()?;
+        let workers: Vec<_> =
+            (0..threads).map(|number| Worker::start(number, &shared)).collect::<Result<_>>()?;
+        shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
         let mut proxy =
             Self { shared, workers, services: BTreeMap::new(), inherited: HashMap::new(), listeners: 0 };
         for one in inherited {
