@@ -81,8 +81,9 @@ impl Proxy {
         let shared = Arc::new(Shared::new(settings, limits));
         let workers: Vec<_> =
             (0..threads).map(|number| Worker::start(number, &shared)).collect::<Result<_>>()?;
-        let handles: Vec<_> = workers.iter().map(|worker| worker.handle.clone()).collect();
-        let udp = Udp::start(&handles, &shared)?;
+        let handles =
+            shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
+        let udp = Udp::start(handles, &shared)?;
         let (services, inherited_by) = (BTreeMap::new(), HashMap::new());
         let mut proxy = Self { shared, udp, workers, services, inherited: inherited_by, listeners: 0 };
         for one in inherited {
