@@ -13,6 +13,7 @@ mod end;
 mod entry;
 mod limits;
 mod listener;
+mod reader;
 mod registry;
 mod settings;
 mod shared;
@@ -35,6 +36,7 @@ use anyhow::{Context, Result, anyhow};
 
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
 pub use limits::Limits;
+pub use reader::Reader;
 pub use settings::{Inherited, Settings};
 pub use udp::IcmpErrors;
 
@@ -58,6 +60,7 @@ pub struct Proxy {
     udp: Udp,
     workers: Vec<Worker>,
     services: BTreeMap<ServiceKey, Served>,
+    reader: Reader,
     inherited: HashMap<(SocketAddr, Protocol), Vec<OwnedFd>>,
     /// Listening sockets that there are.
     listeners: usize,
@@ -84,8 +87,15 @@ impl Proxy {
         let handles =
             shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
         let udp = Udp::start(handles, &shared)?;
-        let (services, inherited_by) = (BTreeMap::new(), HashMap::new());
-        let mut proxy = Self { shared, udp, workers, services, inherited: inherited_by, listeners: 0 };
+        let mut proxy = Self {
+            shared,
+            udp,
+            workers,
+            services: BTreeMap::new(),
+            reader: Reader::default(),
+            inherited: HashMap::new(),
+            listeners: 0,
+        };
         for one in inherited {
             proxy.inherited.entry((one.address, one.protocol)).or_default().push(one.socket);
         }
@@ -143,9 +153,13 @@ impl Proxy {
     /// What was counted.
     #[must_use]
     pub fn counts(&self) -> Vec<FrontendCounts> {
-        let now = clock::now();
-        let tcp = self.services.values().map(|served| served.entry.counts(now));
-        tcp.chain(self.udp.counts(now)).collect()
+        self.reader.counts()
+    }
+
+    /// Tells the same to other threads.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        self.reader.clone()
     }
 
     /// ICMP errors that clients of UDP got, and did not get.
@@ -182,8 +196,10 @@ impl Proxy {
                 self.shared.has_ended.notified().await;
             }
         };
-        let (_, sessions) = tokio::join!(tokio::time::timeout(deadline, ended), self.udp.drain(deadline));
-        let rest = self.shared.open() as u64 + sessions;
+        // Nobody says that a session has ended: an answer that is under way gets its time.
+        let answers = self.udp.drain(deadline.min(ANSWERS));
+        tokio::join!(async { drop(tokio::time::timeout(deadline, ended).await) }, answers);
+        let rest = self.shared.open() as u64;
         self.shared.is_over.store(true, SeqCst);
         self.workers.iter().for_each(Worker::wake_all);
         // They need a moment to be reset rather than closed.
@@ -199,7 +215,9 @@ impl Proxy {
     fn apply_udp(&mut self, key: &ServiceKey, wanted: Wanted) -> Result<()> {
         let takes = matches!(&wanted, Wanted::Serve(frontend) if !frontend.slots.is_empty());
         let inherited = takes.then(|| self.inherited.remove(&(address(key), key.protocol)));
-        self.udp.apply(key, wanted, inherited.flatten().unwrap_or_default())
+        let applied = self.udp.apply(key, wanted, inherited.flatten().unwrap_or_default());
+        self.reader.has(key, self.udp.entry(key));
+        applied
     }
 
     fn apply_one(&mut self, key: &ServiceKey, wanted: Wanted, are_reset: &mut bool) -> Result<()> {
@@ -208,10 +226,15 @@ impl Proxy {
                 let serves = !frontend.slots.is_empty();
                 (frontend, serves)
             }
-            Wanted::Finish(frontend) => (frontend, false),
+            Wanted::Finish(frontend) => {
+                // Its listeners stay for those who have begun to connect: what comes anew, the kernel takes.
+                *are_reset |= self.update(key, &frontend);
+                return Ok(());
+            }
             Wanted::Gone => {
                 self.close(key);
                 if let Some(served) = self.services.remove(key) {
+                    self.reader.has(key, None);
                     served.entry.ends();
                     *are_reset = true;
                 }
@@ -229,9 +252,10 @@ impl Proxy {
     /// Says whether connections are to be reset.
     fn update(&mut self, key: &ServiceKey, frontend: &Arc<Frontend>) -> bool {
         let workers = self.workers.len();
-        let served = self.services.entry(key.clone()).or_insert_with(|| Served {
-            entry: Arc::new(Entry::new(Arc::clone(frontend), workers)),
-            listeners: Vec::new(),
+        let served = self.services.entry(key.clone()).or_insert_with(|| {
+            let entry = Arc::new(Entry::new(Arc::clone(frontend), workers));
+            self.reader.has(key, Some(&entry));
+            Served { entry, listeners: Vec::new() }
         });
         let ranges = Arc::clone(&served.entry.table().frontend.source_ranges);
         let are_reset = served.entry.update(Arc::clone(frontend));
@@ -282,6 +306,9 @@ impl Proxy {
         }
     }
 }
+
+/// How long answers of backends may take that are under way when the proxy ends.
+const ANSWERS: Duration = Duration::from_secs(2);
 
 fn address(key: &ServiceKey) -> SocketAddr {
     SocketAddr::new(key.vip, key.port)

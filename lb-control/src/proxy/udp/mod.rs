@@ -34,7 +34,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{FrontendCounts, Inherited, entry::Entry, shared};
+use super::{Inherited, entry::Entry, shared};
 use crate::{
     model::{Protocol, ServiceKey},
     plan::{Frontend, Wanted},
@@ -172,10 +172,10 @@ impl Udp {
         self.entries.values().map(|served| served.entry.counters.open()).sum()
     }
 
-    /// What was counted.
+    /// What is served of an entry.
     #[must_use]
-    pub fn counts(&self, now: Duration) -> Vec<FrontendCounts> {
-        self.entries.values().map(|served| served.entry.counts(now)).collect()
+    pub fn entry(&self, key: &ServiceKey) -> Option<&Arc<Entry>> {
+        self.entries.get(key).map(|served| &served.entry)
     }
 
     /// How many ICMP errors clients got, and did not get.
@@ -200,16 +200,14 @@ impl Udp {
         Ok(sockets)
     }
 
-    /// Reads nothing of clients any more; whoever waits for an answer may get it until the deadline. Gives
-    /// how many did not.
-    pub async fn drain(&self, deadline: Duration) -> u64 {
+    /// Reads nothing of clients any more; whoever waits for an answer may get it until the deadline.
+    pub async fn drain(&self, deadline: Duration) {
         let end = Instant::now() + deadline;
         // Not waited for: this may be the only thread there is.
         drop(self.order_all(|| Order::Drain));
         while self.total() > 0 && Instant::now() < end {
             sleep(LOOK).await;
         }
-        self.total()
     }
 
     fn update(&mut self, key: &ServiceKey, frontend: &Arc<Frontend>) {

@@ -272,7 +272,7 @@ fn draining_waits_for_answers_until_the_deadline() {
         silent.send_to(b"answer", from[0]).unwrap();
         silent
     });
-    assert_eq!(runtime.block_on(proxy.drain(Duration::from_millis(400))), 1);
+    assert_eq!(runtime.block_on(proxy.drain(Duration::from_millis(400))), 0, "datagrams are not counted");
     assert_eq!(receive(&clients[0]), b"answer");
     drop(answers.join().unwrap());
 }
