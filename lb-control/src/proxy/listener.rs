@@ -193,8 +193,10 @@ impl Listener {
             // A filter that stays costs time and lets all pass.
             let _ = socket.detach_filter();
         }
-        match Connection::begin(shared, entry, worker) {
-            Some(connection) => drop(handle.spawn(connection.serve(socket, peer))),
+        let place = shared.place(worker);
+        let other = shared.handles.get().filter(|_| place != worker).and_then(|all| all.get(place));
+        match Connection::begin(shared, entry, if other.is_some() { place } else { worker }) {
+            Some(connection) => drop(other.unwrap_or(handle).spawn(connection.serve(socket, peer))),
             None => drop(socket.set_linger(Some(Duration::ZERO))),
         }
     }

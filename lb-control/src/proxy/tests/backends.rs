@@ -91,7 +91,16 @@ fn an_address_in_use_is_told() {
 
 #[test]
 fn turns_are_exact_when_workers_share_them() {
-    let (mut proxy, key) = (start(), key());
+    exact_turns(settings());
+}
+
+#[test]
+fn turns_are_exact_when_each_worker_listens() {
+    exact_turns(Settings { own_listeners: true, ..settings() });
+}
+
+fn exact_turns(settings: Settings) {
+    let (mut proxy, key) = (Proxy::start(settings, Vec::new()).unwrap(), key());
     serve(&mut proxy, frontend(&key, &[named("a"), named("b"), named("c")]));
     let clients: Vec<_> = (0..6)
         .map(|_| {
