@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::model::{BackendReport, PortReport, Problem, Role, ServiceReport, ServiceState as Reported};
-use crate::view::{BackendView, PortView, ServiceState, ServiceView, TrafficView};
+use crate::view::{BackendView, PortView, ServedBy, ServiceState, ServiceView, TrafficView};
 
 /// Services by namespace and name: state, addresses, pool and problems as the agent reports them;
 /// indices, next hops and counters as the maps have them (`entries`, from
@@ -73,6 +73,7 @@ fn port(report: &PortReport, vip: IpAddr, entries: &mut Vec<PortView>) -> PortVi
         protocol,
         vip,
         port: report.port,
+        served_by: ServedBy::default(),
         service_index: None,
         source_ranges: None,
         affinity_seconds: None,

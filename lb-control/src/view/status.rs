@@ -83,6 +83,8 @@ pub enum AttachMode {
     Tc,
     /// In the network stack, for drivers without XDP.
     XdpGeneric,
+    /// Not at all: the userspace proxy serves.
+    Proxy,
     /// Attached, and the kernel did not say how.
     Unknown,
 }
@@ -139,6 +141,9 @@ pub struct PortView {
     pub vip: IpAddr,
     /// Port that clients connect to.
     pub port: u16,
+    /// Who gives new connections a backend.
+    #[serde(default)]
+    pub served_by: ServedBy,
     /// Index in the maps `services`, `service_names`, `round_robin` and `service_stats`; absent
     /// while it is not in the datapath.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -161,6 +166,28 @@ pub struct PortView {
     pub backends: Vec<BackendView>,
     /// What was forwarded.
     pub counters: TrafficView,
+}
+
+/// Who serves a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServedBy {
+    /// The programs in the kernel.
+    #[default]
+    Kernel,
+    /// The userspace proxy.
+    Proxy,
+}
+
+impl ServedBy {
+    /// The name shown to people; the same as in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Proxy => "proxy",
+        }
+    }
 }
 
 /// How many connections a client may open.
@@ -234,6 +261,7 @@ impl AttachMode {
             Self::XdpNative => "xdp-native",
             Self::Tc => "tc",
             Self::XdpGeneric => "xdp-generic",
+            Self::Proxy => "proxy",
             Self::Unknown => "unknown",
         }
     }
