@@ -19,7 +19,7 @@ use nix::{
     errno::Errno,
     libc::{SOCK_CLOEXEC, SOCK_NONBLOCK},
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::{io::Interest, runtime::Handle, sync::Notify, time::sleep};
 
 use super::{
@@ -108,7 +108,10 @@ impl Listener {
     pub fn filter(&self, entry: &Entry) {
         let program = source_filter::program(&entry.table().frontend.source_ranges, entry.key.vip.is_ipv4());
         let is_set = match program {
-            Some(program) => self.socket.attach_filter(&program).is_ok(),
+            Some(program) => {
+                let program: Vec<SockFilter> = program.into_iter().map(Into::into).collect();
+                self.socket.attach_filter(&program).is_ok()
+            }
             None => false,
         };
         if !is_set && self.has_filter.load(Relaxed) {

@@ -119,3 +119,22 @@ fn connections_take_exact_turns() {
     let all: String = (0..30).map(|_| whose(&key)).collect();
     assert_eq!(all, "abc".repeat(10));
 }
+
+/// A server that closes with bytes unread resets the connection: what it said before still arrives.
+#[test]
+fn last_words_come_through() {
+    let (mut proxy, key) = (start(), key());
+    let server = server(|mut stream| {
+        stream.read_exact(&mut [0]).unwrap();
+        stream.write_all(b"no").unwrap();
+    });
+    serve(&mut proxy, frontend(&key, &[server]));
+    let mut stream = client(&key);
+    // More than it reads: it may notice the reset while it still sends.
+    let _ = stream.write_all(&[0; 300_000]);
+    let mut words = [0; 2];
+    stream.read_exact(&mut words).unwrap();
+    assert_eq!(&words, b"no");
+    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    eventually("it ends", || proxy.total_connections() == 0);
+}

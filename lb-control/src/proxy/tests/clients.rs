@@ -148,3 +148,28 @@ fn who_is_idle_is_reset() {
     assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert!(begin.elapsed() > Duration::from_millis(300), "{:?}", begin.elapsed());
 }
+
+#[test]
+fn backends_may_see_the_client_itself() {
+    let probe = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    if probe.set_ip_transparent_v4(true).is_err() {
+        return println!("SKIP: connections from others' addresses need CAP_NET_ADMIN or CAP_NET_RAW");
+    }
+    let (mut proxy, key) = (start(), key());
+    let server = server(|mut stream| {
+        let peer = stream.peer_addr().unwrap().ip().to_string();
+        stream.write_all(peer.as_bytes()).unwrap();
+    });
+    let client_address = ClientAddress::Transparent;
+    serve(&mut proxy, Frontend { client_address, ..frontend(&key, &[server]) });
+    for from in [[127, 0, 0, 5], [127, 0, 0, 6]] {
+        let mut seen = String::new();
+        attempt(from, &key).unwrap().read_to_string(&mut seen).unwrap();
+        assert_eq!(seen, std::net::Ipv4Addr::from(from).to_string());
+    }
+    // There is no way to say it to a backend of the other family.
+    let other: SocketAddr = "[::1]:9".parse().unwrap();
+    serve(&mut proxy, Frontend { client_address, ..frontend(&key, &[other]) });
+    assert_eq!(refusal(&key), ErrorKind::ConnectionReset);
+    assert_eq!(refused(&proxy, Refusal::Transparent), 1);
+}
