@@ -114,6 +114,7 @@ mod tests {
             state,
             vips: vips.iter().map(vip).collect(),
             ports: Vec::new(),
+            health: None,
             problems: vec![Problem::error("x"); vips.len()],
         })
     }

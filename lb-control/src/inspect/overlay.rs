@@ -121,7 +121,12 @@ mod tests {
     fn report(name: &str, vips: &[&str], backends: &[&str]) -> ServiceReport {
         let vip = |address: &&str| VipReport { address: address.parse().unwrap(), pool: Some("edge".into()) };
         let backend =
-            |socket: &&str| BackendReport { address: socket.parse().unwrap(), role: Role::Active, weight: 1 };
+            |socket: &&str| BackendReport {
+            address: socket.parse().unwrap(),
+            role: Role::Active,
+            weight: 1,
+            unhealthy: None,
+        };
         ServiceReport {
             object: ObjectRef::new("default", name),
             state: Reported::Active,
@@ -132,6 +137,7 @@ mod tests {
                 port: 80,
                 backends: backends.iter().map(backend).collect(),
             }],
+            health: None,
             problems: vec![
                 Problem::warning("too many names").about("Service", &ObjectRef::new("default", name)),
             ],

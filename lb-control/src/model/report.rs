@@ -38,6 +38,21 @@ pub struct BackendReport {
     pub role: Role,
     /// Its share relative to the others.
     pub weight: u32,
+    /// Why its health check fails; `None` if it does not, or nobody asks. If all fail, all take
+    /// connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy: Option<String>,
+}
+
+/// What health checks tell of a Service's backends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthReport {
+    /// How they are asked.
+    pub check: String,
+    /// How many of those that this node asks did not fail.
+    pub healthy: usize,
+    /// How many of them did.
+    pub unhealthy: usize,
 }
 
 /// A port of a Service, with the backends of all its VIPs.
@@ -65,6 +80,9 @@ pub struct ServiceReport {
     pub vips: Vec<VipReport>,
     /// Its ports.
     pub ports: Vec<PortReport>,
+    /// What health checks tell of its backends; `None` without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthReport>,
     /// What is wrong.
     pub problems: Vec<Problem>,
 }

@@ -29,5 +29,5 @@ pub use flow_tables::{Fill, FlowTableWatch};
 pub use frontend::{Frontend, FrontendBackend, Frontends, Wanted};
 pub use health::HealthCheck;
 pub use planner::{Addressing, Effects, Plan, Planner};
-pub use resolve::{Here, resolve};
+pub use resolve::{Here, Resolved, Unhealthy, resolve};
 pub use slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order};

@@ -2,30 +2,49 @@
 
 mod backends;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use super::ipam::Assigned;
 use crate::model::{
-    ANNOTATION_CLIENT_ADDRESS, BackendReport, Backends, ClientAddress, DesiredEntry, EndpointSlice, Family,
-    PortReport, Problem, Protocol, Role, Service, ServiceKey, ServicePort, ServiceReport, ServiceState,
+    ANNOTATION_CLIENT_ADDRESS, ANNOTATION_HEALTH_CHECK, BackendReport, Backends, CheckTarget, ClientAddress,
+    DesiredEntry, EndpointSlice, Family, HealthReport, PortReport, Problem, Protocol, Role, Service, ServiceKey, ServicePort, ServiceReport, ServiceState,
     VipReport,
 };
 
-pub use backends::Here;
+use backends::Found;
+pub use backends::{Here, Unhealthy};
+
+/// What is decided about a Service.
+#[derive(Debug)]
+pub struct Resolved {
+    /// For the data plane.
+    pub entries: Vec<(ServiceKey, DesiredEntry)>,
+    /// For people.
+    pub report: ServiceReport,
+    /// Who is to be asked whether he works.
+    pub targets: BTreeSet<CheckTarget>,
+}
 
 /// What the data plane has to do for a Service, and what people are told about it. `slices` are
-/// all of the Service's.
+/// all of the Service's. `unhealthy` gives, for an address that this node asks its backends for, which
+/// targets fail: another node's are not asked here.
 #[must_use]
-pub fn resolve(
+pub fn resolve<'a>(
     service: &Service,
     slices: &[&EndpointSlice],
     assigned: &Assigned,
     here: &Here<'_>,
-) -> (Vec<(ServiceKey, DesiredEntry)>, ServiceReport) {
+    unhealthy: impl Fn(&IpAddr) -> Option<&'a Unhealthy>,
+) -> Resolved {
     let mut problems = assigned.problems.clone();
     report_limits(service, &mut problems);
     let mut entries = Vec::new();
     let mut ports = Vec::new();
+    let mut health = Health::default();
     for port in &service.ports {
         let mut report = PortReport {
             name: port.name.clone(),
@@ -35,12 +54,17 @@ pub fn resolve(
         };
         if port.protocol != Protocol::Sctp {
             for (vip, _) in &assigned.addresses {
-                let backends = backends::backends(service, port, slices, Family::of(*vip), here);
+                let unhealthy = unhealthy(vip);
+                let Found { backends, targets } =
+                    backends::backends(service, port, slices, Family::of(*vip), here, unhealthy);
+                let why = |address| unhealthy?.get(targets.get(address)?);
                 report.backends.extend(backends.iter().map(|(address, backend)| BackendReport {
                     address: *address,
                     role: backend.role,
                     weight: backend.weight,
+                    unhealthy: why(address).map(|why| why.to_string()),
                 }));
+                health.add(targets.into_values(), unhealthy);
                 let entry = DesiredEntry {
                     port_name: port.name.clone(),
                     backends,
@@ -69,7 +93,57 @@ pub fn resolve(
     };
     let vips = assigned.addresses.iter();
     let vips = vips.map(|(address, pool)| VipReport { address: *address, pool: pool.clone() }).collect();
-    (entries, ServiceReport { object: service.object.clone(), state, vips, ports, problems })
+    let (targets, health) = health.finish(service, &mut problems);
+    let report = ServiceReport { object: service.object.clone(), state, vips, ports, health, problems };
+    Resolved { entries, report, targets }
+}
+
+/// What is known of those who are asked.
+#[derive(Default)]
+struct Health {
+    targets: BTreeMap<CheckTarget, Option<Arc<str>>>,
+}
+
+impl Health {
+    fn add(&mut self, targets: impl Iterator<Item = CheckTarget>, unhealthy: Option<&Unhealthy>) {
+        self.targets.extend(targets.map(|target| {
+            let why = unhealthy.and_then(|unhealthy| unhealthy.get(&target)).cloned();
+            (target, why)
+        }));
+    }
+
+    fn finish(
+        self,
+        service: &Service,
+        problems: &mut Vec<Problem>,
+    ) -> (BTreeSet<CheckTarget>, Option<HealthReport>) {
+        let Some(check) = &service.backend_check else { return (BTreeSet::new(), None) };
+        let reasons: Vec<&Arc<str>> = self.targets.values().flatten().collect();
+        let report = HealthReport {
+            check: check.to_string(),
+            healthy: self.targets.len() - reasons.len(),
+            unhealthy: reasons.len(),
+        };
+        if let (0, Some(first)) = (report.healthy, reasons.first()) {
+            let text = format!(
+                "the health check fails for all {} backends, which take connections all the same ({first}); \
+                 if they work, mend the check",
+                report.unhealthy
+            );
+            problems.push(about(service, Problem::warning(text), &health_check_field()));
+        }
+        (self.targets.into_keys().collect(), Some(report))
+    }
+}
+
+fn health_check_field() -> String {
+    format!("metadata.annotations[{ANNOTATION_HEALTH_CHECK}]")
+}
+
+fn about(service: &Service, problem: Problem, field: &str) -> Problem {
+    let mut problem = problem.about("Service", &service.object).field(field);
+    problem.place.clone_from(&service.place);
+    problem
 }
 
 /// The headers of the PROXY protocol go ahead of a stream; datagrams have none.
@@ -90,11 +164,7 @@ fn key(service: &Service, port: &ServicePort, vip: IpAddr) -> ServiceKey {
 
 /// Says what of the Service is not done.
 fn report_limits(service: &Service, problems: &mut Vec<Problem>) {
-    let mut say = |problem: Problem, field: &str| {
-        let mut problem = problem.about("Service", &service.object).field(field);
-        problem.place.clone_from(&service.place);
-        problems.push(problem);
-    };
+    let mut say = |problem: Problem, field: &str| problems.push(about(service, problem, field));
     for (index, port) in service.ports.iter().enumerate() {
         if port.protocol == Protocol::Sctp {
             let text = format!("SCTP is not supported: port {} is not served; use TCP or UDP", port.port);
@@ -108,6 +178,15 @@ fn report_limits(service: &Service, problems: &mut Vec<Problem>) {
             service.client_address
         );
         say(Problem::warning(text), &format!("metadata.annotations[{ANNOTATION_CLIENT_ADDRESS}]"));
+    }
+    let unasked = service.backend_check.as_ref().filter(|check| check.port.is_none());
+    if let Some(port) = unasked.and_then(|_| service.ports.iter().find(|it| it.protocol == Protocol::Udp)) {
+        let text = format!(
+            "whether a UDP port works cannot be asked there: backends of port {} are not checked; name a TCP \
+             port of theirs with port=",
+            port.port
+        );
+        say(Problem::warning(text), &health_check_field());
     }
     if service.ports.is_empty() {
         say(Problem::error("is empty: there is nothing to serve"), "spec.ports");
