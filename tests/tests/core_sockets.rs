@@ -75,6 +75,23 @@ fn what_is_no_vip_is_left_alone() {
     }
 }
 
+/// The proxy listens on this node: whoever turns to it gets there without help.
+#[test]
+fn what_the_proxy_serves_is_left_alone() {
+    let mut host = host(1);
+    for ip in Ip::BOTH {
+        for (protocol, port) in [(IPPROTO_TCP, HTTP), (IPPROTO_UDP, DNS)] {
+            set_flags(&mut host, ip, protocol, 1, ServiceFlags::PROXIED);
+            for call in [Call::Connect, Call::Send] {
+                let remote = (ip.vip(), port);
+                assert_eq!(host.call(&caller(1, protocol), call, remote), (Answer::Pass, remote));
+            }
+            set_flags(&mut host, ip, protocol, 1, ServiceFlags::PROXY_FINISHES);
+        }
+        given(&host, &caller(1, IPPROTO_TCP), Call::Connect, ip);
+    }
+}
+
 #[test]
 fn without_a_backend_calls_are_refused_and_counted() {
     let mut host = host(1);

@@ -57,6 +57,12 @@ impl ServiceFlags {
     /// A connection goes to the backend that has the fewest open ones for its weight. Each backend
     /// has one slot.
     pub const LEAST_CONNECTIONS: u8 = 8;
+    /// The proxy serves it: packets of no known flow pass to the stack, where it listens. Flows that the
+    /// datapath has go on.
+    pub const PROXIED: u8 = 32;
+    /// The proxy has served it, and has connections left: TCP segments of no known flow that begin none
+    /// pass to the stack. What begins a connection is the datapath's.
+    pub const PROXY_FINISHES: u8 = 64;
     /// The flags that say how connections are spread. At most one of them is set; none is in turn.
     pub const SCHEDULING: u8 = Self::MAGLEV | Self::LEAST_CONNECTIONS;
 }

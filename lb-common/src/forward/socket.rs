@@ -136,14 +136,17 @@ pub fn seen<D: Sockets<F>, F: IpFamily>(
     Answer::Replaced
 }
 
-/// The Service entry that a socket turns to.
+/// The Service entry that a socket turns to. The proxy's listener is on this node: a socket that turns to
+/// it needs no help.
 #[inline(always)]
 fn find<D: Sockets<F>, F: IpFamily>(
     datapath: &D,
     caller: &Caller,
     remote: &Remote<F::Address>,
 ) -> Option<u32> {
-    datapath.vip(&VipKey::new(remote.address, remote.port, caller.protocol))
+    let service = datapath.vip(&VipKey::new(remote.address, remote.port, caller.protocol))?;
+    let is_proxied = datapath.service(service).is_some_and(|entry| entry.has(ServiceFlags::PROXIED));
+    if is_proxied { None } else { Some(service) }
 }
 
 /// Gives the socket a backend, and remembers which VIP it stands for: that is what `peer` says then.

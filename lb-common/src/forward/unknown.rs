@@ -1,5 +1,6 @@
 //! Packets of no known flow: connections begin here, or are refused.
 
+use super::emit::Parsed;
 use super::platform::{Datapath, Packet, Tables};
 use super::slow::remember_first;
 use super::wire::{Ethernet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
@@ -43,6 +44,12 @@ fn decide<D: Tables<F>, F: IpFamily, const COOKIES: bool>(datapath: &D) -> Verdi
     let Some(entry) = datapath.service(service) else {
         return Verdict::drop(datapath, DropReason::BadSlot);
     };
+    if entry.has(ServiceFlags::PROXIED | ServiceFlags::PROXY_FINISHES)
+        && is_left_to_the_proxy(entry, &scratch.parsed)
+    {
+        // Before the source ranges, which the listener has, too: who is connected is not asked again.
+        return Verdict::Pass;
+    }
     if entry.has(ServiceFlags::SOURCE_RANGES) && !client::is_allowed::<D, F>(datapath, scratch, service) {
         // Before any refusal: whoever may not connect does not learn that anybody is here.
         return Verdict::drop(datapath, DropReason::SourceNotAllowed);
@@ -77,6 +84,16 @@ fn decide<D: Tables<F>, F: IpFamily, const COOKIES: bool>(datapath: &D) -> Verdi
     Verdict::unpack(verdict)
 }
 
+/// Whether the stack gets the packet, of a Service that the proxy serves or has served.
+#[inline(always)]
+fn is_left_to_the_proxy<A>(entry: Service, parsed: &Parsed<A>) -> bool {
+    entry.has(ServiceFlags::PROXIED)
+        || parsed.ip.protocol == IPPROTO_TCP && parsed.transport.flags & HANDSHAKE != TCP_SYN
+}
+
+/// The flags that tell a segment that begins a connection from others.
+const HANDSHAKE: u8 = TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN;
+
 /// What is to be done with a packet to a VIP. Numbers, not an enumeration, for the kernel's verifier.
 const REFUSED: usize = 0;
 const BEGIN: usize = 1;
@@ -90,7 +107,6 @@ fn step<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
     service: u32,
     entry: Service,
 ) -> usize {
-    const HANDSHAKE: u8 = TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN;
     if scratch.parsed.ip.hops_left <= 1 {
         scratch.refusal = refuse::expired::<F>();
         return REFUSED;

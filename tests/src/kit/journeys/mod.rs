@@ -12,6 +12,7 @@ pub mod limits;
 pub mod local;
 pub mod mtu;
 pub mod ports;
+pub mod proxied;
 pub mod refuse;
 pub mod schedule;
 pub mod sources;
@@ -41,6 +42,7 @@ macro_rules! each_journey {
             mtu { towards_backends, towards_clients, quoted }
             tc { handed_over, nobody_to_hand_over_to, sticks, way_changes }
             cookie { whole_life, segment_sizes, losses, forgeries, replay, backend_says_no, syn_again, port_reuse, lost_halves, quoted, off_again, the_usual_way }
+            proxied { new_ones_pass, old_ones_finish, ranges_hold_again }
             hostile { not_ours, malformed, misconfigured }
         }
     };
