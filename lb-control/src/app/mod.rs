@@ -29,7 +29,8 @@ use tracing::{info, warn};
 use crate::dataplane::{Cgroup, Mode, Sizes};
 use crate::http;
 use crate::net::Monitor;
-use crate::plan::{CookiePhase, CookiePolicy};
+use crate::plan::{CookiePhase, CookiePolicy, Verdict};
+use crate::probe::Verdicts;
 use crate::source::Update;
 
 pub use cluster::{ClusterSettings, LEADER_LEASE, host_name};
@@ -221,6 +222,7 @@ async fn serve(
     mut cluster: Option<&mut Cluster>,
 ) -> Result<End> {
     let mut health_problems = agent.health_problems();
+    let mut verdicts = agent.verdicts();
     let mut upkeep = Upkeep::start(agent.pins());
     let mut guard = agent.watches_floods().then(|| FloodGuard::start(agent.pins(), agent.cookie_phase()));
     let now = Instant::now();
@@ -254,6 +256,7 @@ async fn serve(
             _ = renewal.tick() => agent.network_changed().await,
             _ = resync.tick() => agent.resync().await,
             problems = health_problems.next() => agent.health_troubled(problems),
+            found = probed(verdicts.as_mut()) => agent.probed(found).await,
             sweep = upkeep.next() => agent.swept(&sweep),
             phase = flood(guard.as_mut()) => agent.use_cookies(phase),
         }
@@ -314,6 +317,14 @@ async fn uninstallation(cluster: Option<&mut Cluster>) {
 async fn flood(guard: Option<&mut FloodGuard>) -> CookiePhase {
     match guard {
         Some(guard) => guard.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until backends turn out to work, or not; for ever if nobody asks them.
+async fn probed(verdicts: Option<&mut Verdicts>) -> Vec<Verdict> {
+    match verdicts {
+        Some(verdicts) => verdicts.next().await,
         None => std::future::pending().await,
     }
 }

@@ -158,6 +158,7 @@ fn backends_by_service(
             address,
             port: u16::from_be_bytes(backend.port),
             state: state.to_owned(),
+            reason: None,
             weight: backend.weight,
             backend_index: Some(index),
             next_hop_resolved,

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::model::{BackendReport, PortReport, Problem, Role, ServiceReport, ServiceState as Reported};
+use crate::model::{
+    BackendHealth, BackendReport, PortReport, Problem, Role, ServiceReport, ServiceState as Reported,
+};
 use crate::view::{BackendView, PortView, ServiceState, ServiceView, TrafficView};
 
 /// Services by namespace and name: state, addresses, pool and problems as the agent reports them;
@@ -85,13 +87,24 @@ fn port(report: &PortReport, vip: IpAddr, entries: &mut Vec<PortView>) -> PortVi
     // A backend of the other family cannot serve this VIP.
     for backend in report.backends.iter().filter(|backend| backend.address.is_ipv4() == vip.is_ipv4()) {
         let socket = (backend.address.ip(), backend.address.port());
-        if !view.backends.iter().any(|known| (known.address, known.port) == socket) {
+        let known = view.backends.iter().position(|known| (known.address, known.port) == socket);
+        let at = known.unwrap_or_else(|| {
             view.backends.push(backend_view(backend));
+            view.backends.len() - 1
+        });
+        if let Some(why) = backend.health.as_ref().and_then(BackendHealth::failure) {
+            let view = &mut view.backends[at];
+            UNHEALTHY.clone_into(&mut view.state);
+            view.reason = Some(why.to_owned());
         }
     }
     view.backends.sort_by_key(|backend| (backend.address, backend.port));
     view
 }
+
+/// The state of a backend whose health check fails, whatever the maps have it do: if all fail, all take
+/// connections.
+const UNHEALTHY: &str = "unhealthy";
 
 /// A backend that is not in the datapath yet.
 fn backend_view(report: &BackendReport) -> BackendView {
@@ -103,6 +116,7 @@ fn backend_view(report: &BackendReport) -> BackendView {
             Role::Terminating => "terminating",
         }
         .to_owned(),
+        reason: None,
         weight: report.weight,
         backend_index: None,
         next_hop_resolved: false,
@@ -120,12 +134,11 @@ mod tests {
 
     fn report(name: &str, vips: &[&str], backends: &[&str]) -> ServiceReport {
         let vip = |address: &&str| VipReport { address: address.parse().unwrap(), pool: Some("edge".into()) };
-        let backend =
-            |socket: &&str| BackendReport {
+        let backend = |socket: &&str| BackendReport {
             address: socket.parse().unwrap(),
             role: Role::Active,
             weight: 1,
-            unhealthy: None,
+            health: None,
         };
         ServiceReport {
             object: ObjectRef::new("default", name),
@@ -166,6 +179,18 @@ mod tests {
             web.ports[0].backends.iter().map(|b| (b.address.to_string(), b.backend_index)).collect();
         assert_eq!(backends, [("10.0.0.1".into(), None), ("10.0.0.2".into(), Some(4))]);
         assert_eq!(web.ports[0].name, "web");
+    }
+
+    #[test]
+    fn who_fails_is_unhealthy_whatever_the_maps_have() {
+        let mut report = report("web", &["192.0.2.10"], &["10.0.0.1:8080", "10.0.0.2:8080"]);
+        report.ports[0].backends[0].health = Some(BackendHealth::Healthy);
+        report.ports[0].backends[1].health = Some(BackendHealth::Unhealthy("HTTP 503".into()));
+        let views = overlay(&[report], entries());
+        let web = views.iter().find(|view| view.name == "web").unwrap();
+        let states: Vec<_> =
+            web.ports[0].backends.iter().map(|one| (one.state.as_str(), one.reason.as_deref())).collect();
+        assert_eq!(states, [("active", None), ("unhealthy", Some("HTTP 503"))]);
     }
 
     #[test]

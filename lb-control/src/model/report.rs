@@ -38,10 +38,29 @@ pub struct BackendReport {
     pub role: Role,
     /// Its share relative to the others.
     pub weight: u32,
-    /// Why its health check fails; `None` if it does not, or nobody asks. If all fail, all take
-    /// connections.
+    /// What its health check tells; `None` if nobody asks. If all fail, all take connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unhealthy: Option<String>,
+    pub health: Option<BackendHealth>,
+}
+
+/// What a health check tells of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BackendHealth {
+    /// It works, or has not failed often enough yet.
+    Healthy,
+    /// It does not; why.
+    Unhealthy(String),
+}
+
+impl BackendHealth {
+    /// Why it does not work; `None` if it does.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        match self {
+            Self::Healthy => None,
+            Self::Unhealthy(why) => Some(why),
+        }
+    }
 }
 
 /// What health checks tell of a Service's backends.

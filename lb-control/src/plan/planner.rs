@@ -18,8 +18,8 @@ use super::{
     resolve::{Here, Resolved, resolve},
 };
 use crate::model::{
-    CheckTarget, Desired, DesiredEntry, EndpointSlice, Family, ObjectChange, ObjectRef, Objects, Problem, Service,
-    ServiceKey, ServiceReport, VirtualIp,
+    CheckTarget, Desired, DesiredEntry, EndpointSlice, Family, ObjectChange, ObjectRef, Objects, Problem,
+    Service, ServiceKey, ServiceReport, VirtualIp,
 };
 
 /// Where the addresses of Services come from.
@@ -213,10 +213,7 @@ impl Planner {
     }
 
     /// Takes over what health checks tell: why who is asked does not work, or that it does.
-    pub fn health(
-        &mut self,
-        verdicts: impl IntoIterator<Item = (CheckTarget, Option<Arc<str>>)>,
-    ) -> Effects {
+    pub fn health(&mut self, verdicts: impl IntoIterator<Item = (CheckTarget, Option<Arc<str>>)>) -> Effects {
         let dirty = self.targets.learn(verdicts);
         self.renew_all(&dirty)
     }

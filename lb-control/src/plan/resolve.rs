@@ -4,15 +4,15 @@ mod backends;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use super::ipam::Assigned;
 use crate::model::{
-    ANNOTATION_CLIENT_ADDRESS, ANNOTATION_HEALTH_CHECK, BackendReport, Backends, CheckTarget, ClientAddress,
-    DesiredEntry, EndpointSlice, Family, HealthReport, PortReport, Problem, Protocol, Role, Service, ServiceKey, ServicePort, ServiceReport, ServiceState,
-    VipReport,
+    ANNOTATION_CLIENT_ADDRESS, ANNOTATION_HEALTH_CHECK, BackendHealth, BackendReport, Backends, CheckTarget,
+    ClientAddress, DesiredEntry, EndpointSlice, Family, HealthReport, PortReport, Problem, Protocol, Role,
+    Service, ServiceKey, ServicePort, ServiceReport, ServiceState, VipReport,
 };
 
 use backends::Found;
@@ -53,18 +53,13 @@ pub fn resolve<'a>(
             backends: Vec::new(),
         };
         if port.protocol != Protocol::Sctp {
+            let mut asked = Health::default();
             for (vip, _) in &assigned.addresses {
                 let unhealthy = unhealthy(vip);
                 let Found { backends, targets } =
                     backends::backends(service, port, slices, Family::of(*vip), here, unhealthy);
-                let why = |address| unhealthy?.get(targets.get(address)?);
-                report.backends.extend(backends.iter().map(|(address, backend)| BackendReport {
-                    address: *address,
-                    role: backend.role,
-                    weight: backend.weight,
-                    unhealthy: why(address).map(|why| why.to_string()),
-                }));
-                health.add(targets.into_values(), unhealthy);
+                report.backends.extend(reports(&backends, &targets, unhealthy));
+                asked.add(targets.into_values(), unhealthy);
                 let entry = DesiredEntry {
                     port_name: port.name.clone(),
                     backends,
@@ -78,6 +73,8 @@ pub fn resolve<'a>(
                 entries.push((key(service, port, *vip), entry));
             }
             warn_of_missing_port(service, port, slices, &mut problems);
+            asked.warn_if_all_fail(service, port, &mut problems);
+            health.targets.append(&mut asked.targets);
         }
         ports.push(report);
     }
@@ -93,9 +90,25 @@ pub fn resolve<'a>(
     };
     let vips = assigned.addresses.iter();
     let vips = vips.map(|(address, pool)| VipReport { address: *address, pool: pool.clone() }).collect();
-    let (targets, health) = health.finish(service, &mut problems);
+    let (targets, health) = health.finish(service);
     let report = ServiceReport { object: service.object.clone(), state, vips, ports, health, problems };
     Resolved { entries, report, targets }
+}
+
+fn reports(
+    backends: &Backends,
+    targets: &BTreeMap<SocketAddr, CheckTarget>,
+    unhealthy: Option<&Unhealthy>,
+) -> impl Iterator<Item = BackendReport> {
+    backends.iter().map(move |(address, backend)| BackendReport {
+        address: *address,
+        role: backend.role,
+        weight: backend.weight,
+        health: targets.get(address).map(|target| {
+            let why = unhealthy.and_then(|unhealthy| unhealthy.get(target));
+            why.map_or(BackendHealth::Healthy, |why| BackendHealth::Unhealthy(why.to_string()))
+        }),
+    })
 }
 
 /// What is known of those who are asked.
@@ -112,26 +125,23 @@ impl Health {
         }));
     }
 
-    fn finish(
-        self,
-        service: &Service,
-        problems: &mut Vec<Problem>,
-    ) -> (BTreeSet<CheckTarget>, Option<HealthReport>) {
-        let Some(check) = &service.backend_check else { return (BTreeSet::new(), None) };
-        let reasons: Vec<&Arc<str>> = self.targets.values().flatten().collect();
-        let report = HealthReport {
-            check: check.to_string(),
-            healthy: self.targets.len() - reasons.len(),
-            unhealthy: reasons.len(),
-        };
-        if let (0, Some(first)) = (report.healthy, reasons.first()) {
-            let text = format!(
-                "the health check fails for all {} backends, which take connections all the same ({first}); \
-                 if they work, mend the check",
-                report.unhealthy
-            );
-            problems.push(about(service, Problem::warning(text), &health_check_field()));
+    fn warn_if_all_fail(&self, service: &Service, port: &ServicePort, problems: &mut Vec<Problem>) {
+        let Some(Some(why)) = self.targets.values().next() else { return };
+        if self.targets.values().any(Option::is_none) {
+            return;
         }
+        let text = format!(
+            "fails for all backends of port {}, which take connections all the same: {why}",
+            port.port
+        );
+        problems.push(about(service, Problem::warning(text), &health_check_field()));
+    }
+
+    fn finish(self, service: &Service) -> (BTreeSet<CheckTarget>, Option<HealthReport>) {
+        let Some(check) = &service.backend_check else { return (BTreeSet::new(), None) };
+        let unhealthy = self.targets.values().flatten().count();
+        let healthy = self.targets.len() - unhealthy;
+        let report = HealthReport { check: check.to_string(), healthy, unhealthy };
         (self.targets.into_keys().collect(), Some(report))
     }
 }

@@ -15,11 +15,12 @@ use lb_common::abi::ConnectionLimit;
 
 use crate::model::{
     ANNOTATION_ADDRESSES, ANNOTATION_CLIENT_ADDRESS, ANNOTATION_CONNECTION_RATE, ANNOTATION_EXTERNAL_IPS,
-    ANNOTATION_HEALTH_CHECK, ANNOTATION_POOL, ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT,
-    ANNOTATION_SLOW_START, ANNOTATION_WEIGHTS, ApiState, BackendCheck, BadCheck, BadSlowStart, BadWeights, ClientAddress, Condition,
-    Endpoint, EndpointPort, EndpointSlice, FIELD_MANAGER, Family, FamilyPolicy, Ingress, METALLB_PREFIXES,
-    ObjectRef, Place, Protocol, Scheduler, Service, ServicePort, SlowStart, TargetPort, UnknownClientAddress,
-    UnknownScheduler, Weights, parse_connection_limit,
+    ANNOTATION_HEALTH_CHECK, ANNOTATION_POOL, ANNOTATION_SCHEDULER, ANNOTATION_SHARING,
+    ANNOTATION_SLICE_WEIGHT, ANNOTATION_SLOW_START, ANNOTATION_WEIGHTS, ApiState, BackendCheck, BadCheck,
+    BadSlowStart, BadWeights, ClientAddress, Condition, Endpoint, EndpointPort, EndpointSlice, FIELD_MANAGER,
+    Family, FamilyPolicy, Ingress, METALLB_PREFIXES, ObjectRef, Place, Protocol, Scheduler, Service,
+    ServicePort, SlowStart, TargetPort, UnknownClientAddress, UnknownScheduler, Weights,
+    parse_connection_limit,
 };
 
 /// Names the Service of an EndpointSlice.

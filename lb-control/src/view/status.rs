@@ -181,8 +181,11 @@ pub struct BackendView {
     pub address: IpAddr,
     /// Port of the endpoint.
     pub port: u16,
-    /// `active` or `terminating`.
+    /// `active`, `terminating` or `unhealthy`.
     pub state: String,
+    /// Why it is unhealthy, as its health check last found: `HTTP 503`, `connect: refused`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Share of new connections relative to the other backends.
     pub weight: u32,
     /// Index in the maps `backends` and `backend_stats`; absent while not in the datapath.

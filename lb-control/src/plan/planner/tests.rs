@@ -242,3 +242,142 @@ fn what_its_status_says_is_no_news() {
     assert!(planner.apply([ObjectChange::VirtualIp(vip.address, Some(vip.into()))]).is_empty());
     assert_eq!(planner.resolved(), before);
 }
+
+/// Backends of the entries of a VIP as `address`, with `!` behind those that take no connections.
+fn takers(planner: &Planner, vip: u8) -> String {
+    let vip = IpAddr::from([192, 0, 2, vip]);
+    let entries = planner.plan().desired.entries.iter().filter(|(key, _)| key.vip == vip);
+    let backends = entries.flat_map(|(_, entry)| &entry.backends);
+    let one = |(address, backend): (&std::net::SocketAddr, &crate::model::DesiredBackend)| {
+        let keeps = if backend.takes_connections() { "" } else { "!" };
+        format!("{}{keeps}", address.ip().to_string().rsplit('.').next().unwrap())
+    };
+    backends.map(one).collect::<Vec<_>>().join(" ")
+}
+
+fn checked_service(name: &str, check: &str) -> ObjectChange {
+    let service = service(&format!("{name} check={check}"));
+    ObjectChange::Service(service.object.clone(), Some(service.into()))
+}
+
+fn slice_change(slice: EndpointSlice) -> ObjectChange {
+    ObjectChange::Slice(slice.object.clone(), Some(slice.into()))
+}
+
+fn vip_change(vip: VirtualIp) -> ObjectChange {
+    ObjectChange::VirtualIp(vip.address, Some(vip.into()))
+}
+
+fn target(last: u8, check: &str) -> CheckTarget {
+    CheckTarget { address: ([10, 0, 0, last], 8080).into(), check: Arc::new(check.parse().unwrap()) }
+}
+
+fn fails(last: u8) -> (CheckTarget, Option<Arc<str>>) {
+    (target(last, "tcp"), Some("connect: refused".into()))
+}
+
+fn works(last: u8) -> (CheckTarget, Option<Arc<str>>) {
+    (target(last, "tcp"), None)
+}
+
+/// Services with the same check and backend have one target in common; each is told of it.
+#[test]
+fn who_fails_takes_nothing_new_of_any_service() {
+    let mut planner = following();
+    let effects = planner.apply([
+        checked_service("s0", "tcp"),
+        checked_service("s1", "tcp"),
+        checked_service("s2", "tcp_interval=9s"),
+        slice_change(slice(0, Some(0), &[1, 2])),
+        slice_change(slice(1, Some(1), &[2, 3])),
+        slice_change(slice(2, Some(2), &[2, 3])),
+        vip_change(virtual_ip(1, &[0], Some(1))),
+        vip_change(virtual_ip(2, &[1], Some(1))),
+        vip_change(virtual_ip(3, &[2], Some(1))),
+    ]);
+    let other = |last| target(last, "tcp interval=9s");
+    let expected: BTreeSet<_> =
+        [1, 2, 3].map(|last| target(last, "tcp")).into_iter().chain([other(2), other(3)]).collect();
+    assert_eq!(effects.targets, expected);
+    let before = planner.resolved();
+    let effects = planner.health([fails(2)]);
+    let both = BTreeSet::from([ObjectRef::new("default", "s0"), ObjectRef::new("default", "s1")]);
+    assert_eq!((&effects.services, &effects.reports), (&both, &both));
+    assert_eq!(planner.resolved() - before, 2, "only those that it is something to");
+    assert_eq!([1, 2, 3].map(|vip| takers(&planner, vip)), ["1 2!", "2! 3", "2 3"]);
+    assert!(planner.health([fails(2)]).is_empty(), "that is known");
+    planner.health([fails(1)]);
+    assert_eq!(takers(&planner, 1), "1 2", "all fail");
+    let problems =
+        |planner: &Planner| planner.plan().reports[&ObjectRef::new("default", "s0")].problems.clone();
+    assert!(problems(&planner)[0].message.contains("connect: refused"), "{:?}", problems(&planner));
+    planner.health([works(2)]);
+    assert_eq!([1, 2].map(|vip| takers(&planner, vip)), ["1! 2", "2 3"]);
+    assert!(problems(&planner).is_empty());
+    let health = planner.plan().reports[&ObjectRef::new("default", "s0")].health.clone().unwrap();
+    assert_eq!((health.healthy, health.unhealthy), (1, 1));
+}
+
+#[test]
+fn a_node_asks_for_its_own_addresses_only() {
+    let mut planner = following();
+    let effects = planner.apply([
+        checked_service("s0", "tcp"),
+        slice_change(slice(0, Some(0), &[1, 2])),
+        vip_change(virtual_ip(1, &[0], Some(2))),
+    ]);
+    assert!(effects.targets.is_empty(), "another node has the address");
+    assert!(planner.health([fails(1)]).is_empty());
+    assert_eq!(takers(&planner, 1), "1 2");
+    // It comes here: from now on they are asked, and count as healthy until shown otherwise.
+    let effects = planner.apply([vip_change(virtual_ip(1, &[0], Some(1)))]);
+    assert_eq!(effects.targets, [1, 2].map(|last| target(last, "tcp")).into());
+    assert!(planner.is_asked(&target(1, "tcp")));
+    planner.health([fails(1)]);
+    assert_eq!(takers(&planner, 1), "1! 2");
+    // It goes: what is known goes with it, and word that comes late is nothing to anybody.
+    let effects = planner.apply([vip_change(virtual_ip(1, &[0], Some(2)))]);
+    assert_eq!(effects.targets.len(), 2);
+    assert_eq!(takers(&planner, 1), "1 2");
+    assert!(planner.health([fails(1)]).is_empty());
+    planner.apply([vip_change(virtual_ip(1, &[0], Some(1)))]);
+    assert_eq!(takers(&planner, 1), "1 2", "nothing of before is left");
+}
+
+#[test]
+fn targets_come_and_go_with_check_and_endpoints() {
+    let mut planner = following();
+    planner.apply([
+        checked_service("s0", "tcp"),
+        slice_change(slice(0, Some(0), &[1, 2])),
+        vip_change(virtual_ip(1, &[0], Some(1))),
+    ]);
+    planner.health([fails(1)]);
+    // Endpoint 6 is not ready: it takes nothing in any case, and is not asked.
+    let effects = planner.apply([slice_change(slice(0, Some(0), &[2, 3, 6]))]);
+    assert_eq!(effects.targets, [1, 3].map(|last| target(last, "tcp")).into());
+    assert!(!planner.is_asked(&target(1, "tcp")) && planner.is_asked(&target(3, "tcp")));
+    let effects = planner.apply([checked_service("s0", "http")]);
+    let http = [2, 3].map(|last| target(last, "http"));
+    assert_eq!(effects.targets, [2, 3].map(|last| target(last, "tcp")).into_iter().chain(http).collect());
+    let plain = service("s0");
+    let effects = planner.apply([ObjectChange::Service(plain.object.clone(), Some(plain.into()))]);
+    assert_eq!(effects.targets.len(), 2);
+    assert!(planner.plan().reports[&ObjectRef::new("default", "s0")].health.is_none());
+}
+
+#[test]
+fn udp_ports_are_asked_elsewhere() {
+    let mut planner = deciding(Holdings::new());
+    let report = |planner: &mut Planner, text: &str| {
+        let service = service(&format!("s0 ip=192.0.2.1 {text}"));
+        planner.apply([ObjectChange::Service(service.object.clone(), Some(service.into()))]);
+        planner.plan().reports[&ObjectRef::new("default", "s0")].problems.clone()
+    };
+    let problems = report(&mut planner, "ports=53/UDP check=tcp");
+    assert!(problems.iter().any(|problem| problem.message.contains("with port=")), "{problems:?}");
+    for fine in ["ports=53/UDP check=tcp_port=53", "ports=53/TCP check=tcp", "ports=53/UDP"] {
+        let problems = report(&mut planner, fine);
+        assert!(!problems.iter().any(|problem| problem.message.contains("with port=")), "{problems:?}");
+    }
+}
