@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
+    io::{Read, Write},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use pointsman_tests::{
-    cluster_world::ClusterWorld,
+    cluster_world::{ClusterWorld, METRICS},
     lab::{
         Agent, Namespace,
         agent::list,
@@ -17,7 +17,7 @@ use pointsman_tests::{
     },
     traffic::{
         Server,
-        client::{check_round_robin, http_get, tally, who_answers, who_answers_udp},
+        client::{check_round_robin, connect, tally, who_answers, who_answers_udp},
         ping_pong::PingPong,
     },
     world::{World, both, web_service},
@@ -60,6 +60,15 @@ fn wait_asked(server: &Server, more: u64) -> Result<()> {
     let asked = || server.asked().values().sum::<u64>();
     let goal = asked() + more;
     wait_for("questions to a backend", || Ok((asked() >= goal).then_some(())))
+}
+
+/// The metrics of the agent on a node.
+fn metrics(namespace: &Namespace) -> Result<String> {
+    let mut stream = connect(namespace, METRICS.parse()?)?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// How many connections to a port the kernel still remembers on a node.
@@ -164,7 +173,7 @@ fn backends_are_asked_once_however_many_ports_lead_there() -> Result<()> {
     let Some(world) = World::new(1)? else { return Ok(()) };
     let again = ServiceSpec::new("again", &[HTTP, UDP], &[1]).annotated(ANNOTATION, CHECK);
     let yaml = manifest(&[web_service(&[1]).annotated(ANNOTATION, CHECK), again]);
-    let agent = Agent::start_with(&world.lab, &yaml, &["--http-address", "127.0.0.1:9404"])?;
+    let agent = Agent::start_with(&world.lab, &yaml, &["--http-address", METRICS])?;
     agent.wait_ready()?;
     let server = &world.servers[0];
     let started = Instant::now();
@@ -178,8 +187,7 @@ fn backends_are_asked_once_however_many_ports_lead_there() -> Result<()> {
     for node in [&world.lab.edge, &world.lab.backends[0]] {
         ensure!(remembered(node, HTTP)? == 0, "{}", node.run(["ss", "-tan"])?);
     }
-    let address: SocketAddr = "127.0.0.1:9404".parse()?;
-    let text = String::from_utf8(world.lab.edge.enter(|| http_get(address, "/metrics"))??)?;
+    let text = metrics(&world.lab.edge)?;
     let value = |name: &str| -> Option<f64> {
         let line = text.lines().find(|line| line.starts_with(name))?;
         line.rsplit(' ').next()?.parse().ok()
