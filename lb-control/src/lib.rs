@@ -12,6 +12,7 @@ pub mod net;
 pub mod plan;
 pub mod ports;
 pub mod probe;
+pub mod proxy;
 pub mod publish;
 pub mod source;
 pub mod telemetry;

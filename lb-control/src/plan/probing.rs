@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::Duration,
 };
@@ -167,11 +166,19 @@ impl State {
 /// The next moment after `now` at which somebody has his turn.
 fn turn(target: &CheckTarget, now: Duration) -> Duration {
     let interval = nanoseconds(target.check.interval).max(1);
-    let mut hasher = DefaultHasher::new();
-    target.hash(&mut hasher);
-    let (phase, now) = (hasher.finish() % interval, nanoseconds(now));
+    let (phase, now) = (hash(target) % interval, nanoseconds(now));
     let since = (now % interval + (interval - phase)) % interval;
     Duration::from_nanos(now + (interval - since))
+}
+
+/// FNV-1a, which is not much for its high bits when only the last byte differs; so they are mixed as
+/// MurmurHash3 ends.
+fn hash(target: &CheckTarget) -> u64 {
+    let text = format!("{} {}", target.address, target.check);
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^ (hash >> 33)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

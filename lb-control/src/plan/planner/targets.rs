@@ -24,6 +24,11 @@ impl Targets {
         self.services.contains_key(target)
     }
 
+    #[cfg(test)]
+    pub(super) fn asked(&self) -> BTreeSet<CheckTarget> {
+        self.services.keys().cloned().collect()
+    }
+
     pub(super) fn unhealthy(&self) -> &Unhealthy {
         &self.unhealthy
     }

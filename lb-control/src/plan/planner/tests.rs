@@ -67,8 +67,10 @@ fn following() -> Planner {
 }
 
 fn any_change() -> impl Strategy<Value = ObjectChange> {
-    let service_change = (0..4u8, any::<bool>(), any::<bool>()).prop_map(|(number, is_there, local)| {
-        let mut service = service(&format!("s{number}"));
+    let checks = prop_oneof![Just(""), Just(" check=tcp"), Just(" check=http_port=8080")];
+    let service_change = (0..4u8, any::<bool>(), any::<bool>(), checks);
+    let service_change = service_change.prop_map(|(number, is_there, local, check)| {
+        let mut service = service(&format!("s{number}{check}"));
         service.local_traffic_only = local;
         service.health_check_node_port = Some(32_000 + u16::from(number));
         ObjectChange::Service(service.object.clone(), is_there.then(|| service.into()))
@@ -106,58 +108,85 @@ impl ObjectChange {
     }
 }
 
-/// Step by step comes to the same as all at once, and the effects name all that differs.
-fn check(mut planner: Planner, fresh: impl Fn(Holdings) -> Planner, steps: Vec<Vec<ObjectChange>>) {
-    for changes in steps {
-        let before = planner.plan().clone();
-        let held = planner.holdings();
-        let placed = |planner: &Planner| -> BTreeSet<_> {
-            planner.backends().map(|address| (address, planner.is_local(&address))).collect()
-        };
-        let before_backends = placed(&planner);
-        let effects = planner.apply(changes);
+/// Changes of objects, then what health checks tell of backends: by the last byte of the address, the
+/// check, and whether it works.
+type Step = (Vec<ObjectChange>, Vec<(u8, bool, bool)>);
 
-        let mut whole = fresh(held);
-        whole.apply(Objects::default().changes_to(planner.objects()));
-        let plan = planner.plan();
-        assert_eq!(plan, whole.plan());
-        for key in before.desired.entries.keys().chain(plan.desired.entries.keys()) {
-            let differs = before.desired.entries.get(key) != plan.desired.entries.get(key);
-            assert!(!differs || effects.services.contains(&key.service), "{key}");
-        }
-        let differing =
-            |old: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>| old.symmetric_difference(new).copied().collect();
-        let vips = |plan: &Plan| plan.desired.vips.keys().copied().collect::<BTreeSet<_>>();
-        assert_eq!(effects.vips, differing(&vips(&before), &vips(plan)));
-        let backends: BTreeSet<_> = planner.backends().collect();
-        assert_eq!(backends, plan.desired.backend_addresses());
-        let other =
-            before_backends.symmetric_difference(&placed(&planner)).map(|(address, _)| *address).collect();
-        assert_eq!(effects.backends, other);
-        let local = |address: &IpAddr| planner.is_local(address) == Some(true);
-        assert_eq!(
-            backends.iter().copied().filter(local).collect::<BTreeSet<_>>(),
-            plan.desired.local_addresses()
-        );
-        for object in before.reports.keys().chain(plan.reports.keys()) {
-            let differs = before.reports.get(object) != plan.reports.get(object);
-            assert_eq!(differs, effects.reports.contains(object), "{object}");
-        }
-        for object in before.health_checks.keys().chain(plan.health_checks.keys()) {
-            let differs = before.health_checks.get(object) != plan.health_checks.get(object);
-            assert_eq!(differs, effects.health_checks.contains(object), "{object}");
-        }
+fn any_step() -> impl Strategy<Value = Step> {
+    (vec(any_change(), 0..4), vec((0..9u8, any::<bool>(), any::<bool>()), 0..4))
+}
+
+/// Step by step comes to the same as all at once, and the effects name all that differs.
+fn check(mut planner: Planner, fresh: impl Fn(Holdings) -> Planner, steps: Vec<Step>) {
+    for (changes, verdicts) in steps {
+        let verdicts = verdicts.into_iter().map(|(last, http, works)| {
+            let target = target(last, if http { "http port=8080" } else { "tcp" });
+            (target, (!works).then(|| "x".into()))
+        });
+        check_step(&mut planner, &fresh, |planner| planner.apply(changes));
+        check_step(&mut planner, &fresh, |planner| planner.health(verdicts));
+    }
+}
+
+fn check_step(
+    planner: &mut Planner,
+    fresh: impl Fn(Holdings) -> Planner,
+    step: impl FnOnce(&mut Planner) -> Effects,
+) {
+    let before = planner.plan().clone();
+    let held = planner.holdings();
+    let placed = |planner: &Planner| -> BTreeSet<_> {
+        planner.backends().map(|address| (address, planner.is_local(&address))).collect()
+    };
+    let before_backends = placed(planner);
+    let before_asked = planner.targets.asked();
+    let effects = step(planner);
+
+    let mut whole = fresh(held);
+    whole.apply(Objects::default().changes_to(planner.objects()));
+    let unhealthy = planner.targets.unhealthy().clone();
+    whole.health(unhealthy.into_iter().map(|(target, why)| (target, Some(why))));
+    assert_eq!(planner.targets.unhealthy(), whole.targets.unhealthy());
+    let asked = planner.targets.asked();
+    assert_eq!(asked, whole.targets.asked());
+    assert_eq!(effects.targets, before_asked.symmetric_difference(&asked).cloned().collect());
+    let plan = planner.plan();
+    assert_eq!(plan, whole.plan());
+    for key in before.desired.entries.keys().chain(plan.desired.entries.keys()) {
+        let differs = before.desired.entries.get(key) != plan.desired.entries.get(key);
+        assert!(!differs || effects.services.contains(&key.service), "{key}");
+    }
+    let differing =
+        |old: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>| old.symmetric_difference(new).copied().collect();
+    let vips = |plan: &Plan| plan.desired.vips.keys().copied().collect::<BTreeSet<_>>();
+    assert_eq!(effects.vips, differing(&vips(&before), &vips(plan)));
+    let backends: BTreeSet<_> = planner.backends().collect();
+    assert_eq!(backends, plan.desired.backend_addresses());
+    let other = before_backends.symmetric_difference(&placed(planner)).map(|(address, _)| *address).collect();
+    assert_eq!(effects.backends, other);
+    let local = |address: &IpAddr| planner.is_local(address) == Some(true);
+    assert_eq!(
+        backends.iter().copied().filter(local).collect::<BTreeSet<_>>(),
+        plan.desired.local_addresses()
+    );
+    for object in before.reports.keys().chain(plan.reports.keys()) {
+        let differs = before.reports.get(object) != plan.reports.get(object);
+        assert_eq!(differs, effects.reports.contains(object), "{object}");
+    }
+    for object in before.health_checks.keys().chain(plan.health_checks.keys()) {
+        let differs = before.health_checks.get(object) != plan.health_checks.get(object);
+        assert_eq!(differs, effects.health_checks.contains(object), "{object}");
     }
 }
 
 proptest! {
     #[test]
-    fn deciding_is_as_if_from_scratch(steps in vec(vec(any_change(), 0..4), 1..10)) {
+    fn deciding_is_as_if_from_scratch(steps in vec(any_step(), 1..10)) {
         check(deciding(Holdings::new()), deciding, steps);
     }
 
     #[test]
-    fn following_is_as_if_from_scratch(steps in vec(vec(any_change(), 0..4), 1..10)) {
+    fn following_is_as_if_from_scratch(steps in vec(any_step(), 1..10)) {
         check(following(), |_| following(), steps);
     }
 }

@@ -1,0 +1,108 @@
+//! A backend, as all workers share it.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::counts::BackendCounts;
+use crate::plan::Ejection;
+
+/// A backend of one entry.
+#[derive(Debug)]
+pub struct Backend {
+    /// Address and port.
+    pub address: SocketAddr,
+    open: AtomicU64,
+    connections: AtomicU64,
+    failures: AtomicU64,
+    is_gone: AtomicBool,
+    /// Whether `ejection` has anything to say.
+    is_failing: AtomicBool,
+    ejection: Mutex<Ejection>,
+}
+
+impl Backend {
+    /// One without connections.
+    #[must_use]
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            open: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            is_gone: AtomicBool::new(false),
+            is_failing: AtomicBool::new(false),
+            ejection: Mutex::default(),
+        }
+    }
+
+    /// Counts a connection that is there, or about to be.
+    pub fn opens(&self) {
+        self.open.fetch_add(1, Relaxed);
+    }
+
+    /// Counts one less.
+    pub fn closes(&self) {
+        self.open.fetch_sub(1, Relaxed);
+    }
+
+    /// Connections that there are.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.open.load(Relaxed)
+    }
+
+    /// It has accepted a connection.
+    pub fn succeeded(&self) {
+        self.connections.fetch_add(1, Relaxed);
+        if self.is_failing.load(Relaxed) {
+            self.with_ejection(Ejection::succeeded);
+            self.is_failing.store(false, Relaxed);
+        }
+    }
+
+    /// It has not accepted a connection.
+    pub fn failed(&self, now: Duration) {
+        self.failures.fetch_add(1, Relaxed);
+        self.with_ejection(|ejection| ejection.failed(now));
+        self.is_failing.store(true, Relaxed);
+    }
+
+    /// Whether a connection may go there; if it had failed, this may be the one that tries again.
+    #[must_use]
+    pub fn admits(&self, now: Duration) -> bool {
+        !self.is_failing.load(Relaxed) || self.with_ejection(|ejection| ejection.admits(now))
+    }
+
+    /// Connections to it are to be reset.
+    pub fn goes(&self) {
+        self.is_gone.store(true, Relaxed);
+    }
+
+    /// Whether connections to it are to be reset.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Relaxed)
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counts(&self, now: Duration) -> BackendCounts {
+        BackendCounts {
+            address: self.address,
+            connections: self.connections.load(Relaxed),
+            open: self.open(),
+            connect_failures: self.failures.load(Relaxed),
+            ejected: self.is_failing.load(Relaxed) && self.with_ejection(|ejection| ejection.is_out(now)),
+        }
+    }
+
+    fn with_ejection<T>(&self, what: impl FnOnce(&mut Ejection) -> T) -> T {
+        what(&mut self.ejection.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,139 @@
+//! Which backend a new connection, or session, gets: as in the kernel (`lb_common::forward`).
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{PoisonError, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use lb_common::{
+    abi::{ConnectionRate, FlowKey, Service, ServiceFlags, TICK_SHIFT, Tick, V4, V6},
+    forward::{ip::IpFamily, schedule},
+};
+
+use super::entry::{Entry, Remembered, Table};
+use crate::model::{Role, Scheduler};
+
+impl Entry {
+    /// The index of the backend that the next connection of a client gets: none that was `tried`, and
+    /// none that is ejected unless there is no other. `None` if there is none left.
+    #[must_use]
+    pub fn choose(&self, table: &Table, client: SocketAddr, tried: &[usize], now: Duration) -> Option<usize> {
+        let Some(timeout) = table.frontend.affinity.filter(|_| !is_lookup(table)) else {
+            return self.schedule(table, client, tried, now);
+        };
+        let known = self.remembered(client.ip(), timeout, now);
+        let place = known.and_then(|known| table.backends.iter().position(|one| one.address == known));
+        let fits = |index: &usize| {
+            table.frontend.backends[*index].role == Role::Active
+                && !tried.contains(index)
+                && table.backends[*index].admits(now)
+        };
+        let index = place.filter(fits).or_else(|| self.schedule(table, client, tried, now))?;
+        let remembered = Remembered { backend: table.backends[index].address, last: now };
+        let mut affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
+        affinity.insert(client.ip(), remembered);
+        Some(index)
+    }
+
+    /// Whether a client may open another connection; if so, it is counted.
+    pub(super) fn is_below_limit(&self, table: &Table, client: IpAddr, now: Duration) -> bool {
+        let Some(limit) = table.frontend.connection_limit else { return true };
+        let client = network(client);
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = ticks(now);
+        let before = rates.get(&client).unwrap_or(ConnectionRate::time(now));
+        let after = limit.take(before, now);
+        let is_below = after != before;
+        if is_below {
+            rates.insert(client, after);
+        }
+        is_below
+    }
+
+    fn remembered(&self, client: IpAddr, timeout: Duration, now: Duration) -> Option<SocketAddr> {
+        let affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = affinity.get(&client)?;
+        (now.saturating_sub(known.last) <= timeout).then_some(known.backend)
+    }
+
+    fn schedule(&self, table: &Table, client: SocketAddr, tried: &[usize], now: Duration) -> Option<usize> {
+        let slots = &table.frontend.slots;
+        let count = u64::try_from(slots.len()).ok().filter(|count| *count > 0)?;
+        let is_new = |index: usize| !tried.contains(&index);
+        let admits = |index: usize| is_new(index) && table.backends[index].admits(now);
+        let first = match table.frontend.scheduler {
+            Scheduler::Maglev => self.lookup(table, client),
+            _ => usize::try_from(self.turn.fetch_add(1, Relaxed) % count).unwrap_or(0),
+        };
+        // Whoever is next, and then whoever comes after it.
+        let in_turn = || slots[first..].iter().chain(&slots[..first]).map(|index| *index as usize);
+        if table.frontend.scheduler == Scheduler::LeastConnections {
+            let load = |index: &usize| (table.backends[*index].open() + 1, weight(table, *index));
+            // Fractions compared without dividing; of equals `min_by` takes the first.
+            let fewest = |candidates: &mut dyn Iterator<Item = usize>| {
+                candidates.min_by(|a, b| {
+                    let ((open_a, weight_a), (open_b, weight_b)) = (load(a), load(b));
+                    (open_a * weight_b).cmp(&(open_b * weight_a))
+                })
+            };
+            let best = fewest(&mut in_turn().filter(|index| admits(*index)));
+            return best.or_else(|| fewest(&mut in_turn().filter(|index| is_new(*index))));
+        }
+        let next = in_turn().find(|index| admits(*index));
+        next.or_else(|| in_turn().find(|index| is_new(*index)))
+    }
+
+    fn lookup(&self, table: &Table, client: SocketAddr) -> usize {
+        let count = u32::try_from(table.frontend.slots.len()).unwrap_or(u32::MAX);
+        let flags = if table.frontend.affinity.is_some() { ServiceFlags::AFFINITY } else { 0 };
+        let service = Service::new(0, count, ServiceFlags::MAGLEV | flags);
+        let slot = match (client.ip(), self.key.vip) {
+            (IpAddr::V4(source), IpAddr::V4(vip)) => {
+                schedule::by_client::<V4>(&self.flow(client.port(), source.octets(), vip.octets()), service)
+            }
+            (IpAddr::V6(source), IpAddr::V6(vip)) => {
+                schedule::by_client::<V6>(&self.flow(client.port(), source.octets(), vip.octets()), service)
+            }
+            // A socket of one family has no peers of the other.
+            _ => 0,
+        };
+        slot as usize
+    }
+
+    fn flow<A>(&self, port: u16, source: A, vip: A) -> FlowKey<A> {
+        FlowKey {
+            source_port: port.to_be_bytes(),
+            destination_port: self.key.port.to_be_bytes(),
+            protocol: self.key.protocol.number().into(),
+            source,
+            destination: vip,
+        }
+    }
+}
+
+fn is_lookup(table: &Table) -> bool {
+    table.frontend.scheduler == Scheduler::Maglev
+}
+
+fn weight(table: &Table, index: usize) -> u64 {
+    table.frontend.backends[index].weight.max(1).into()
+}
+
+/// What one client has many of is one client.
+fn network(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(address) => {
+            let mut octets = address.octets();
+            V6::keep_network(&mut octets);
+            octets.into()
+        }
+    }
+}
+
+/// A time as limits count it: it wraps.
+#[expect(clippy::cast_possible_truncation, reason = "ticks wrap, as the kernel's do")]
+fn ticks(now: Duration) -> Tick {
+    (now.as_nanos() >> TICK_SHIFT) as Tick
+}

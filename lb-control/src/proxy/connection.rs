@@ -1,0 +1,260 @@
+//! A connection from a client, from its acceptance to its end.
+
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use socket2::Socket;
+
+use super::{
+    Settings,
+    backend::Backend,
+    clock,
+    connect::{Failed, Wish, connect},
+    counts::Refusal,
+    end::End,
+    entry::{Entry, Table},
+    registry::Registration,
+    shared::Shared,
+    way::{Failure, Way, first_words},
+};
+use crate::{
+    model::ClientAddress,
+    plan::proxy_header::{version_1, version_2},
+};
+
+/// So many backends are tried.
+const TRIES: usize = 3;
+/// A connection that is there for so long is asked to find out when its backend is gone: most are not.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// A connection that counts.
+#[derive(Debug)]
+pub struct Connection {
+    shared: Arc<Shared>,
+    entry: Arc<Entry>,
+    worker: usize,
+}
+
+/// A backend's share in a connection.
+struct Share(Arc<Backend>);
+
+/// Both sockets, and what goes on between them.
+struct Relay {
+    client: End,
+    server: End,
+    up: Way,
+    down: Way,
+    /// One of the two does not take any more: what the other way still has is the last.
+    is_broken: bool,
+    /// When it has been idle for too long; 0 before it is known.
+    idle_at: u64,
+    /// When it is too old to be without keepalive.
+    settled_at: u64,
+}
+
+impl Connection {
+    /// Counts it, unless there are too many.
+    #[must_use]
+    pub fn begin(shared: &Arc<Shared>, entry: &Arc<Entry>, worker: usize) -> Option<Self> {
+        if shared.open.fetch_add(1, Relaxed) >= shared.limits.connections {
+            shared.closes();
+            entry.counters.refuse(Refusal::TooMany);
+            return None;
+        }
+        entry.counters.shard(worker).accepted.fetch_add(1, Relaxed);
+        Some(Self { shared: Arc::clone(shared), entry: Arc::clone(entry), worker })
+    }
+
+    /// Serves a client.
+    pub async fn serve(self, client: Socket, peer: SocketAddr) {
+        let table = self.entry.table();
+        let mut client = End::accepted(client);
+        if self.entry.admit(&table, peer.ip(), clock::now()).is_err() {
+            return client.reset();
+        }
+        let mut words = self.header(&table, peer);
+        let read = first_words(&mut client, &mut words);
+        self.entry.counters.shard(self.worker).bytes_in.fetch_add(read.unwrap_or(0) as u64, Relaxed);
+        let mut registration = Registration::default();
+        let server = self.server(&table, peer, !words.is_empty(), &mut registration).await;
+        let (server, share) = match server {
+            Ok(found) => found,
+            Err(refusal) => {
+                refusal.into_iter().for_each(|why| self.entry.counters.refuse(why));
+                return client.reset();
+            }
+        };
+        drop(table);
+        let mut relay = Relay {
+            client,
+            server,
+            up: Way::beginning_with(words, read == Some(0)),
+            down: Way::default(),
+            is_broken: false,
+            idle_at: 0,
+            settled_at: clock::milliseconds() + clock::in_milliseconds(SETTLED),
+        };
+        let is_normal = poll_fn(|cx| relay.poll(cx, &self, &share.0, &mut registration)).await;
+        if !is_normal {
+            relay.client.reset();
+            relay.server.reset();
+        }
+    }
+
+    /// Goes from backend to backend until one accepts. The reason for a failure is `None` if the
+    /// connection is not wanted any more.
+    async fn server(
+        &self,
+        table: &Table,
+        peer: SocketAddr,
+        has_bytes: bool,
+        registration: &mut Registration,
+    ) -> Result<(End, Share), Option<Refusal>> {
+        let mut tried = [usize::MAX; TRIES];
+        let mut why = Refusal::NoBackend;
+        let is_transparent = table.frontend.client_address == ClientAddress::Transparent;
+        for number in 0..TRIES {
+            let Some(index) = self.entry.choose(table, peer, &tried[..number], clock::now()) else { break };
+            tried[number] = index;
+            let share = Share::of(&table.backends[index]);
+            let backend = &share.0;
+            let timeout = clock::in_milliseconds(self.shared.settings.connect_timeout);
+            let wish = Wish {
+                from: is_transparent.then_some(peer),
+                has_bytes,
+                deadline: clock::milliseconds() + timeout,
+            };
+            let is_wanted = || !backend.is_gone() && !self.shared.is_over.load(Relaxed);
+            match connect(backend.address, wish, registration, is_wanted).await {
+                Ok(end) => {
+                    backend.succeeded();
+                    return Ok((end, share));
+                }
+                Err(Failed::Backend) => {
+                    backend.failed(clock::now());
+                    why = Refusal::ConnectFailed;
+                }
+                Err(Failed::Here(refusal)) => why = refusal,
+                Err(Failed::Unwanted) if self.shared.is_over.load(Relaxed) => return Err(None),
+                Err(Failed::Unwanted) => why = Refusal::ConnectFailed,
+            }
+        }
+        Err(Some(why))
+    }
+
+    fn header(&self, table: &Table, peer: SocketAddr) -> Vec<u8> {
+        let vip = SocketAddr::new(self.entry.key.vip, self.entry.key.port);
+        match table.frontend.client_address {
+            ClientAddress::ProxyV1 => version_1(peer, vip),
+            ClientAddress::ProxyV2 => version_2(peer, vip),
+            ClientAddress::Path | ClientAddress::Transparent => Vec::new(),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.entry.counters.shard(self.worker).ended.fetch_add(1, Relaxed);
+        self.shared.closes();
+    }
+}
+
+impl Share {
+    fn of(backend: &Arc<Backend>) -> Self {
+        backend.opens();
+        Self(Arc::clone(backend))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.closes();
+    }
+}
+
+impl Relay {
+    /// Ready when it has ended: says whether both sides ended it, rather than a failure.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &Connection,
+        backend: &Backend,
+        registration: &mut Registration,
+    ) -> Poll<bool> {
+        let shared = &connection.shared;
+        if backend.is_gone() || shared.is_over.load(Relaxed) {
+            return Poll::Ready(false);
+        }
+        let counts = connection.entry.counters.shard(connection.worker);
+        let moved = || counts.bytes_in.load(Relaxed).wrapping_add(counts.bytes_out.load(Relaxed));
+        let before = moved();
+        if !self.up.is_done() {
+            let result = self.up.poll(cx, &mut self.client, &mut self.server, &counts.bytes_in);
+            let is_last = self.down.is_done();
+            if !Self::follow(result, &mut self.up, &self.server, is_last, &mut self.is_broken) {
+                return Poll::Ready(false);
+            }
+        }
+        if !self.down.is_done() {
+            let result = self.down.poll(cx, &mut self.server, &mut self.client, &counts.bytes_out);
+            let is_last = self.up.is_done();
+            if !Self::follow(result, &mut self.down, &self.client, is_last, &mut self.is_broken) {
+                return Poll::Ready(false);
+            }
+        }
+        if self.up.is_done() && self.down.is_done() {
+            return Poll::Ready(!self.is_broken);
+        }
+        self.poll_deadline(cx, &shared.settings, registration, before != moved())
+    }
+
+    /// What comes of how a way went. Says whether the other one goes on.
+    fn follow(
+        result: Poll<Result<(), Failure>>,
+        way: &mut Way,
+        sink: &End,
+        is_last: bool,
+        is_broken: &mut bool,
+    ) -> bool {
+        match result {
+            Poll::Pending => {}
+            // After the last, both sockets are closed: that says it too.
+            Poll::Ready(Ok(())) if is_last => {}
+            Poll::Ready(Ok(())) => sink.finish(),
+            Poll::Ready(Err(Failure::Source)) => return false,
+            // Whoever does not listen any more may have said why: that comes through first.
+            Poll::Ready(Err(Failure::Sink)) => {
+                way.give_up();
+                *is_broken = true;
+            }
+        }
+        true
+    }
+
+    fn poll_deadline(
+        &mut self,
+        cx: &mut Context<'_>,
+        settings: &Settings,
+        registration: &mut Registration,
+        has_moved: bool,
+    ) -> Poll<bool> {
+        let now = clock::milliseconds();
+        if has_moved || self.idle_at == 0 {
+            self.idle_at = now + clock::in_milliseconds(settings.idle_timeout_tcp);
+        }
+        if now >= self.idle_at {
+            return Poll::Ready(false);
+        }
+        if now >= self.settled_at {
+            self.settled_at = u64::MAX;
+            self.server.keep_alive(&settings.tcp_keepalive());
+        }
+        registration.wake_at(cx, self.idle_at.min(self.settled_at));
+        Poll::Pending
+    }
+}

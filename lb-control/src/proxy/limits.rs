@@ -1,0 +1,66 @@
+//! How much the proxy may have open.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::Settings;
+
+/// A connection has a socket to the client and one to the backend.
+const DESCRIPTORS_EACH: usize = 2;
+/// One of so many file descriptors may be an end of a pipe.
+const SHARE_OF_PIPES: usize = 16;
+/// One of so many file descriptors may be a listening socket that is there for speed only.
+const SHARE_OF_LISTENERS: usize = 16;
+
+/// How much the proxy may have open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// File descriptors of the process.
+    pub descriptors: usize,
+    /// TCP connections.
+    pub connections: usize,
+    /// Pipes of one worker.
+    pub pipes: usize,
+    /// As long as there are no more listening sockets than this, each worker gets its own.
+    pub own_listeners: usize,
+}
+
+impl Limits {
+    /// With so many file descriptors for the process. At least one connection is allowed.
+    #[must_use]
+    pub fn of(descriptors: usize, settings: &Settings) -> Self {
+        let pipes = descriptors / SHARE_OF_PIPES / 2;
+        let own_listeners = descriptors / SHARE_OF_LISTENERS;
+        let rest = descriptors.saturating_sub(settings.reserved_descriptors + 2 * pipes + own_listeners);
+        let possible = (rest / DESCRIPTORS_EACH).max(1);
+        Self {
+            descriptors,
+            connections: settings.max_connections.map_or(possible, |wanted| wanted.min(possible)),
+            pipes: pipes / settings.threads(),
+            own_listeners,
+        }
+    }
+}
+
+/// Raises the soft limit of open files to the hard one, and gives it. Where that fails it stays as it is.
+#[must_use]
+pub fn raise_descriptors() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1_024 };
+    let is_raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    usize::try_from(if is_raised { hard } else { soft }).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares() {
+        let settings = Settings { workers: 2, ..Settings::default() };
+        let limits = Limits::of(20_000, &settings);
+        assert_eq!((limits.pipes, limits.own_listeners), (312, 1_250));
+        assert_eq!(limits.connections, (20_000 - 512 - 1_250 - 1_250) / 2);
+        assert_eq!(Limits::of(64, &settings).connections, 1);
+        let few = Settings { max_connections: Some(7), ..settings };
+        assert_eq!(Limits::of(20_000, &few).connections, 7);
+    }
+}

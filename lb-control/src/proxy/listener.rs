@@ -1,0 +1,226 @@
+//! Listening sockets, and the tasks that accept from them.
+
+use std::{
+    io,
+    net::{Shutdown, SocketAddr},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    libc::{SOCK_CLOEXEC, SOCK_NONBLOCK},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{io::Interest, runtime::Handle, sync::Notify, time::sleep};
+
+use super::{
+    Settings, connection::Connection, counts::Refusal, entry::Entry, shared::Shared, source_filter,
+    watch::watch,
+};
+
+/// So many connections are accepted before others get their turn.
+const BATCH: usize = 64;
+/// How long to wait when there is nothing to accept with: each time longer, within these bounds.
+const PAUSES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(100)];
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    is_closed: AtomicBool,
+    closes: Notify,
+    /// Another process has it too: what waits to be accepted is not lost with us.
+    is_shared: AtomicBool,
+    /// Accepted sockets inherit the filter, and need none.
+    has_filter: AtomicBool,
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Listener {
+    /// A socket that listens. The address need not be there yet.
+    ///
+    /// # Errors
+    /// Those of the kernel: `EADDRINUSE` if a process that does not share it has the address.
+    pub fn open(address: SocketAddr, entry: &Entry, settings: &Settings) -> io::Result<Self> {
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        if address.is_ipv4() {
+            socket.set_freebind_v4(true)?;
+        } else {
+            socket.set_only_v6(true)?;
+            socket.set_freebind_v6(true)?;
+        }
+        let listener = Self::with(socket, entry, settings)?;
+        listener.socket.bind(&address.into())?;
+        listener.socket.listen(settings.backlog)?;
+        Ok(listener)
+    }
+
+    /// One that listens already.
+    ///
+    /// # Errors
+    /// When its options cannot be set.
+    pub fn inherited(socket: OwnedFd, entry: &Entry, settings: &Settings) -> io::Result<Self> {
+        let socket = Socket::from(socket);
+        socket.set_nonblocking(true)?;
+        Self::with(socket, entry, settings)
+    }
+
+    fn with(socket: Socket, entry: &Entry, settings: &Settings) -> io::Result<Self> {
+        // What is accepted inherits these.
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&settings.tcp_keepalive())?;
+        let listener = Self {
+            socket,
+            is_closed: AtomicBool::new(false),
+            closes: Notify::new(),
+            is_shared: AtomicBool::new(false),
+            has_filter: AtomicBool::new(false),
+        };
+        listener.filter(entry);
+        Ok(listener)
+    }
+
+    /// Lets the kernel drop what comes from outside of the source ranges. Where it does not, connections
+    /// are reset when they have been accepted.
+    pub fn filter(&self, entry: &Entry) {
+        let program = source_filter::program(&entry.table().frontend.source_ranges, entry.key.vip.is_ipv4());
+        let is_set = match program {
+            Some(program) => self.socket.attach_filter(&program).is_ok(),
+            None => false,
+        };
+        if !is_set && self.has_filter.load(Relaxed) {
+            // It cannot fail while there is one.
+            let _ = self.socket.detach_filter();
+        }
+        self.has_filter.store(is_set, Relaxed);
+    }
+
+    /// Another one for the same socket, for another process.
+    ///
+    /// # Errors
+    /// When there is no file descriptor for it.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        let socket = self.socket.try_clone()?;
+        self.is_shared.store(true, SeqCst);
+        Ok(socket.into())
+    }
+
+    /// Listens no more. What waits to be accepted is served by `worker`, unless another process has the
+    /// socket too and does it.
+    pub fn close(self: &Arc<Self>, entry: &Arc<Entry>, shared: &Arc<Shared>, worker: (&Handle, usize)) {
+        self.is_closed.store(true, SeqCst);
+        if !self.is_shared.load(SeqCst) {
+            let (handle, number) = worker;
+            while let Accepted::One(socket, peer) = self.accept() {
+                self.serve(socket, peer, entry, shared, (handle, number));
+            }
+            // Tasks that still have it would keep it listening otherwise.
+            let _ = self.socket.shutdown(Shutdown::Both);
+        }
+        self.closes.notify_waiters();
+    }
+
+    /// Accepts until it is closed.
+    pub async fn run(self: Arc<Self>, entry: Arc<Entry>, shared: Arc<Shared>, worker: usize) {
+        let mut closed = pin!(self.closes.notified());
+        closed.as_mut().enable();
+        let Ok(fd) = watch(Arc::clone(&self), Interest::READABLE) else {
+            return entry.counters.refuse(Refusal::Descriptors);
+        };
+        let handle = Handle::current();
+        let mut pause = PAUSES[0];
+        while !self.is_closed.load(SeqCst) {
+            let ready = tokio::select! {
+                () = &mut closed => break,
+                ready = fd.readable() => ready,
+            };
+            let Ok(mut ready) = ready else { break };
+            for _ in 0..BATCH {
+                match self.accept() {
+                    Accepted::One(socket, peer) => {
+                        pause = PAUSES[0];
+                        self.serve(socket, peer, &entry, &shared, (&handle, worker));
+                    }
+                    Accepted::None => {
+                        ready.clear_ready();
+                        break;
+                    }
+                    Accepted::Failed => {}
+                    Accepted::NoRoom => {
+                        entry.counters.refuse(Refusal::Descriptors);
+                        sleep(pause).await;
+                        pause = (pause * 2).min(PAUSES[1]);
+                        break;
+                    }
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn serve(
+        &self,
+        socket: Socket,
+        peer: SocketAddr,
+        entry: &Arc<Entry>,
+        shared: &Arc<Shared>,
+        (handle, worker): (&Handle, usize),
+    ) {
+        if self.has_filter.load(Relaxed) {
+            // A filter that stays costs time and lets all pass.
+            let _ = socket.detach_filter();
+        }
+        match Connection::begin(shared, entry, worker) {
+            Some(connection) => drop(handle.spawn(connection.serve(socket, peer))),
+            None => drop(socket.set_linger(Some(Duration::ZERO))),
+        }
+    }
+
+    fn accept(&self) -> Accepted {
+        match self.socket.accept4(SOCK_CLOEXEC | SOCK_NONBLOCK) {
+            Ok((socket, peer)) => {
+                peer.as_socket().map_or(Accepted::Failed, |peer| Accepted::One(socket, peer))
+            }
+            Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+                // No longer a listening socket: closed by us, and about to end.
+                Errno::EAGAIN | Errno::EINVAL => Accepted::None,
+                Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => Accepted::NoRoom,
+                // accept(2): errors of the new connection, which are not ours.
+                _ => Accepted::Failed,
+            },
+        }
+    }
+}
+
+enum Accepted {
+    One(Socket, SocketAddr),
+    /// Nothing waits.
+    None,
+    /// This one; another may wait.
+    Failed,
+    /// There are no file descriptors or no memory.
+    NoRoom,
+}

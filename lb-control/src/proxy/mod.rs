@@ -1,0 +1,258 @@
+//! The userspace proxy: the same Services where the kernel cannot forward.
+//!
+//! Each worker is a thread with a runtime of its own. A connection is one task on the worker that
+//! accepted it, from the first segment to the last.
+
+mod backend;
+mod choose;
+mod clock;
+mod connect;
+mod connection;
+mod counts;
+mod end;
+mod entry;
+mod limits;
+mod listener;
+mod registry;
+mod settings;
+mod shared;
+mod source_filter;
+mod splice;
+mod watch;
+mod way;
+mod worker;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+
+pub use counts::{BackendCounts, FrontendCounts, Refusal};
+pub use limits::Limits;
+pub use settings::{Inherited, Settings};
+
+use crate::{
+    model::{Protocol, ServiceKey},
+    plan::{Frontend, Wanted},
+};
+#[cfg(test)]
+mod tests;
+
+use entry::Entry;
+use listener::Listener;
+use shared::Shared;
+use worker::Worker;
+
+/// The proxy. Dropping it ends its threads, and all connections.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    workers: Vec<Worker>,
+    services: BTreeMap<ServiceKey, Served>,
+    inherited: HashMap<(SocketAddr, Protocol), Vec<OwnedFd>>,
+    /// Listening sockets that there are.
+    listeners: usize,
+}
+
+#[derive(Debug)]
+struct Served {
+    entry: Arc<Entry>,
+    listeners: Vec<Arc<Listener>>,
+}
+
+impl Proxy {
+    /// Starts the workers, and raises the limit of open files. `inherited` are listening sockets of an
+    /// agent before this one.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(settings: Settings, inherited: Vec<Inherited>) -> Result<Self> {
+        let limits = Limits::of(limits::raise_descriptors(), &settings);
+        let threads = settings.threads();
+        let shared = Arc::new(Shared::new(settings, limits));
+        let workers = (0..threads).map(|number| Worker::start(number, &shared)).collect::<Result<_>>()?;
+        let mut proxy =
+            Self { shared, workers, services: BTreeMap::new(), inherited: HashMap::new(), listeners: 0 };
+        for one in inherited {
+            proxy.inherited.entry((one.address, one.protocol)).or_default().push(one.socket);
+        }
+        Ok(proxy)
+    }
+
+    /// How much it may have open.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.shared.limits
+    }
+
+    /// Opens, changes, closes. When it returns, what it does not name as failed listens, or no longer
+    /// does.
+    pub fn apply(&mut self, changes: Vec<(ServiceKey, Wanted)>) -> Vec<(ServiceKey, anyhow::Error)> {
+        let mut failed = Vec::new();
+        let mut are_reset = false;
+        for (key, wanted) in changes {
+            let result = match key.protocol {
+                Protocol::Tcp => self.apply_one(&key, wanted, &mut are_reset),
+                other => Err(anyhow!("{key}: the proxy does not serve {other}")),
+            };
+            if let Err(error) = result {
+                failed.push((key, error));
+            }
+        }
+        if are_reset {
+            self.workers.iter().for_each(Worker::wake_all);
+        }
+        failed
+    }
+
+    /// Closes the listening sockets of the agent before that nothing has taken: to be called when all
+    /// that is wanted is known.
+    pub fn forget_inherited(&mut self) {
+        self.inherited.clear();
+    }
+
+    /// Connections (TCP) or sessions (UDP) that there are of an entry.
+    #[must_use]
+    pub fn connections(&self, key: &ServiceKey) -> u64 {
+        self.services.get(key).map_or(0, |served| served.entry.counters.open())
+    }
+
+    /// Those of all.
+    #[must_use]
+    pub fn total_connections(&self) -> u64 {
+        self.shared.open() as u64
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counts(&self) -> Vec<FrontendCounts> {
+        let now = clock::now();
+        self.services.values().map(|served| served.entry.counts(now)).collect()
+    }
+
+    /// Duplicates of the listening sockets, to hand over. From then on what waits to be accepted when one
+    /// is closed is left to whoever has the duplicate.
+    ///
+    /// # Errors
+    /// When there are no file descriptors for them.
+    pub fn sockets(&self) -> Result<Vec<Inherited>> {
+        let mut sockets = Vec::new();
+        for (key, served) in &self.services {
+            for listener in &served.listeners {
+                let socket = listener.share().with_context(|| format!("{key}: handing over its socket"))?;
+                sockets.push(Inherited { address: address(key), protocol: key.protocol, socket });
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// Accepts no more, waits until all connections have ended or for so long, then resets the rest.
+    /// Gives how many were reset.
+    pub async fn drain(mut self, deadline: Duration) -> u64 {
+        self.shared.is_draining.store(true, SeqCst);
+        let keys: Vec<_> = self.services.keys().cloned().collect();
+        keys.iter().for_each(|key| self.close(key));
+        let ended = async {
+            while self.shared.open() > 0 {
+                self.shared.has_ended.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(deadline, ended).await;
+        let rest = self.shared.open();
+        self.shared.is_over.store(true, SeqCst);
+        self.workers.iter().for_each(Worker::wake_all);
+        // They need a moment to be reset rather than closed.
+        let ended = async {
+            while self.shared.open() > 0 {
+                self.shared.has_ended.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
+        rest as u64
+    }
+
+    fn apply_one(&mut self, key: &ServiceKey, wanted: Wanted, are_reset: &mut bool) -> Result<()> {
+        let (frontend, serves) = match wanted {
+            Wanted::Serve(frontend) => {
+                let serves = !frontend.slots.is_empty();
+                (frontend, serves)
+            }
+            Wanted::Finish(frontend) => (frontend, false),
+            Wanted::Gone => {
+                self.close(key);
+                if let Some(served) = self.services.remove(key) {
+                    served.entry.ends();
+                    *are_reset = true;
+                }
+                return Ok(());
+            }
+        };
+        *are_reset |= self.update(key, &frontend);
+        if serves { self.open(key) } else { Ok(self.close(key)) }
+    }
+
+    /// Says whether connections are to be reset.
+    fn update(&mut self, key: &ServiceKey, frontend: &Arc<Frontend>) -> bool {
+        let workers = self.workers.len();
+        let served = self.services.entry(key.clone()).or_insert_with(|| Served {
+            entry: Arc::new(Entry::new(Arc::clone(frontend), workers)),
+            listeners: Vec::new(),
+        });
+        let ranges = Arc::clone(&served.entry.table().frontend.source_ranges);
+        let are_reset = served.entry.update(Arc::clone(frontend));
+        if ranges != frontend.source_ranges {
+            served.listeners.iter().for_each(|listener| listener.filter(&served.entry));
+        }
+        are_reset
+    }
+
+    fn open(&mut self, key: &ServiceKey) -> Result<()> {
+        let Some(served) = self.services.get_mut(key) else { return Ok(()) };
+        if !served.listeners.is_empty() {
+            return Ok(());
+        }
+        let (entry, settings) = (&served.entry, &self.shared.settings);
+        let address = address(key);
+        let workers = self.workers.len();
+        let mut listeners = Vec::new();
+        for socket in self.inherited.remove(&(address, key.protocol)).unwrap_or_default() {
+            let listener = Listener::inherited(socket, entry, settings);
+            listeners.push(listener.with_context(|| format!("{key}: taking over its socket"))?);
+        }
+        let wanted = if self.listeners + workers <= self.shared.limits.own_listeners { workers } else { 1 };
+        while listeners.len() < wanted {
+            let listener = Listener::open(address, entry, settings);
+            listeners.push(listener.with_context(|| format!("{key}: listening on {address}"))?);
+        }
+        self.listeners += listeners.len();
+        let is_shared = listeners.len() < workers;
+        for (number, listener) in listeners.into_iter().map(Arc::new).enumerate() {
+            for (index, worker) in self.workers.iter().enumerate() {
+                if is_shared || number % workers == index {
+                    let (entry, shared) = (Arc::clone(entry), Arc::clone(&self.shared));
+                    worker.handle.spawn(Arc::clone(&listener).run(entry, shared, index));
+                }
+            }
+            served.listeners.push(listener);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, key: &ServiceKey) {
+        let Some(served) = self.services.get_mut(key) else { return };
+        for (number, listener) in std::mem::take(&mut served.listeners).into_iter().enumerate() {
+            let index = number % self.workers.len();
+            listener.close(&served.entry, &self.shared, (&self.workers[index].handle, index));
+            self.listeners -= 1;
+        }
+    }
+}
+
+fn address(key: &ServiceKey) -> SocketAddr {
+    SocketAddr::new(key.vip, key.port)
+}

@@ -1,0 +1,72 @@
+//! What the proxy is told once.
+
+use std::{net::SocketAddr, os::fd::OwnedFd, time::Duration};
+
+use socket2::TcpKeepalive;
+
+use crate::model::Protocol;
+
+/// What the proxy is told once.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Threads; 0 for one for each CPU.
+    pub workers: usize,
+    /// How long a backend may take to accept a connection.
+    pub connect_timeout: Duration,
+    /// How long nothing may pass on a TCP connection.
+    pub idle_timeout_tcp: Duration,
+    /// How long nothing may pass in a UDP session that both sides took part in.
+    pub idle_timeout_udp: Duration,
+    /// How many TCP connections there may be; `None` for as many as file descriptors allow.
+    pub max_connections: Option<usize>,
+    /// After how long without traffic a peer is asked whether it is still there.
+    pub keepalive: Duration,
+    /// How many connections wait to be accepted, for each listening socket; the kernel cuts it to
+    /// `net.core.somaxconn`.
+    pub backlog: i32,
+    /// File descriptors that are left to the rest of the agent.
+    pub reserved_descriptors: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            connect_timeout: Duration::from_secs(5),
+            // Longer than TCP keepalive's two hours would be for nothing: peers that are gone are found.
+            idle_timeout_tcp: Duration::from_secs(7_200),
+            idle_timeout_udp: Duration::from_secs(180),
+            max_connections: None,
+            keepalive: Duration::from_secs(60),
+            backlog: 4_096,
+            reserved_descriptors: 512,
+        }
+    }
+}
+
+impl Settings {
+    /// The number of threads.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        }
+    }
+
+    pub(super) fn tcp_keepalive(&self) -> TcpKeepalive {
+        let between = (self.keepalive / 4).max(Duration::from_secs(1));
+        TcpKeepalive::new().with_time(self.keepalive).with_interval(between).with_retries(4)
+    }
+}
+
+/// A listening socket (TCP), or a bound one (UDP), of the proxy.
+#[derive(Debug)]
+pub struct Inherited {
+    /// VIP and port.
+    pub address: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// It.
+    pub socket: OwnedFd,
+}

@@ -1,0 +1,269 @@
+//! One direction of a connection.
+
+use std::{
+    cell::RefCell,
+    io::{self, Read},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::{Context, Poll, ready},
+};
+
+use nix::libc::MSG_NOSIGNAL;
+
+use super::{end::End, splice::Pipe};
+
+/// What is read at once.
+const BUFFER: usize = 64 * 1024;
+/// What is read at once while connections of this worker hold more than [`MUCH_HELD`].
+const SMALL_BUFFER: usize = 4 * 1024;
+/// What receivers that are slower than their senders may make a worker hold before it reads less.
+const MUCH_HELD: usize = 64 * 1024 * 1024;
+/// After so many rounds others get their turn.
+const ROUNDS: usize = 16;
+/// A read of so many bytes is bulk...
+const BULK_READ: usize = 16 * 1024;
+/// ... and after so many of them in a row, a pipe pays.
+const BULK_READS: u8 = 3;
+/// So many times in a row that little came by the pipe, and it does not any more.
+const SMALL_SPLICES: u8 = 4;
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = const { RefCell::new(Buffers { shared: Vec::new(), held: 0 }) };
+}
+
+#[derive(Debug)]
+struct Buffers {
+    /// All connections of a worker read into this one.
+    shared: Vec<u8>,
+    /// Bytes that connections of this worker hold in buffers of their own.
+    held: usize,
+}
+
+/// One direction of a connection: from a source to a sink.
+#[derive(Debug, Default)]
+pub struct Way {
+    /// What the sink has not taken yet. Nothing is read meanwhile.
+    held: Held,
+    pipe: Option<Pipe>,
+    bulk_reads: u8,
+    small_splices: u8,
+    has_ended: bool,
+    is_done: bool,
+}
+
+/// Why a way ended early.
+#[derive(Debug)]
+pub enum Failure {
+    /// The source was reset, or is not reachable any more.
+    Source,
+    /// The sink was.
+    Sink,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Way {
+    /// One that has something to say first, and perhaps nothing after it.
+    #[must_use]
+    pub fn beginning_with(bytes: Vec<u8>, has_ended: bool) -> Self {
+        let mut way = Self::default();
+        (way.held, way.has_ended) = (Held::new(bytes), has_ended);
+        way
+    }
+
+    /// Whether everything has come through.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.is_done
+    }
+
+    /// There will be no more.
+    pub fn give_up(&mut self) {
+        (self.is_done, self.held) = (true, Held::default());
+    }
+
+    /// Moves what can be moved: `count` takes the bytes. Ready when everything has come through.
+    ///
+    /// # Errors
+    /// Which side failed.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut End,
+        sink: &mut End,
+        count: &AtomicU64,
+    ) -> Poll<Result<(), Failure>> {
+        for _ in 0..ROUNDS {
+            if self.is_done {
+                return Poll::Ready(Ok(()));
+            }
+            if !self.held.is_empty() {
+                ready!(self.held.poll_flush(cx, sink)).map_err(|_| Failure::Sink)?;
+            } else if self.has_ended && self.pipe.is_none() {
+                self.is_done = true;
+            } else if self.is_bulk() {
+                ready!(self.poll_splice(cx, source, sink, count))?;
+            } else {
+                ready!(self.poll_copy(cx, source, sink, count))?;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_bulk(&mut self) -> bool {
+        if self.pipe.is_none() && self.bulk_reads >= BULK_READS {
+            self.pipe = Pipe::take();
+            self.bulk_reads = if self.pipe.is_some() { BULK_READS } else { 0 };
+        }
+        self.pipe.is_some()
+    }
+
+    fn poll_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut End,
+        sink: &mut End,
+        counter: &AtomicU64,
+    ) -> Poll<Result<(), Failure>> {
+        with_buffer(|buffer| {
+            let wanted = buffer.len();
+            let read = source.poll_input(cx, wanted, |mut socket| socket.read(buffer));
+            let count = ready!(read).map_err(|_| Failure::Source)?;
+            self.has_ended = count == 0;
+            add(counter, count);
+            self.bulk_reads = if count >= BULK_READ { self.bulk_reads.saturating_add(1) } else { 0 };
+            let bytes = &buffer[..count];
+            let mut sent = 0;
+            while sent < count {
+                match poll_send(cx, sink, &bytes[sent..]) {
+                    Poll::Ready(Ok(more)) => sent += more,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Sink)),
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Ready(Ok(bytes[sent..].to_vec()))
+        })
+        .map_ok(|rest| self.held = Held::new(rest))
+    }
+
+    /// Empties the pipe, then fills it: so that a source that would block is dry, and the pipe not full.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut End,
+        sink: &mut End,
+        counter: &AtomicU64,
+    ) -> Poll<Result<(), Failure>> {
+        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
+        while pipe.filled() > 0 {
+            let emptied = sink.poll_output(cx, 0, |socket| pipe.empty(socket));
+            ready!(emptied).map_err(|_| Failure::Sink)?;
+        }
+        if !self.has_ended {
+            match source.poll_input(cx, 0, |socket| pipe.fill(socket)) {
+                Poll::Ready(Ok(count)) => {
+                    add(counter, count);
+                    self.has_ended = count == 0;
+                    self.small_splices =
+                        if count < BULK_READ { self.small_splices.saturating_add(1) } else { 0 };
+                    if !self.has_ended {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Source)),
+                Poll::Pending => {
+                    self.release_pipe();
+                    return Poll::Pending;
+                }
+            }
+        }
+        self.release_pipe();
+        Poll::Ready(Ok(()))
+    }
+
+    /// A way that waits has no pipe; it takes one again if there is more bulk to come.
+    fn release_pipe(&mut self) {
+        if let Some(pipe) = self.pipe.take() {
+            pipe.give_back();
+        }
+        if self.small_splices >= SMALL_SPLICES {
+            (self.small_splices, self.bulk_reads) = (0, 0);
+        }
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        if let Some(pipe) = self.pipe.take() {
+            pipe.give_back();
+        }
+    }
+}
+
+impl Held {
+    fn new(bytes: Vec<u8>) -> Self {
+        account(|held| *held += bytes.len());
+        Self { bytes, sent: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &mut End) -> Poll<io::Result<()>> {
+        while self.sent < self.bytes.len() {
+            self.sent += ready!(poll_send(cx, sink, &self.bytes[self.sent..]))?;
+        }
+        *self = Self::default();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.bytes.is_empty() {
+            account(|held| *held = held.saturating_sub(self.bytes.len()));
+        }
+    }
+}
+
+/// Reads what a source has to say already, up to a small buffer. `None` if it fails.
+pub fn first_words(source: &mut End, bytes: &mut Vec<u8>) -> Option<usize> {
+    with_buffer(|buffer| {
+        let buffer = &mut buffer[..SMALL_BUFFER];
+        let count = source.try_input(SMALL_BUFFER, |mut socket| socket.read(buffer));
+        let count = count.ok()?;
+        bytes.extend_from_slice(&buffer[..count]);
+        Some(count)
+    })
+}
+
+fn poll_send(cx: &mut Context<'_>, sink: &mut End, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    sink.poll_output(cx, bytes.len(), |socket| socket.send_with_flags(bytes, MSG_NOSIGNAL))
+}
+
+fn with_buffer<T>(what: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFERS.with_borrow_mut(|buffers| {
+        buffers.shared.resize(BUFFER, 0);
+        let length = if buffers.held > MUCH_HELD { SMALL_BUFFER } else { BUFFER };
+        what(&mut buffers.shared[..length])
+    })
+}
+
+fn account(how: impl FnOnce(&mut usize)) {
+    // At the end of the thread nobody needs to know.
+    let _ = BUFFERS.try_with(|buffers| {
+        if let Ok(mut buffers) = buffers.try_borrow_mut() {
+            how(&mut buffers.held);
+        }
+    });
+}
+
+/// Each counter is written by one thread.
+fn add(counter: &AtomicU64, count: usize) {
+    counter.store(counter.load(Relaxed).wrapping_add(count as u64), Relaxed);
+}
