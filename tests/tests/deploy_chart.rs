@@ -142,7 +142,7 @@ fn the_agent_has_what_it_needs_and_no_more() {
     let security = &agent["securityContext"];
     assert_eq!(
         security["capabilities"],
-        json!({ "drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "NET_RAW", "PERFMON"] })
+        json!({ "drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "PERFMON"] })
     );
     assert_eq!(
         (&security["privileged"], &security["allowPrivilegeEscalation"], &security["readOnlyRootFilesystem"]),

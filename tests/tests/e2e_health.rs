@@ -44,11 +44,11 @@ fn states(status: &Value, service: &str, port: Port) -> Vec<(String, String)> {
     backends.map(|backend| (text(&backend["state"]), text(&backend["reason"]))).collect()
 }
 
-/// Waits until the backends of all ports of the Service `web` are in these states, in both families.
-fn wait_states(agent: &Agent<'_>, states_of_all: &[&str]) -> Result<Value> {
+/// Waits until the backends of these ports of the Service `web` are in these states, in both families.
+fn wait_states(agent: &Agent<'_>, ports: &[Port], states_of_all: &[&str]) -> Result<Value> {
     let wanted = [states_of_all, states_of_all].concat();
     agent.wait_status(&format!("backends that are {states_of_all:?}"), |status| {
-        [HTTP, ECHO, UDP].iter().all(|port| {
+        ports.iter().all(|port| {
             let states = states(status, "web", *port);
             states.iter().map(|(state, _)| state.as_str()).eq(wanted.iter().copied())
         })
@@ -80,10 +80,20 @@ fn remembered(namespace: &Namespace, port: Port) -> Result<usize> {
 
 #[test]
 fn who_fails_keeps_what_it_has_and_takes_nothing_new_until_it_recovers() -> Result<()> {
+    fails_and_recovers(&[], &[HTTP, ECHO, UDP])
+}
+
+#[test]
+fn so_it_is_by_the_proxy() -> Result<()> {
+    fails_and_recovers(&["--datapath", "proxy"], &[HTTP, ECHO])
+}
+
+fn fails_and_recovers(flags: &[&str], ports: &[Port]) -> Result<()> {
     let Some(world) = World::new(3)? else { return Ok(()) };
-    let agent = Agent::start(&world.lab, &yaml(CHECK, &[1, 2, 3]))?;
+    let service = ServiceSpec::new("web", ports, &[1, 2, 3]).annotated(ANNOTATION, CHECK);
+    let agent = Agent::start_with(&world.lab, &manifest(&[service]), flags)?;
     let status = agent.wait_ready()?;
-    let (http, echo, udp) = (both(&status, HTTP)?, both(&status, ECHO)?, both(&status, UDP)?);
+    let (http, echo) = (both(&status, HTTP)?, both(&status, ECHO)?);
     for to in http {
         check_round_robin(&who_answers(&world.lab.client, to, 12)?, 3)?;
     }
@@ -95,7 +105,7 @@ fn who_fails_keeps_what_it_has_and_takes_nothing_new_until_it_recovers() -> Resu
     let before: u64 = ill.asked().values().sum();
     let started = Instant::now();
     ill.set_healthy(false);
-    let status = wait_states(&agent, &["active", "unhealthy", "active"])?;
+    let status = wait_states(&agent, ports, &["active", "unhealthy", "active"])?;
     // Of either family's address it takes so many answers in a row.
     let asked = ill.asked().values().sum::<u64>() - before;
     ensure!(asked >= 2 * UNHEALTHY_AFTER, "{asked}");
@@ -105,17 +115,23 @@ fn who_fails_keeps_what_it_has_and_takes_nothing_new_until_it_recovers() -> Resu
     for (state, reason) in states(&status, "web", HTTP) {
         ensure!((state == "unhealthy") == (reason == "HTTP 503"), "{state}: {reason}");
     }
-    for (http, udp) in http.into_iter().zip(udp) {
-        for names in [who_answers(&world.lab.client, http, 12)?, who_answers_udp(&world.lab.client, udp, 12)?]
-        {
-            ensure!(tally(&names) == [("b1".to_owned(), 6), ("b3".to_owned(), 6)].into(), "{names:?}");
+    let health = &list(&status, "services")[0]["health"];
+    ensure!((&health["healthy"], &health["unhealthy"]) == (&json!(4), &json!(2)), "{health}");
+    let mut answers: Vec<_> =
+        http.iter().map(|to| who_answers(&world.lab.client, *to, 12)).collect::<Result<_>>()?;
+    if ports.iter().any(|port| port.port == UDP.port) {
+        for to in both(&status, UDP)? {
+            answers.push(who_answers_udp(&world.lab.client, to, 12)?);
         }
+    }
+    for names in answers {
+        ensure!(tally(&names) == [("b1".to_owned(), 6), ("b3".to_owned(), 6)].into(), "{names:?}");
     }
     for flows in &held {
         flows.wait_exchanges(20)?;
     }
     ill.set_healthy(true);
-    let status = wait_states(&agent, &["active"; 3])?;
+    let status = wait_states(&agent, ports, &["active"; 3])?;
     ensure!(states(&status, "web", HTTP).iter().all(|(_, reason)| reason.is_empty()));
     for to in http {
         check_round_robin(&who_answers(&world.lab.client, to, 12)?, 3)?;
@@ -135,7 +151,8 @@ fn if_all_fail_all_take_connections() -> Result<()> {
     for server in &world.servers {
         server.set_healthy(false);
     }
-    wait_states(&agent, &["unhealthy"; 2])?;
+    let ports = [HTTP, ECHO, UDP];
+    wait_states(&agent, &ports, &["unhealthy"; 2])?;
     for to in both(&status, HTTP)? {
         check_round_robin(&who_answers(&world.lab.client, to, 6)?, 2)?;
     }
@@ -143,7 +160,7 @@ fn if_all_fail_all_take_connections() -> Result<()> {
     ensure!(text.contains("unhealthy (HTTP 503)"), "{text}");
     ensure!(text.contains("fails for all backends of port 80, which take connections"), "{text}");
     world.servers[1].set_healthy(true);
-    wait_states(&agent, &["unhealthy", "active"])?;
+    wait_states(&agent, &ports, &["unhealthy", "active"])?;
     for to in both(&status, HTTP)? {
         ensure!(who_answers(&world.lab.client, to, 6)? == ["b2"; 6]);
     }

@@ -10,8 +10,9 @@ use super::icmp;
 use super::ip::{IpFamily, IpHeader};
 use super::parse::{self, Parse, Part};
 use super::platform::{ChecksumChange, Datapath, Packet, Tables};
+use super::progress::{Mark, Progress};
 use super::scratch::Scratch;
-use super::slow::{Mark, follow, mark_of};
+use super::slow::{follow, mark_of};
 use super::tcp_state::{self, Step};
 use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TCP_RST, TCP_SYN, Udp};
 use super::{Verdict, pair};
@@ -91,14 +92,19 @@ fn reply<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
         FlowState::UdpReplied
     };
     // One path from here on, not one for each state: the verifier would follow them all.
-    let next = FlowState::from_raw(datapath.forget(cursor, next as usize) as u8);
+    let progress = Progress { established, state, next }.forget(datapath, cursor);
     if flow.last_seen != now {
         flow.last_seen = now;
     }
-    let mark = if is_tcp { mark_of(datapath, cursor, parsed, &flow, next) } else { Mark::NONE };
+    let left = if parsed.ip.protocol == IPPROTO_TCP {
+        mark_of(datapath, cursor, parsed, &flow, progress.next())
+    } else {
+        Mark::NONE
+    };
+    let left = left.forget(datapath, cursor);
     let verdict = translate::<D, F>(datapath, parsed, &flow);
-    if !established || next != state {
-        follow::<D, F>(datapath, scratch, &mut flow, (established, next, next != state), mark);
+    if progress.matters() {
+        follow::<D, F>(datapath, scratch, &mut flow, progress, left);
     }
     remember_first::<D, F>(datapath, scratch, verdict);
     verdict

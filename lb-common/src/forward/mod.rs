@@ -22,6 +22,7 @@ mod new_flow;
 mod pair;
 pub mod parse;
 pub mod platform;
+mod progress;
 mod refuse;
 pub mod schedule;
 pub mod scratch;

@@ -6,6 +6,7 @@ use super::ip::IpFamily;
 use super::pair::{copy_hop, demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key, set_way_back};
 use super::parse::{self, Parse, Part, Transport};
 use super::platform::{Datapath, Tables};
+use super::progress::{Mark, Packed, Progress};
 use super::scratch::Scratch;
 use super::tcp_options;
 use super::tcp_state::{self, Step};
@@ -171,7 +172,7 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
         state
     };
     // One path from here on, not one for each state: the verifier would follow them all.
-    let next = FlowState::from_raw(datapath.forget(cursor, next as usize) as u8);
+    let progress = Progress { established, state, next }.forget(datapath, cursor);
     if parsed.ip.hops_left <= 1 && !flow.is_local() {
         scratch.refusal = refuse::expired::<F>();
         return Verdict::Pass.pack();
@@ -182,12 +183,12 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
     }
     if way == Way::Gone {
         // The backend is gone. A UDP session goes on with another one; TCP has to be told.
-        if is_tcp && parsed.transport.flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
+        if parsed.ip.protocol == IPPROTO_TCP && parsed.transport.flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
             scratch.refusal =
                 refuse::connection::<D, F>(datapath, parsed, flow.service, DropReason::BackendGone);
             return Verdict::Pass.pack();
         }
-        return renew::<D, F>(datapath, scratch, &mut flow, established);
+        return renew::<D, F>(datapath, scratch, &mut flow, progress.established());
     }
     if COOKIES && flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 {
         let done = cookie::stand_in::<D, F>(datapath, parsed, &mut flow, replacement);
@@ -213,7 +214,12 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
     if !flow.is_reply() {
         set_way_back(datapath, &parsed.link, &mut rebuilt.next_hop);
     }
-    let mark = if is_tcp { mark_of(datapath, cursor, parsed, &flow, next) } else { Mark::NONE };
+    let left = if parsed.ip.protocol == IPPROTO_TCP {
+        mark_of(datapath, cursor, parsed, &flow, progress.next())
+    } else {
+        Mark::NONE
+    };
+    let left = left.forget(datapath, cursor);
     let verdict = emit::forward::<D, F>(datapath, parsed, &flow, hop, cursor);
     if let Verdict::Drop = verdict {
         // What does not arrive changes nothing.
@@ -221,8 +227,8 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
     }
     let kept = datapath.forget(kept, verdict.pack());
     // Established flows need their other half only when something happens to them.
-    if !established || next != state {
-        follow::<D, F>(datapath, scratch, &mut flow, (established, next, next != state), mark);
+    if progress.matters() {
+        follow::<D, F>(datapath, scratch, &mut flow, progress, left);
     }
     kept
 }
@@ -316,9 +322,10 @@ pub fn follow<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,
     flow: &mut Flow<F::Address>,
-    (established, next, changes): (bool, FlowState, bool),
-    mark: Mark,
+    progress: Packed<Progress>,
+    mark: Packed<Mark>,
 ) {
+    let (established, next, mark) = (progress.established(), progress.next(), mark.unpack());
     set_peer_key(&mut scratch.peer_key, flow, scratch.key.protocol);
     let mut peer = match find::<D, F>(datapath, &scratch.peer_key, established) {
         Some(peer) if is_peer::<F>(&scratch.key, &peer) => peer,
@@ -337,7 +344,7 @@ pub fn follow<D: Tables<F>, F: IpFamily>(
             peer
         }
     };
-    if changes {
+    if progress.changes() {
         schedule::changes(datapath, flow, next);
         // Only then: another CPU may have gone on with the flow.
         flow.status.state = next as u8;
@@ -372,20 +379,6 @@ fn find<D: Tables<F>, F: IpFamily>(
     established: bool,
 ) -> Option<D::FlowRef> {
     if established { datapath.established(key) } else { datapath.transient(key) }
-}
-
-/// What a segment leaves in the entry of the other direction. Not an `Option`: its unset half would
-/// be an uninitialized register, which the verifier does not let a program save.
-#[derive(Clone, Copy)]
-pub struct Mark {
-    is_set: bool,
-    flag: u8,
-    value: u32,
-}
-
-impl Mark {
-    /// Nothing.
-    pub const NONE: Self = Self { is_set: false, flag: 0, value: 0 };
 }
 
 /// What later decisions need to know of a segment: the backend's initial sequence number for the

@@ -8,17 +8,15 @@ use std::time::Duration;
 use anyhow::Result;
 use lb_common::abi::Config;
 use tokio::time::Instant;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 
-use super::Settings;
 use super::live::Live;
 use super::shared::Shared;
-use super::start::{Loaded, check_device, load};
+use super::start::check_device;
 use super::trouble::{Area, Trouble};
+use super::{DatapathPolicy, Settings};
+use crate::dataplane::PinDirectory;
 use crate::dataplane::collect::Sweep;
-use crate::dataplane::{
-    Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock, SocketHooks,
-};
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem, Severity};
 use crate::net::next_hops::{Ask, NextHops, Refreshed};
@@ -26,13 +24,18 @@ use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
 use crate::plan::{self, Addressing, Compiler, CookiePhase, Effects, FlowTableWatch, Paths, Planner, Scope};
 use crate::probe::Probes;
+use crate::proxy::Inherited;
 use crate::source::Update;
 
 mod cookies;
 mod health;
 mod hooks;
+mod kernel_path;
+mod proxied;
 mod telling;
 
+use kernel_path::{Begin, KernelPath};
+use proxied::ProxyPath;
 use telling::Placed;
 
 /// How soon something that failed is tried again.
@@ -44,15 +47,10 @@ pub struct Agent {
     started: Instant,
     network: Network,
     next_hops: NextHops,
-    pins: PinDirectory,
-    /// Keeps other agents away from the pins.
-    lock: PinLock,
-    programs: Programs,
-    maps: KernelMaps,
-    devices: Devices,
-    exits: Classifiers,
-    sockets: SocketHooks,
-    compiler: Compiler,
+    /// What it has in the kernel; `None` where the proxy does without.
+    kernel: Option<KernelPath>,
+    /// What the userspace proxy serves.
+    proxied: ProxyPath,
     planner: Planner,
     config: Config,
     /// What the datapath is to do about SYN cookies, if it can.
@@ -90,18 +88,17 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Loads the programs and adopts what an earlier agent has left. Nothing is removed yet.
-    pub async fn start(settings: &Settings, live: Live) -> Result<(Self, Arc<Shared>)> {
+    /// Loads the programs and adopts what an earlier agent has left. Nothing is removed yet. `inherited`:
+    /// listening sockets of the agent before this one.
+    pub async fn start(
+        settings: &Settings,
+        live: Live,
+        inherited: Vec<Inherited>,
+    ) -> Result<(Self, Arc<Shared>)> {
         let network = Network::connect()?;
         check_device(&network, &settings.link_device).await?;
         let pins = PinDirectory::new(&settings.pin_directory);
-        let lock = pins.occupy()?;
-        let loaded = load(&pins, settings).inspect_err(|_| {
-            if let Err(error) = lock.give_back() {
-                warn!("{error:#}");
-            }
-        });
-        let Loaded { programs, maps, compiler, config, cookies } = loaded?;
+        let (kernel, Begin { config, cookies }, no_kernel) = KernelPath::begin(&pins, settings)?;
         let addressing = if settings.follows_cluster() {
             Addressing::Follows
         } else {
@@ -111,7 +108,7 @@ impl Agent {
                 deferred_release: false,
             };
             let mut ipam = Ipam::new(options);
-            ipam.adopt(compiler.holdings());
+            ipam.adopt(kernel.as_ref().map(|kernel| kernel.compiler.holdings()).unwrap_or_default());
             Addressing::Decides(Box::new(ipam))
         };
         let planner = Planner::new(settings.default_class, settings.node.clone(), addressing);
@@ -122,14 +119,8 @@ impl Agent {
             started: Instant::now(),
             next_hops: NextHops::new(network.clone(), &settings.link_device),
             network,
-            devices: Devices::new(pins.clone(), settings.mode),
-            exits: Classifiers::new(pins.clone(), Direction::Egress),
-            sockets: SocketHooks::new(pins.clone(), settings.cgroup.clone()),
-            pins,
-            lock,
-            programs,
-            maps,
-            compiler,
+            kernel,
+            proxied: ProxyPath::new(no_kernel, inherited, settings.drain),
             planner,
             config,
             cookies,
@@ -156,9 +147,9 @@ impl Agent {
         Ok((agent, shared))
     }
 
-    /// Where the pins are.
-    pub fn pins(&self) -> &PinDirectory {
-        &self.pins
+    /// Where the pins are, if there are any.
+    pub fn pins(&self) -> Option<&PinDirectory> {
+        self.kernel.as_ref().map(|kernel| &kernel.pins)
     }
 
     /// What is wrong with the ports of health checks, for [`Self::health_troubled`].
@@ -229,6 +220,7 @@ impl Agent {
             return self.hold().await;
         }
         self.look_around(Ask::Neighbours).await;
+        self.finish_proxied();
     }
 
     /// Compares the maps themselves with what they should contain, and repairs them.
@@ -236,11 +228,13 @@ impl Agent {
         if self.generation == 0 {
             return self.hold().await;
         }
-        if let Err(error) = self.compiler.reload(&self.maps) {
-            error!("resync: {error:#}");
-            return;
+        if let Some(kernel) = &mut self.kernel {
+            if let Err(error) = kernel.compiler.reload(&kernel.maps) {
+                error!("resync: {error:#}");
+                return;
+            }
+            kernel.sockets.recheck();
         }
-        self.sockets.recheck();
         self.resyncing = true;
         self.converge(Ask::Sample).await;
     }
@@ -259,12 +253,16 @@ impl Agent {
     /// is done about that does it.
     pub fn step_at(&self) -> Option<Instant> {
         let can_step = !self.maps_incomplete && self.network_known;
-        self.compiler.next_step().filter(|_| can_step).map(|at| self.started + at)
+        let compiler = self.kernel.as_ref().map(|kernel| &kernel.compiler);
+        let steps = [compiler.and_then(Compiler::next_step), self.proxied.frontends.next_step()];
+        steps.into_iter().flatten().min().filter(|_| can_step).map(|at| self.started + at)
     }
 
     /// Gives backends that start slowly more connections, and Services their lookup tables.
     pub fn step(&mut self) {
-        let due = self.compiler.take_due(self.started.elapsed());
+        let now = self.started.elapsed();
+        let mut due = self.proxied.frontends.take_due(now);
+        due.extend(self.kernel.as_mut().map(|kernel| kernel.compiler.take_due(now)).unwrap_or_default());
         self.write_maps(Some(&due));
         self.publish();
     }
@@ -281,14 +279,15 @@ impl Agent {
 
     /// Takes note of which backends flows still refer to.
     pub fn swept(&mut self, sweep: &Sweep) {
-        let freed: Vec<_> = self
-            .compiler
-            .freed_backends()
-            .into_iter()
-            .filter(|index| !sweep.backends.contains_key(index))
-            .collect();
-        self.compiler.flows_purged(&freed);
+        if let Some(KernelPath { compiler, .. }) = &mut self.kernel {
+            let freed = compiler.freed_backends().into_iter();
+            let freed: Vec<_> = freed.filter(|index| !sweep.backends.contains_key(index)).collect();
+            compiler.flows_purged(&freed);
+        }
         self.shared.swept(sweep);
+        if self.settings.datapath == DatapathPolicy::Proxy && sweep.kept == 0 && self.is_proxied() {
+            self.leave_kernel();
+        }
         let problems = self.flow_tables.look(&sweep.tables);
         self.trouble.replace(Area::Flows, problems);
         self.publish();
@@ -309,7 +308,7 @@ impl Agent {
             let others = self.planner.services_behind(&moved);
             self.write_maps(Some(&effects.services.union(&others).cloned().collect()));
         }
-        if self.exits.attached().next().is_some() {
+        if self.kernel.as_ref().is_some_and(KernelPath::has_exits) {
             self.leave_exits();
         }
         self.attach_sockets();
@@ -364,6 +363,8 @@ impl Agent {
         self.attach_sockets();
         self.place_addresses(None).await;
         self.retire_previous();
+        // Of listening sockets that were taken over, those that nobody wants.
+        self.proxied.inherited.clear();
         self.report_all_live();
         self.live.begins();
         self.publish();
@@ -376,11 +377,24 @@ impl Agent {
 
     /// Writes what differs: for some Services, or everything.
     fn write_maps(&mut self, changed: Option<&BTreeSet<ObjectRef>>) {
+        let changed = if self.decide_proxied() { None } else { changed };
+        let closing = self.open_proxied(changed);
+        self.write_kernel_maps(changed);
+        self.close_proxied(closing);
+    }
+
+    fn write_kernel_maps(&mut self, changed: Option<&BTreeSet<ObjectRef>>) {
         let now = self.started.elapsed();
         let scope = changed.map_or(Scope::All, Scope::Services);
-        let desired = &self.planner.plan().desired;
-        let delta = self.compiler.reconcile(desired, &self.paths, &self.config, scope, now);
-        let failures = plan::apply(&delta, &mut self.maps, &mut self.compiler, now);
+        let (delta, failures) = match &mut self.kernel {
+            Some(KernelPath { compiler, maps, .. }) => {
+                let desired = &self.planner.plan().desired;
+                let delta = compiler.reconcile(desired, &self.paths, &self.config, scope, now);
+                let failures = plan::apply(&delta, maps, compiler, now);
+                (delta, failures)
+            }
+            None => Default::default(),
+        };
         if let Some(since) = self.updating.take() {
             self.shared.recorder.in_maps(since.elapsed());
         }
@@ -399,17 +413,20 @@ impl Agent {
                 self.unserved.retain(|service, _| !services.contains(service));
             }
         }
-        // One that makes do with something else is served.
-        let short = delta.problems.iter().filter(|problem| problem.severity == Severity::Error);
+        // What the proxy serves does not need the maps. One that makes do with something else is served.
+        let is_needed = !self.is_proxied();
+        let short = delta.problems.iter().filter(|problem| problem.severity == Severity::Error && is_needed);
         let short = short.filter_map(|problem| {
             let service = problem.object.clone()?;
             Some((service, problem.message.clone()))
         });
-        let failed = failures.iter().filter_map(|failure| {
+        let failed = failures.iter().filter(|_| is_needed).filter_map(|failure| {
             let service = failure.owner.as_ref()?.service.clone();
             Some((service, format!("{:#}", failure.error)))
         });
         self.unserved.extend(short.chain(failed));
+        let refused = self.proxied.failed.iter().map(|(key, why)| (key.service.clone(), why.clone()));
+        self.unserved.extend(refused);
         self.trouble.extend(Area::Maps, delta.problems);
         if let Some(at) = delta.retry_at {
             self.retry_by(self.started + at);
@@ -468,7 +485,9 @@ impl Agent {
     /// # Errors
     /// When an address could not be kept.
     pub async fn hand_over(&self) -> Result<()> {
-        self.lock.give_back()?;
+        if let Some(kernel) = &self.kernel {
+            kernel.lock.give_back()?;
+        }
         if self.settings.follows_cluster() {
             // Others may be given the addresses when this node stays away: they must not stay for ever.
             return Ok(());
@@ -491,18 +510,15 @@ impl Agent {
         if let Err(error) = addresses::reconcile(self.network.handle(), index, &BTreeSet::new()).await {
             failed.push(error);
         }
-        if let Err(error) = self.devices.keep_only(&[]) {
-            failed.push(error);
-        }
-        if let Err(error) = self.exits.keep_only(&[]) {
-            failed.push(error);
-        }
-        if let Err(error) = self.sockets.leave() {
-            failed.push(error);
+        let mut kernel = self.kernel.take();
+        if let Some(kernel) = &mut kernel {
+            failed.extend(kernel.detach());
         }
         live.ends();
         self.next_hops.release().await;
-        if let Err(error) = self.pins.remove() {
+        if let Some(kernel) = kernel
+            && let Err(error) = kernel.pins.remove()
+        {
             failed.push(error);
         }
         match failed.into_iter().reduce(|all, error| all.context(format!("{error:#}"))) {

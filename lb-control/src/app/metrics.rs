@@ -10,16 +10,10 @@ use super::shared::Published;
 use crate::model::{ObjectRef, ServiceReport, ServiceState};
 use crate::probe::Counts;
 use crate::telemetry::metrics::{Samples, labels, table};
-use crate::view::DeviceView;
 
 /// Adds everything but what the maps tell. `published` without its reports, which are apart, so
 /// that nobody holds the lock while they are counted.
-pub fn collect(
-    published: &Published,
-    reports: &[Arc<ServiceReport>],
-    devices: &[DeviceView],
-    samples: &mut Samples,
-) {
+pub fn collect(published: &Published, reports: &[Arc<ServiceReport>], samples: &mut Samples) {
     let build = labels([env!("CARGO_PKG_VERSION"), &format!("v{ABI_VERSION}")]);
     samples.level(&table::BUILD_INFO, &build, 1.0);
     let ready = published.is_ready();
@@ -32,7 +26,7 @@ pub fn collect(
     for (area, count) in &published.problem_counts {
         samples.level(&table::PROBLEMS, &labels([area]), *count as f64);
     }
-    for device in devices {
+    for device in &published.devices {
         samples.level(
             &table::DEVICE_INFO,
             &labels([&device.device, device.mode.name(), device.reason.as_deref().unwrap_or_default()]),
@@ -126,13 +120,15 @@ mod tests {
 
     use super::*;
     use crate::app::shared::Flows;
-    use crate::inspect::MapReading;
+    use crate::inspect::{MapReading, collect_proxied};
     use crate::model::{
-        BackendHealth, BackendReport, HealthReport, PortReport, Problem, Protocol, Role, VipReport,
+        BackendHealth, BackendReport, HealthReport, PortReport, Problem, Protocol, Role, ServiceKey,
+        VipReport,
     };
     use crate::plan::{CookiePhase, Fill, testing::pool};
+    use crate::proxy::{FrontendCounts, Refusal};
     use crate::telemetry::metrics::{Outcome, Recorder};
-    use crate::view::AttachMode;
+    use crate::view::{AttachMode, DeviceView};
 
     fn report(name: &str, state: ServiceState, vips: &[&str]) -> Arc<ServiceReport> {
         let vip = |text: &&str| VipReport { address: text.parse().unwrap(), pool: Some("edge".into()) };
@@ -144,6 +140,23 @@ mod tests {
             health: None,
             problems: vec![Problem::error("x"); vips.len()],
         })
+    }
+
+    fn counts() -> FrontendCounts {
+        FrontendCounts {
+            key: ServiceKey {
+                service: ObjectRef::new("default", "web"),
+                protocol: Protocol::Tcp,
+                vip: IpAddr::from([192, 0, 2, 1]),
+                port: 80,
+            },
+            accepted: 1,
+            open: 1,
+            refused: vec![(Refusal::NoBackend, 1)],
+            bytes_in: 1,
+            bytes_out: 1,
+            backends: Vec::new(),
+        }
     }
 
     fn agent() -> Samples {
@@ -160,14 +173,14 @@ mod tests {
                 tables: [("flows_v4", Fill { entries: 10, room: 20 })].into(),
             }),
             cookies: CookiePhase::Answer,
+            devices: vec![DeviceView {
+                device: "eth0".into(),
+                mode: AttachMode::XdpNative,
+                reason: Some("chosen".into()),
+                program_id: Some(1),
+            }],
             ..Published::default()
         };
-        let devices = [DeviceView {
-            device: "eth0".into(),
-            mode: AttachMode::XdpNative,
-            reason: Some("chosen".into()),
-            program_id: Some(1),
-        }];
         let reports = [
             report("web", ServiceState::Active, &["192.0.2.1", "2001:db8::1"]),
             // It shares an address.
@@ -175,7 +188,7 @@ mod tests {
             report("new", ServiceState::Pending, &[]),
         ];
         let mut samples = Samples::default();
-        collect(&published, &reports, &devices, &mut samples);
+        collect(&published, &reports, &mut samples);
         samples
     }
 
@@ -211,7 +224,7 @@ mod tests {
             "pointsman_problems{area=\"maps\"} 4.0",
             "pointsman_problems{area=\"services\"} 3.0",
             "pointsman_source_synced 1.0",
-            "pointsman_ready 0.0",
+            "pointsman_ready 1.0",
             "pointsman_syn_cookies 2.0",
             "pointsman_device_info{device=\"eth0\",mode=\"xdp-native\",reason=\"chosen\"} 1.0",
             "pointsman_flows{stage=\"transient\"} 6.0",
@@ -277,6 +290,7 @@ mod tests {
         recorder.collect(&mut samples);
         MapReading::sample().collect(&mut samples);
         health(&[checked()], &Counts::default(), true, &mut samples);
+        collect_proxied(&[counts()], true, &mut samples);
         let text = samples.text().unwrap();
         for metric in table::ALL {
             let name = metric.name;

@@ -4,6 +4,7 @@ mod agent;
 mod cluster;
 mod feed;
 mod flood_guard;
+mod handover;
 mod live;
 mod metrics;
 mod refusals;
@@ -26,11 +27,13 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 use tracing::{info, warn};
 
+use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Cgroup, Mode, Sizes};
 use crate::http;
 use crate::net::Monitor;
 use crate::plan::{CookiePhase, CookiePolicy, Verdict};
 use crate::probe::Verdicts;
+use crate::proxy::Proxy;
 use crate::source::Update;
 
 pub use cluster::{ClusterSettings, LEADER_LEASE, host_name};
@@ -40,6 +43,7 @@ pub use writer::Writer;
 use agent::Agent;
 use cluster::{Cluster, Leave};
 use flood_guard::FloodGuard;
+use handover::Heir;
 use live::Live;
 use shared::{Published, Shared};
 use upkeep::Upkeep;
@@ -63,8 +67,12 @@ pub struct Settings {
     pub http: Option<SocketAddr>,
     /// Whether metrics tell of every backend.
     pub metrics_per_backend: bool,
-    /// How to attach; `None` chooses.
-    pub mode: Option<Mode>,
+    /// How packets are forwarded.
+    pub datapath: DatapathPolicy,
+    /// How the userspace proxy works, where it serves.
+    pub proxy: crate::proxy::Settings,
+    /// How long connections of the proxy may go on when the agent is asked to end.
+    pub drain: Duration,
     /// Of which processes of this node the sockets are served.
     pub cgroup: Cgroup,
     /// Sizes of the maps.
@@ -77,6 +85,31 @@ pub struct Settings {
     pub snat_ports: (u16, u16),
     /// At SIGTERM, leave everything in place for the next agent.
     pub keep_on_exit: bool,
+    /// Whether an agent that runs here is asked to hand over.
+    pub take_over: bool,
+}
+
+/// How packets are forwarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DatapathPolicy {
+    /// On each device the first way in the kernel that works; where none does, by the proxy.
+    #[default]
+    Auto,
+    /// In the kernel, in this way alone.
+    Only(Mode),
+    /// By the proxy alone.
+    Proxy,
+}
+
+impl DatapathPolicy {
+    /// How programs are to be attached; `None` chooses.
+    #[must_use]
+    pub fn mode(self) -> Option<Mode> {
+        match self {
+            Self::Only(mode) => Some(mode),
+            Self::Auto | Self::Proxy => None,
+        }
+    }
 }
 
 /// Where objects come from.
@@ -114,8 +147,16 @@ const RESYNC: Duration = Duration::from_secs(60);
 /// cannot be read at all. What goes wrong later is reported, and what works goes on.
 pub async fn run(settings: Settings) -> Result<()> {
     let mut signals = Signals::new()?;
+    let handover = handover::path(&settings.socket);
+    let inherited = if settings.take_over {
+        let path = handover.clone();
+        tokio::task::spawn_blocking(move || handover::take(&path)).await??
+    } else {
+        Vec::new()
+    };
     // The socket is first: it tells whether another agent is at work here.
     let listener = http::bind(&settings.socket)?;
+    let heirs = http::bind(&handover)?;
     let port = settings.http.map(listen).transpose()?;
     // Files that cannot be read are told before anything is touched.
     let files = match &settings.source {
@@ -126,7 +167,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let monitor = Monitor::start()?;
     let (live, served) = Live::channel();
     let live = if files.is_some() { Live::untold() } else { live };
-    let (mut agent, shared) = Agent::start(&settings, live).await?;
+    let (mut agent, shared) = Agent::start(&settings, live, inherited).await?;
     let (mut cluster, updates) = match (&settings.source, files) {
         (Source::Cluster(cluster), _) => {
             let (cluster, updates) = Cluster::start(cluster, &settings, served, Arc::clone(&shared)).await?;
@@ -136,9 +177,27 @@ pub async fn run(settings: Settings) -> Result<()> {
         (Source::Files(_), Some(files)) => (None, files),
     };
     let servers = Servers::start(listener, port, &shared);
-    let end = serve(&mut agent, &shared, updates, monitor, &mut signals, cluster.as_mut()).await?;
+    let end = serve(&mut agent, &shared, updates, monitor, &mut signals, cluster.as_mut(), &heirs).await?;
+    drop(heirs);
+    let _ = std::fs::remove_file(&handover);
+    if let End::Handover(heir) = end {
+        agent.hand_over().await?;
+        if let Some(cluster) = cluster {
+            cluster.leave(Leave::Stay).await;
+        }
+        servers.stop().await;
+        let _ = std::fs::remove_file(&settings.socket);
+        // Without the pins' lock, which goes with the rest.
+        let proxy = agent.into_proxy();
+        heir.done()?;
+        info!("everything is handed over to the next agent");
+        drain(proxy, settings.drain, &mut signals).await;
+        return Ok(());
+    }
+    drain(agent.take_proxy(), settings.drain, &mut signals).await;
     // With nothing to go on with, nothing may stay either: this may be the end of an installation.
-    let stays = end == End::Signal && settings.keep_on_exit && !(agent.is_idle() && cluster.is_some());
+    let is_empty = agent.is_idle() && cluster.is_some() || agent.is_proxied();
+    let stays = matches!(end, End::Signal) && settings.keep_on_exit && !is_empty;
     if stays {
         agent.hand_over().await?;
         if let Some(cluster) = cluster {
@@ -150,21 +209,42 @@ pub async fn run(settings: Settings) -> Result<()> {
         let withdrawn = agent.withdraw().await;
         if let Some(cluster) = cluster {
             let how = match end {
-                End::Signal => Leave::GiveUp,
                 // Whoever uninstalls must not take it for done; a restart of the agent tries again.
                 End::Uninstallation if withdrawn.is_err() => Leave::Stay,
                 End::Uninstallation => Leave::Uninstall,
+                End::Signal | End::Handover(_) => Leave::GiveUp,
             };
             cluster.leave(how).await;
         }
         withdrawn?;
     }
-    if end == End::Uninstallation {
+    if let End::Uninstallation = end {
         rest(&shared, &mut signals).await;
     }
     servers.stop().await;
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
+}
+
+/// Ends the proxy: no new connections, and those that there are have until the deadline, or until somebody
+/// presses Ctrl-C. SIGTERM comes once more when a pod that has handed over is taken away.
+async fn drain(proxy: Option<Proxy>, deadline: Duration, signals: &mut Signals) {
+    let Some(proxy) = proxy else { return };
+    let open = proxy.total_connections();
+    if open > 0 {
+        info!(
+            connections = open,
+            "the proxy waits until its connections have ended, for {deadline:?} at most"
+        );
+    }
+    tokio::select! {
+        reset = proxy.drain(deadline) => {
+            if reset > 0 {
+                warn!(connections = reset, "connections of the proxy were reset: they had not ended in time");
+            }
+        }
+        _ = signals.interrupt.recv() => warn!("SIGINT: connections of the proxy are reset"),
+    }
 }
 
 /// Waits for the end after an uninstallation has begun: if the agent ended by itself, it would be
@@ -182,10 +262,11 @@ async fn rest(shared: &Shared, signals: &mut Signals) {
 }
 
 /// Why the agent ends its work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// SIGTERM or SIGINT.
     Signal,
+    /// Another agent takes over; it has the listening sockets already.
+    Handover(Heir),
     /// All agents are asked to let go.
     Uninstallation,
 }
@@ -220,11 +301,13 @@ async fn serve(
     mut monitor: Monitor,
     signals: &mut Signals,
     mut cluster: Option<&mut Cluster>,
+    heirs: &UnixListener,
 ) -> Result<End> {
     let mut health_problems = agent.health_problems();
     let mut verdicts = agent.verdicts();
-    let mut upkeep = Upkeep::start(agent.pins());
-    let mut guard = agent.watches_floods().then(|| FloodGuard::start(agent.pins(), agent.cookie_phase()));
+    let mut upkeep = agent.pins().map(Upkeep::start);
+    let guarded = agent.pins().filter(|_| agent.watches_floods());
+    let mut guard = guarded.map(|pins| FloodGuard::start(pins, agent.cookie_phase()));
     let now = Instant::now();
     let mut renewal = interval_at(now + RENEWAL, RENEWAL);
     let mut resync = interval_at(now + RESYNC, RESYNC);
@@ -233,11 +316,18 @@ async fn serve(
     let mut network_changed: Option<Instant> = None;
     loop {
         shared.turn();
+        if agent.pins().is_none() {
+            (upkeep, guard) = (None, None);
+        }
         let (retry, step) = (agent.retry_at(), agent.step_at());
         tokio::select! {
             biased;
             () = signals.next() => return Ok(End::Signal),
             () = uninstallation(cluster.as_deref_mut()) => return Ok(End::Uninstallation),
+            heir = heirs.accept() => match heir.map_err(Into::into).and_then(|(stream, _)| agent.endow(stream)) {
+                Ok(heir) => return Ok(End::Handover(heir)),
+                Err(error) => warn!("somebody asked to take over, in vain: {error:#}"),
+            },
             update = updates.recv() => {
                 let Some(update) = update else { bail!("the source of the configuration has ended; see above") };
                 agent.update(update).await;
@@ -257,7 +347,7 @@ async fn serve(
             _ = resync.tick() => agent.resync().await,
             problems = health_problems.next() => agent.health_troubled(problems),
             found = probed(verdicts.as_mut()) => agent.probed(found).await,
-            sweep = upkeep.next() => agent.swept(&sweep),
+            sweep = swept(upkeep.as_mut()) => agent.swept(&sweep),
             phase = flood(guard.as_mut()) => agent.use_cookies(phase),
         }
     }
@@ -325,6 +415,14 @@ async fn flood(guard: Option<&mut FloodGuard>) -> CookiePhase {
 async fn probed(verdicts: Option<&mut Verdicts>) -> Vec<Verdict> {
     match verdicts {
         Some(verdicts) => verdicts.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the next sweep of the flow tables; for ever if there are none.
+async fn swept(upkeep: Option<&mut Upkeep>) -> Sweep {
+    match upkeep {
+        Some(upkeep) => upkeep.next().await,
         None => std::future::pending().await,
     }
 }

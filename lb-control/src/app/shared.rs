@@ -12,12 +12,13 @@ use tokio::time::Instant;
 
 use super::metrics;
 use crate::dataplane::collect::Sweep;
-use crate::dataplane::{Attachment, Counters, PinDirectory};
+use crate::dataplane::{Counters, PinDirectory};
 use crate::http::Inspect;
-use crate::inspect::{MapReading, PinnedMaps, overlay};
+use crate::inspect::{Frontends, MapReading, PinnedMaps, add_proxied, collect_proxied, overlay};
 use crate::model::{ObjectRef, Problem, ServiceReport};
 use crate::plan::{CookiePhase, Fill};
 use crate::probe::Counts;
+use crate::proxy::{FrontendCounts, Reader};
 use crate::telemetry::metrics::{CONTENT_TYPE, Recorder, Samples, table};
 use crate::view::{
     AgentView, BackendView, DeviceView, DropView, FlowTableView, FlowView, ProblemView, ServiceView,
@@ -34,7 +35,7 @@ pub struct Published {
     /// Backends to which no way is known, and why.
     pub unreachable: BTreeMap<IpAddr, String>,
     /// Devices with the program.
-    pub devices: Vec<Attachment>,
+    pub devices: Vec<DeviceView>,
     /// Counts updates of the source.
     pub generation: u64,
     /// When the last one was taken into use.
@@ -49,6 +50,8 @@ pub struct Published {
     pub flows: Option<Flows>,
     /// What the datapath does about SYN cookies.
     pub cookies: CookiePhase,
+    /// What the proxy was told.
+    pub frontends: Frontends,
 }
 
 impl Published {
@@ -90,6 +93,8 @@ pub struct Shared {
     /// Held while metrics are read: more than one reader at a time would only be slower.
     scrape: Mutex<()>,
     maps: PinnedMaps,
+    /// What the proxy counts, while there is one.
+    proxy: RwLock<Option<Reader>>,
     published: RwLock<Published>,
 }
 
@@ -106,6 +111,7 @@ impl Shared {
             metrics_per_backend,
             scrape: Mutex::default(),
             maps: PinnedMaps::new(pins.clone()),
+            proxy: RwLock::default(),
             published: RwLock::default(),
         }
     }
@@ -114,6 +120,16 @@ impl Shared {
     pub fn turn(&self) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.turned.store(now, Ordering::Relaxed);
+    }
+
+    /// From now on, this tells what the proxy counts; `None`: there is none.
+    pub fn proxied(&self, reader: Option<Reader>) {
+        *self.proxy.write().unwrap_or_else(PoisonError::into_inner) = reader;
+    }
+
+    fn proxy_counts(&self) -> Option<Vec<FrontendCounts>> {
+        let reader = self.proxy.read().unwrap_or_else(PoisonError::into_inner).clone();
+        reader.map(|reader| reader.counts())
     }
 
     /// Takes over how full the flow tables are.
@@ -150,6 +166,7 @@ impl Shared {
             pools: published.pools.clone(),
             flows: published.flows.clone(),
             cookies: published.cookies,
+            frontends: Frontends::new(),
         };
         (rest, reports)
     }
@@ -169,7 +186,7 @@ impl Shared {
 
 impl Inspect for Shared {
     fn status(&self) -> Result<StatusView> {
-        let mut view = self.maps.status()?;
+        let mut view = if self.maps.is_there() { self.maps.status()? } else { StatusView::default() };
         let published = self.published.read().unwrap_or_else(PoisonError::into_inner).clone();
         view.agent = Some(AgentView {
             pid: std::process::id(),
@@ -178,19 +195,19 @@ impl Inspect for Shared {
             config_generation: published.generation,
             last_reload_seconds_ago: published.reloaded.map(|at| at.elapsed().as_secs()),
         });
-        view.devices = published.devices.iter().map(device).collect();
+        view.devices = published.devices.clone();
         view.problems = published.problems.iter().map(problem).collect();
         view.flow_tables = published.flows.iter().flat_map(|flows| &flows.tables).map(flow_table).collect();
-        view.services = services(view.services, &published);
+        view.services = services(view.services, &published, &self.proxy_counts().unwrap_or_default());
         Ok(view)
     }
 
     fn flows(&self) -> Result<Vec<FlowView>> {
-        self.maps.flows()
+        if self.maps.is_there() { self.maps.flows() } else { Ok(Vec::new()) }
     }
 
     fn drops(&self) -> Result<Vec<DropView>> {
-        self.maps.drops()
+        if self.maps.is_there() { self.maps.drops() } else { Ok(Vec::new()) }
     }
 
     fn ready(&self) -> bool {
@@ -206,12 +223,16 @@ impl Inspect for Shared {
         let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         let mut samples = Samples::default();
         let (published, reports) = self.snapshot();
-        let devices: Vec<_> = published.devices.iter().map(device).collect();
-        metrics::collect(&published, &reports, &devices, &mut samples);
+        metrics::collect(&published, &reports, &mut samples);
         samples.plain(&table::UPTIME, self.started.elapsed().as_secs_f64());
         metrics::health(&reports, &self.probes, self.metrics_per_backend, &mut samples);
         self.recorder.collect(&mut samples);
-        MapReading::new(&self.counters, self.metrics_per_backend)?.collect(&mut samples);
+        if self.maps.is_there() {
+            MapReading::new(&self.counters, self.metrics_per_backend)?.collect(&mut samples);
+        }
+        if let Some(counts) = self.proxy_counts() {
+            collect_proxied(&counts, self.metrics_per_backend, &mut samples);
+        }
         Ok((CONTENT_TYPE, samples.text()?))
     }
 }
@@ -219,15 +240,6 @@ impl Inspect for Shared {
 /// By the time now, and when the last turn began.
 fn is_stuck(now: Duration, turned: Duration) -> bool {
     now.saturating_sub(turned) > STUCK
-}
-
-fn device(attachment: &Attachment) -> DeviceView {
-    DeviceView {
-        device: attachment.name.clone(),
-        mode: attachment.mode.view(),
-        reason: Some(attachment.reason.clone()),
-        program_id: attachment.program_id,
-    }
 }
 
 fn flow_table((name, fill): (&&'static str, &Fill)) -> FlowTableView {
@@ -244,9 +256,14 @@ fn problem(problem: &Problem) -> ProblemView {
 }
 
 /// The Services as they were decided, with what the maps know of them.
-fn services(in_maps: Vec<ServiceView>, published: &Published) -> Vec<ServiceView> {
+fn services(
+    in_maps: Vec<ServiceView>,
+    published: &Published,
+    proxied: &[FrontendCounts],
+) -> Vec<ServiceView> {
     let reports: Vec<_> = published.reports.values().map(|report| report.as_ref().clone()).collect();
     let mut all = overlay(&reports, in_maps);
+    add_proxied(&mut all, &published.frontends, proxied);
     for service in &mut all {
         for backend in service.ports.iter_mut().flat_map(|port| &mut port.backends) {
             explain(backend, published);
@@ -289,7 +306,9 @@ mod tests {
         shared.turn();
         assert!(shared.turned.load(Ordering::Relaxed) < 60_000, "it is the time since the start");
         assert!(shared.alive() && !shared.ready());
-        let error = format!("{:#}", shared.metrics().unwrap_err());
-        assert!(error.contains("/nowhere"), "{error}");
+        assert!(
+            shared.metrics().unwrap().1.contains("pointsman_ready 0.0"),
+            "without maps there is less to tell"
+        );
     }
 }

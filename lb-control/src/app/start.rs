@@ -52,7 +52,7 @@ pub async fn check_device(network: &Network, name: &str) -> Result<()> {
 
 /// The settings of the datapath to begin with. The route generation goes on where an earlier agent
 /// stopped: its flows carry it.
-fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Config> {
+pub fn first_config(settings: &Settings, earlier: Option<Config>) -> Result<Config> {
     let (first, last) = settings.snat_ports;
     let count = last
         .checked_sub(first)

@@ -19,6 +19,8 @@ pub enum Area {
     Devices,
     /// Attaching programs for sockets of this node.
     Sockets,
+    /// Serving by the userspace proxy.
+    Proxy,
     /// Writing maps.
     Maps,
     /// Keeping flows.
@@ -33,12 +35,13 @@ pub enum Area {
 
 impl Area {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Source,
         Self::Objects,
         Self::Network,
         Self::Devices,
         Self::Sockets,
+        Self::Proxy,
         Self::Maps,
         Self::Flows,
         Self::Floods,
@@ -54,6 +57,7 @@ impl Area {
             Self::Network => "network",
             Self::Devices => "devices",
             Self::Sockets => "sockets",
+            Self::Proxy => "proxy",
             Self::Maps => "maps",
             Self::Flows => "flows",
             Self::Floods => "floods",

@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod doctor;
+mod proxy;
 mod run;
 mod show;
 #[cfg(test)]

@@ -11,7 +11,8 @@ use clap::{Args, ValueEnum};
 use lb_common::abi::{Config, maps};
 
 use super::Place;
-use crate::app::{ClusterSettings, Settings, Source, host_name};
+use super::proxy::ProxyArgs;
+use crate::app::{ClusterSettings, DatapathPolicy, Settings, Source, host_name};
 use crate::dataplane::{Cgroup, Mode, Sizes};
 use crate::plan::CookiePolicy;
 
@@ -72,7 +73,7 @@ pub struct RunArgs {
           value_parser = BoolishValueParser::new())]
     pub metrics_per_backend: bool,
     /// How packets are forwarded: auto takes on each device the first that works of xdp-native, tc and
-    /// xdp-generic
+    /// xdp-generic, and the userspace proxy where none does
     #[arg(
         long,
         env = "DATAPATH",
@@ -127,10 +128,19 @@ pub struct RunArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = maps::DEFAULT_FLOW_CACHE, help_heading = "Datapath",
           value_parser = clap::value_parser!(u32).range(0..=MAXIMUM_FLOW_CACHE))]
     pub flow_cache_slots: u32,
+    /// Of the userspace proxy.
+    #[command(flatten)]
+    pub proxy: ProxyArgs,
     /// What SIGTERM leaves behind: withdraw takes VIPs and programs away, keep lets the kernel go on
     /// forwarding until the next agent takes over
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     pub on_exit: OnExit,
+    /// Ask an agent that runs here to hand over, and begin when it has let go; its listening sockets stay
+    /// open, and its connections finish with it
+    #[arg(long, env = "TAKE_OVER", value_name = "BOOL", default_value = "false", num_args = 0..=1,
+          require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = BoolishValueParser::new())]
+    pub take_over: bool,
 }
 
 /// Four times as many slots still fit an index.
@@ -141,7 +151,7 @@ const MAXIMUM_FLOW_CACHE: i64 = 1 << 20;
 /// How packets are forwarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DatapathChoice {
-    /// On each device the first that works.
+    /// On each device the first that works; where none does, the proxy.
     #[default]
     Auto,
     /// In the driver, or not at all.
@@ -150,17 +160,18 @@ pub enum DatapathChoice {
     Tc,
     /// XDP in the kernel's core: any device, slower.
     XdpGeneric,
+    /// Not in the kernel at all: a proxy in user space accepts connections, and makes others.
+    Proxy,
 }
 
 impl DatapathChoice {
-    /// What [`Devices::new`](crate::dataplane::Devices::new) takes.
-    #[must_use]
-    pub fn forced(self) -> Option<Mode> {
+    fn policy(self) -> DatapathPolicy {
         match self {
-            Self::Auto => None,
-            Self::XdpNative => Some(Mode::Native),
-            Self::Tc => Some(Mode::Tc),
-            Self::XdpGeneric => Some(Mode::Generic),
+            Self::Auto => DatapathPolicy::Auto,
+            Self::XdpNative => DatapathPolicy::Only(Mode::Native),
+            Self::Tc => DatapathPolicy::Only(Mode::Tc),
+            Self::XdpGeneric => DatapathPolicy::Only(Mode::Generic),
+            Self::Proxy => DatapathPolicy::Proxy,
         }
     }
 }
@@ -312,7 +323,9 @@ impl RunArgs {
             socket: self.place.socket,
             http: self.http_address.unwrap_or(default_http).socket(),
             metrics_per_backend: self.metrics_per_backend,
-            mode: self.datapath.forced(),
+            datapath: self.datapath.policy(),
+            proxy: self.proxy.settings(),
+            drain: Duration::from_secs(self.proxy.drain_seconds),
             cgroup: self.cgroup.unwrap_or(default_cgroup),
             sizes: Sizes {
                 flows: self.max_flows,
@@ -325,6 +338,7 @@ impl RunArgs {
             snat_addresses: self.snat_addresses,
             snat_ports: (self.snat_ports.first, self.snat_ports.last),
             keep_on_exit: self.on_exit == OnExit::Keep,
+            take_over: self.take_over,
         })
     }
 }

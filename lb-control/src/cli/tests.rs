@@ -6,6 +6,7 @@ use std::process::Command as Process;
 use clap::error::ErrorKind;
 
 use super::*;
+use crate::app::DatapathPolicy;
 use crate::dataplane::Mode;
 
 /// Arguments for a child process, one a line.
@@ -87,7 +88,7 @@ fn defaults_are_those_of_the_datapath() {
     assert_eq!(settings.pin_directory, std::path::Path::new(maps::PIN_ROOT));
     assert_eq!(settings.socket, std::path::Path::new(http::DEFAULT_SOCKET));
     assert_eq!((settings.sizes.flows, settings.snat_ports), (maps::DEFAULT_FLOWS, (1024, 32_767)));
-    assert_eq!((settings.mode, settings.keep_on_exit), (None, false));
+    assert_eq!((settings.datapath, settings.keep_on_exit), (DatapathPolicy::Auto, false));
     assert_eq!(settings.snat_addresses, [] as [std::net::IpAddr; 0]);
     assert_eq!((settings.http, settings.metrics_per_backend), (None, false), "files ask for no port");
 }
@@ -136,7 +137,7 @@ fn settings_are_taken_from_the_flags() {
         "/p",
     ];
     let settings = run_args(&flags).settings().unwrap();
-    assert_eq!((settings.mode, settings.keep_on_exit), (Some(Mode::Generic), true));
+    assert_eq!((settings.datapath, settings.keep_on_exit), (DatapathPolicy::Only(Mode::Generic), true));
     assert_eq!(settings.snat_addresses.len(), 2);
     assert_eq!(settings.snat_ports, (2000, 2999));
     let sizes = settings.sizes;

@@ -341,7 +341,7 @@ fn update(program: &mut Xdp, pin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Why a device has no datapath, and what to do. A userspace proxy would come here.
+/// Why a device has no datapath in the kernel, and what to do.
 fn no_way(forced: Option<Mode>, refused: &[String]) -> String {
     let refused = refused.join("; ");
     match forced {
@@ -349,8 +349,7 @@ fn no_way(forced: Option<Mode>, refused: &[String]) -> String {
             format!("--datapath {} does not work here: {refused}; choose another, or auto", mode.view())
         }
         None => format!(
-            "no datapath works here: {refused}; `pointsman doctor` says what this node lacks, and there is no \
-             datapath outside of the kernel yet"
+            "no datapath in the kernel works here: {refused}; `pointsman doctor` says what this node lacks"
         ),
     }
 }
@@ -410,7 +409,10 @@ mod tests {
     fn a_device_without_a_way_says_what_to_do() {
         let refused = ["XDP native attach on eth0: the driver lacks support".to_owned(), "TC: no".to_owned()];
         let chosen = no_way(None, &refused);
-        assert!(chosen.contains("no datapath works") && chosen.contains("pointsman doctor"), "{chosen}");
+        assert!(
+            chosen.contains("no datapath in the kernel works") && chosen.contains("pointsman doctor"),
+            "{chosen}"
+        );
         assert!(chosen.contains(&refused[0]) && chosen.contains(&refused[1]), "{chosen}");
         let forced = no_way(Some(Mode::Generic), &refused[..1]);
         assert!(forced.starts_with("--datapath xdp-generic does not work here: XDP native"), "{forced}");

@@ -92,6 +92,24 @@ impl PinDirectory {
         Ok(lock)
     }
 
+    /// Whether an agent, of this layout version or another, has left something here.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        fs::read_dir(&self.root).is_ok_and(|entries| {
+            entries.flatten().any(|entry| {
+                let pins = pins_in(&entry.path()).unwrap_or_default();
+                pins.iter().any(|pin| !pin.is_dir())
+            })
+        })
+    }
+
+    /// Whether the directory is there, on a BPF file system.
+    #[must_use]
+    pub fn is_prepared(&self) -> bool {
+        let links = self.links();
+        links.is_dir() && is_bpf_fs(&links).unwrap_or(false)
+    }
+
     fn mount(&self) -> Result<()> {
         let mount_point = Path::new("/sys/fs/bpf");
         if self.root.starts_with(mount_point) && !is_bpf_fs(mount_point)? {

@@ -9,7 +9,7 @@ use super::Traffic;
 use crate::model::{ObjectRef, Scheduler, ServiceKey};
 use crate::plan::name;
 use crate::ports::{MapStore, Vip};
-use crate::view::{BackendView, ConnectionLimitView, PortView, ServiceState, ServiceView};
+use crate::view::{BackendView, ConnectionLimitView, PortView, ServedBy, ServiceState, ServiceView};
 
 /// Names devices by their index; `None` for those that are not there.
 pub type NextHops<'a> = &'a dyn Fn(u32) -> Option<String>;
@@ -42,6 +42,7 @@ pub fn service_views(
                 protocol: key.protocol.to_string(),
                 vip: key.vip,
                 port: key.port,
+                served_by: served_by(service),
                 service_index: Some(index),
                 source_ranges: clients.sources(index, service),
                 affinity_seconds: clients.affinity(index, service),
@@ -54,6 +55,11 @@ pub fn service_views(
         ports.entry(key.service.clone()).or_default().push((key, entry));
     }
     Ok(ports.into_iter().map(|(service, entries)| service_view(service, entries)).collect())
+}
+
+/// Who the maps say serves an entry.
+fn served_by(service: Service) -> ServedBy {
+    if service.has(ServiceFlags::PROXIED) { ServedBy::Proxy } else { ServedBy::Kernel }
 }
 
 /// How the maps say that connections are spread.
@@ -135,6 +141,7 @@ fn service_view(service: ObjectRef, mut entries: Vec<(ServiceKey, Entry)>) -> Se
         state,
         vips,
         pool: None,
+        health: None,
         ports: entries.into_iter().map(|(_, entry)| entry.view).collect(),
         problems: Vec::new(),
     }

@@ -114,7 +114,7 @@ fn state(backend: &Backend) -> Option<&'static str> {
 }
 
 /// Namespace, Service, protocol, VIP and port.
-fn entry(key: &ServiceKey) -> [String; 5] {
+pub(super) fn entry(key: &ServiceKey) -> [String; 5] {
     let ServiceKey { service, protocol, vip, port } = key;
     [service.namespace.clone(), service.name.clone(), protocol.to_string(), vip.to_string(), port.to_string()]
 }

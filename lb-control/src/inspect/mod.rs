@@ -6,6 +6,7 @@ mod metrics;
 pub mod node;
 mod overlay;
 mod pinned;
+mod proxied;
 #[cfg(test)]
 mod testing;
 mod traffic;
@@ -15,4 +16,5 @@ pub use flows::{flow_views, service_refs};
 pub use metrics::MapReading;
 pub use overlay::overlay;
 pub use pinned::{PinnedMaps, device_views, drop_views};
+pub use proxied::{Frontends, add_proxied, collect_proxied};
 pub use traffic::{Traffic, traffic};

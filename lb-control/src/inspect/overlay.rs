@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::model::{
-    BackendHealth, BackendReport, PortReport, Problem, Role, ServiceReport, ServiceState as Reported,
+    BackendHealth, BackendReport, HealthReport, PortReport, Problem, Role, ServiceReport,
+    ServiceState as Reported,
 };
-use crate::view::{BackendView, PortView, ServiceState, ServiceView, TrafficView};
+use crate::view::{BackendView, HealthView, PortView, ServedBy, ServiceState, ServiceView, TrafficView};
 
 /// Services by namespace and name: state, addresses, pool and problems as the agent reports them;
 /// indices, next hops and counters as the maps have them (`entries`, from
@@ -54,8 +55,17 @@ fn service(report: &ServiceReport, mut entries: Vec<PortView>) -> ServiceView {
         },
         vips: report.vips.iter().map(|vip| vip.address).collect(),
         pool: (!pools.is_empty()).then(|| pools.join(",")),
+        health: report.health.as_ref().map(health),
         ports,
         problems: report.problems.iter().map(sentence).collect(),
+    }
+}
+
+fn health(report: &HealthReport) -> HealthView {
+    HealthView {
+        check: report.check.clone(),
+        healthy: report.healthy as u64,
+        unhealthy: report.unhealthy as u64,
     }
 }
 
@@ -75,6 +85,7 @@ fn port(report: &PortReport, vip: IpAddr, entries: &mut Vec<PortView>) -> PortVi
         protocol,
         vip,
         port: report.port,
+        served_by: ServedBy::default(),
         service_index: None,
         source_ranges: None,
         affinity_seconds: None,
@@ -186,8 +197,10 @@ mod tests {
         let mut report = report("web", &["192.0.2.10"], &["10.0.0.1:8080", "10.0.0.2:8080"]);
         report.ports[0].backends[0].health = Some(BackendHealth::Healthy);
         report.ports[0].backends[1].health = Some(BackendHealth::Unhealthy("HTTP 503".into()));
+        report.health = Some(HealthReport { check: "tcp".into(), healthy: 1, unhealthy: 1 });
         let views = overlay(&[report], entries());
         let web = views.iter().find(|view| view.name == "web").unwrap();
+        assert_eq!(web.health, Some(HealthView { check: "tcp".into(), healthy: 1, unhealthy: 1 }));
         let states: Vec<_> =
             web.ports[0].backends.iter().map(|one| (one.state.as_str(), one.reason.as_deref())).collect();
         assert_eq!(states, [("active", None), ("unhealthy", Some("HTTP 503"))]);

@@ -24,6 +24,12 @@ impl PinnedMaps {
         Self { pins }
     }
 
+    /// Whether maps are pinned: the proxy does without.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.pins.is_populated()
+    }
+
     fn maps(&self) -> Result<KernelMaps> {
         self.require()?;
         KernelMaps::from_pins(&self.pins)

@@ -144,6 +144,12 @@ impl Frontends {
         self.told.iter()
     }
 
+    /// Whether it has nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.told.is_empty()
+    }
+
     /// Forgets what was told about an entry, because it could not be done: it is told again.
     pub fn forget(&mut self, key: &ServiceKey) {
         self.told.remove(key);

@@ -27,7 +27,7 @@ mod slow_start;
 pub(crate) mod testing;
 
 pub use compile::name;
-pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Scope, Settings, apply};
+pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Proxied, Scope, Settings, apply};
 pub use ejection::Ejection;
 pub use flood_watch::{CookiePhase, CookiePolicy, FloodWatch, HalfOpen, Handshakes};
 pub use flow_tables::{Fill, FlowTableWatch};

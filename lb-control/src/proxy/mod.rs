@@ -26,7 +26,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     os::fd::OwnedFd,
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{Arc, PoisonError, RwLock, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
@@ -54,9 +54,32 @@ pub struct Proxy {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
     services: BTreeMap<ServiceKey, Served>,
+    reader: Reader,
     inherited: HashMap<(SocketAddr, Protocol), Vec<OwnedFd>>,
     /// Listening sockets that there are.
     listeners: usize,
+}
+
+/// Tells what the proxy counts, from other threads.
+#[derive(Clone, Debug, Default)]
+pub struct Reader(Arc<RwLock<BTreeMap<ServiceKey, Arc<Entry>>>>);
+
+impl Reader {
+    /// What was counted.
+    #[must_use]
+    pub fn counts(&self) -> Vec<FrontendCounts> {
+        let entries = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = clock::now();
+        entries.values().map(|entry| entry.counts(now)).collect()
+    }
+
+    fn has(&self, key: &ServiceKey, entry: Option<&Arc<Entry>>) {
+        let mut entries = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        match entry {
+            Some(entry) => drop(entries.insert(key.clone(), Arc::clone(entry))),
+            None => drop(entries.remove(key)),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -76,8 +99,14 @@ impl Proxy {
         let threads = settings.threads();
         let shared = Arc::new(Shared::new(settings, limits));
         let workers = (0..threads).map(|number| Worker::start(number, &shared)).collect::<Result<_>>()?;
-        let mut proxy =
-            Self { shared, workers, services: BTreeMap::new(), inherited: HashMap::new(), listeners: 0 };
+        let mut proxy = Self {
+            shared,
+            workers,
+            services: BTreeMap::new(),
+            reader: Reader::default(),
+            inherited: HashMap::new(),
+            listeners: 0,
+        };
         for one in inherited {
             proxy.inherited.entry((one.address, one.protocol)).or_default().push(one.socket);
         }
@@ -131,8 +160,13 @@ impl Proxy {
     /// What was counted.
     #[must_use]
     pub fn counts(&self) -> Vec<FrontendCounts> {
-        let now = clock::now();
-        self.services.values().map(|served| served.entry.counts(now)).collect()
+        self.reader.counts()
+    }
+
+    /// Tells the same to other threads.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        self.reader.clone()
     }
 
     /// Duplicates of the listening sockets, to hand over. From then on what waits to be accepted when one
@@ -182,10 +216,15 @@ impl Proxy {
                 let serves = !frontend.slots.is_empty();
                 (frontend, serves)
             }
-            Wanted::Finish(frontend) => (frontend, false),
+            Wanted::Finish(frontend) => {
+                // Its listeners stay for those who have begun to connect: what comes anew, the kernel takes.
+                *are_reset |= self.update(key, &frontend);
+                return Ok(());
+            }
             Wanted::Gone => {
                 self.close(key);
                 if let Some(served) = self.services.remove(key) {
+                    self.reader.has(key, None);
                     served.entry.ends();
                     *are_reset = true;
                 }
@@ -199,9 +238,10 @@ impl Proxy {
     /// Says whether connections are to be reset.
     fn update(&mut self, key: &ServiceKey, frontend: &Arc<Frontend>) -> bool {
         let workers = self.workers.len();
-        let served = self.services.entry(key.clone()).or_insert_with(|| Served {
-            entry: Arc::new(Entry::new(Arc::clone(frontend), workers)),
-            listeners: Vec::new(),
+        let served = self.services.entry(key.clone()).or_insert_with(|| {
+            let entry = Arc::new(Entry::new(Arc::clone(frontend), workers));
+            self.reader.has(key, Some(&entry));
+            Served { entry, listeners: Vec::new() }
         });
         let ranges = Arc::clone(&served.entry.table().frontend.source_ranges);
         let are_reset = served.entry.update(Arc::clone(frontend));

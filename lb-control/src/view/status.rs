@@ -83,6 +83,8 @@ pub enum AttachMode {
     Tc,
     /// In the network stack, for drivers without XDP.
     XdpGeneric,
+    /// Not at all: the userspace proxy serves.
+    Proxy,
     /// Attached, and the kernel did not say how.
     Unknown,
 }
@@ -120,11 +122,26 @@ pub struct ServiceView {
     /// Pool that the addresses came from, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// Its health check, and what it tells; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthView>,
     /// One element for each port of each VIP.
     pub ports: Vec<PortView>,
     /// What is wrong with it, in sentences.
     #[serde(default)]
     pub problems: Vec<String>,
+}
+
+/// The health check of a Service, as this node makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthView {
+    /// As the annotation has it, with all that it may leave out.
+    pub check: String,
+    /// How many of those that are asked are healthy.
+    pub healthy: u64,
+    /// How many are not.
+    pub unhealthy: u64,
 }
 
 /// One port of one VIP: one entry in the map `services`.
@@ -139,6 +156,9 @@ pub struct PortView {
     pub vip: IpAddr,
     /// Port that clients connect to.
     pub port: u16,
+    /// Who gives new connections a backend.
+    #[serde(default)]
+    pub served_by: ServedBy,
     /// Index in the maps `services`, `service_names`, `round_robin` and `service_stats`; absent
     /// while it is not in the datapath.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -161,6 +181,28 @@ pub struct PortView {
     pub backends: Vec<BackendView>,
     /// What was forwarded.
     pub counters: TrafficView,
+}
+
+/// Who serves a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServedBy {
+    /// The programs in the kernel.
+    #[default]
+    Kernel,
+    /// The userspace proxy.
+    Proxy,
+}
+
+impl ServedBy {
+    /// The name shown to people; the same as in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Proxy => "proxy",
+        }
+    }
 }
 
 /// How many connections a client may open.
@@ -237,6 +279,7 @@ impl AttachMode {
             Self::XdpNative => "xdp-native",
             Self::Tc => "tc",
             Self::XdpGeneric => "xdp-generic",
+            Self::Proxy => "proxy",
             Self::Unknown => "unknown",
         }
     }

@@ -50,6 +50,8 @@ pub struct Agent<'lab> {
     flags: Vec<String>,
     kubeconfig: Option<PathBuf>,
     process: Option<Process>,
+    /// The agent before this one, which has handed over and finishes.
+    previous: Option<Process>,
 }
 
 impl<'lab> Agent<'lab> {
@@ -106,7 +108,7 @@ impl<'lab> Agent<'lab> {
             )
         })?;
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Ok(Self { lab, seat, binary: binary.into(), flags, kubeconfig, process: None })
+        Ok(Self { lab, seat, binary: binary.into(), flags, kubeconfig, process: None, previous: None })
     }
 
     /// From its next start on, the agent is this binary.
@@ -235,6 +237,26 @@ impl<'lab> Agent<'lab> {
         wait_for("the agent to end", || Ok(process.child().try_wait()?))
     }
 
+    /// Starts another agent with these flags beside the one that runs, and has it take over.
+    ///
+    /// # Errors
+    /// When none runs, or the new one cannot be started.
+    pub fn hand_over(&mut self, flags: &[&str]) -> Result<()> {
+        ensure!(self.process.is_some(), "no agent runs that could hand over");
+        self.previous = self.process.take();
+        self.use_flags(&[flags, &["--take-over"]].concat());
+        self.run()
+    }
+
+    /// Waits until the agent that has handed over has ended.
+    ///
+    /// # Errors
+    /// When there is none, or it does not end in time.
+    pub fn previous_ended(&mut self) -> Result<ExitStatus> {
+        let mut process = self.previous.take().context("no agent has handed over")?;
+        wait_for("the previous agent to end", || Ok(process.child().try_wait()?))
+    }
+
     /// Kills and starts it.
     ///
     /// # Errors
@@ -342,7 +364,14 @@ impl Drop for Agent<'_> {
             eprintln!("--- log of the agent\n{}---", self.log());
         }
         self.process = None;
+        self.previous = None;
     }
+}
+
+/// Whether the agents of this run serve by the userspace proxy, unless a test says otherwise.
+#[must_use]
+pub fn is_proxied() -> bool {
+    datapath() == "proxy"
 }
 
 /// How the agents of this run forward packets, unless a test says otherwise: `POINTSMAN_TEST_DATAPATH`.

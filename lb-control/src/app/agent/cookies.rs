@@ -23,7 +23,7 @@ impl Agent {
     /// Makes the datapath do something else about cookies from now on.
     pub fn use_cookies(&mut self, phase: CookiePhase) {
         self.cookies = phase;
-        if !self.programs.has_cookies() {
+        if !self.kernel.as_ref().is_some_and(|kernel| kernel.programs.has_cookies()) {
             // Not yet, or not on this kernel, which is told.
             return;
         }
@@ -57,7 +57,8 @@ impl Agent {
         if self.settings.syn_cookies == CookiePolicy::Off {
             return CookiePhase::Off;
         }
-        match self.programs.load_cookies() {
+        let Some(kernel) = &mut self.kernel else { return CookiePhase::Off };
+        match kernel.programs.load_cookies() {
             Ok(()) => {
                 self.tell_flood();
                 self.cookies

@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow};
 use tracing::debug;
 
 use super::Agent;
+use super::kernel_path::KernelPath;
 use crate::app::trouble::Area;
 use crate::dataplane::{Direction, Mode, are_slots_apart, device_name};
 use crate::model::Problem;
@@ -18,10 +19,11 @@ use crate::plan::Path;
 impl Agent {
     /// Whether the ways to some backends are by devices that no program is attached to yet.
     pub(super) fn needs_hooks(&self, backends: &BTreeSet<IpAddr>) -> bool {
+        let Some(kernel) = &self.kernel else { return false };
         backends.iter().filter_map(|backend| self.next_hops.way(backend)).any(|found| {
             let device = found.device.as_ref().map(|(index, _)| *index);
-            device.is_some_and(|index| self.devices.mode(index).is_none())
-                || found.is_local && self.exits.attached().next().is_none()
+            device.is_some_and(|index| kernel.devices.mode(index).is_none())
+                || found.is_local && !kernel.has_exits()
         })
     }
 
@@ -49,7 +51,7 @@ impl Agent {
             // Not `extend`, which makes room for four: there is one of these for each backend.
             snat = found.source.into_iter().collect();
         }
-        let mode = found.device.as_ref().and_then(|(index, _)| self.devices.mode(*index));
+        let mode = found.device.as_ref().and_then(|(index, _)| self.mode(*index));
         let is_for_tc = mode == Some(Mode::Tc);
         Path { next_hop: found.next_hop, snat, is_local: found.is_local, mtu: found.mtu, is_for_tc }
     }
@@ -65,30 +67,46 @@ impl Agent {
         self.config.syn_cookies = self.load_cookies().raw();
         let wanted = self.devices_in_use();
         let before = self.modes();
+        let Some(mut kernel) = self.kernel.take() else { return BTreeSet::new() };
+        let link = self.link_index();
+        self.proxied.link_refused = None;
         for (index, name) in &wanted {
-            if let Err(error) = self.attach_one(*index, name) {
-                self.fail(Area::Devices, name, &error);
+            if let Err(error) = self.attach_one(&mut kernel, *index, name) {
+                if Some(*index) == link && self.settings.datapath.mode().is_none() {
+                    self.leave_to_proxy(name, &error);
+                } else {
+                    self.fail(Area::Devices, name, &error);
+                }
             }
         }
-        let modes = self.modes();
+        let modes = modes(&kernel);
         // What XDP cannot send by devices of the other kind, TC can.
         let is_mixed = wanted.keys().any(|index| modes.get(index) == Some(&Mode::Tc))
             && wanted.keys().any(|index| modes.get(index).is_some_and(|mode| *mode != Mode::Tc));
         let complemented = is_mixed && {
-            let done = self.devices.complement(&mut self.programs);
+            let done = kernel.devices.complement(&mut kernel.programs);
             done.inspect_err(|error| self.fail(Area::Devices, "TC beside XDP", error)).is_ok()
         };
         self.config.has_tc = complemented.into();
-        self.attach_exits(&wanted);
-        self.leave_devices(&wanted);
+        self.attach_exits(&mut kernel, &wanted);
+        self.leave_devices(&mut kernel, &wanted);
+        self.kernel = Some(kernel);
         self.backends_behind(|index| before.get(&index) != modes.get(&index))
+    }
+
+    /// The device that frames of the link device come in by: those of a VLAN device by the one below.
+    pub(super) fn link_index(&self) -> Option<u32> {
+        let links = self.next_hops.links();
+        let (index, link) = links.iter().find(|(_, link)| link.name == self.settings.link_device)?;
+        Some(link.vlan.and(link.parent).unwrap_or(*index))
     }
 
     /// Whether nothing may be written, since a program of the previous version would misread it: one that
     /// could not be replaced, and that has its slots in a smaller map.
     pub(super) fn must_wait(&mut self) -> bool {
-        let found = self.devices.unreplaced().and_then(|left| {
-            let is_read = !left.is_empty() && are_slots_apart(&self.pins)?;
+        let Some(kernel) = &self.kernel else { return false };
+        let found = kernel.devices.unreplaced().and_then(|left| {
+            let is_read = !left.is_empty() && are_slots_apart(&kernel.pins)?;
             Ok(is_read.then_some(left))
         });
         let error = match found {
@@ -109,8 +127,13 @@ impl Agent {
         true
     }
 
+    /// How the datapath is attached to a device, if it is.
+    pub(super) fn mode(&self, index: u32) -> Option<Mode> {
+        self.kernel.as_ref()?.devices.mode(index)
+    }
+
     fn modes(&self) -> BTreeMap<u32, Mode> {
-        self.devices.attached().map(|found| (found.ifindex, found.mode)).collect()
+        self.kernel.as_ref().map(modes).unwrap_or_default()
     }
 
     fn backends_behind(&self, device: impl Fn(u32) -> bool) -> BTreeSet<IpAddr> {
@@ -121,12 +144,8 @@ impl Agent {
     /// The devices of clients and backends, by index.
     fn devices_in_use(&mut self) -> BTreeMap<u32, String> {
         let mut wanted = BTreeMap::new();
-        let link = self.next_hops.links().iter().find(|(_, link)| link.name == self.settings.link_device);
-        match link {
-            // Frames of a VLAN device come in by the one below.
-            Some((index, link)) => {
-                let below = link.vlan.and(link.parent);
-                let index = below.unwrap_or(*index);
+        match self.link_index() {
+            Some(index) => {
                 if let Some(link) = self.next_hops.links().get(&index) {
                     wanted.insert(index, link.name.clone());
                 }
@@ -151,38 +170,38 @@ impl Agent {
     }
 
     /// Detaches the datapath from all devices that are not wanted any more.
-    fn leave_devices(&mut self, wanted: &BTreeMap<u32, String>) {
-        let gone: Vec<_> = self
+    fn leave_devices(&mut self, kernel: &mut KernelPath, wanted: &BTreeMap<u32, String>) {
+        let gone: Vec<_> = kernel
             .devices
             .attached()
             .map(|found| found.ifindex)
             .filter(|index| !wanted.contains_key(index))
             .collect();
         for index in gone {
-            if let Err(error) = self.maps.forbid_device(index) {
+            if let Err(error) = kernel.maps.forbid_device(index) {
                 self.fail(Area::Devices, "devices", &error);
             }
         }
         let keep: Vec<_> = wanted.keys().copied().collect();
-        if let Err(error) = self.devices.keep_only(&keep) {
+        if let Err(error) = kernel.devices.keep_only(&keep) {
             self.fail(Area::Devices, "devices", &error);
         }
     }
 
     /// Attaches the program for replies of backends on this node wherever they may leave it, as long
     /// as there are such backends: it costs every packet that leaves a look into the flow table.
-    fn attach_exits(&mut self, devices: &BTreeMap<u32, String>) {
+    fn attach_exits(&mut self, kernel: &mut KernelPath, devices: &BTreeMap<u32, String>) {
         if !self.next_hops.has_local() {
             return;
         }
         for (index, name) in devices {
-            let program = self.programs.egress_program();
-            if let Err(error) = program.and_then(|program| self.exits.attach(program, *index, name)) {
+            let program = kernel.programs.egress_program();
+            if let Err(error) = program.and_then(|program| kernel.exits.attach(program, *index, name)) {
                 self.fail(Area::Devices, name, &error);
             }
         }
         let keep: Vec<_> = devices.keys().copied().collect();
-        if let Err(error) = self.exits.keep_only(&keep) {
+        if let Err(error) = kernel.exits.keep_only(&keep) {
             self.fail(Area::Devices, "devices", &error);
         }
         let families = self.next_hops.families_behind_devices();
@@ -192,16 +211,15 @@ impl Agent {
 
     /// Takes TC off beside XDP, and the program for replies, once the maps rely on neither any more.
     pub(super) fn leave_exits(&mut self) {
-        if !self.maps_incomplete
-            && self.config.has_tc == 0
-            && let Err(error) = self.devices.leave_complement()
-        {
-            self.fail(Area::Devices, "devices", &error);
+        let Some(kernel) = self.kernel.as_mut().filter(|_| !self.maps_incomplete) else { return };
+        let mut done = Vec::new();
+        if self.config.has_tc == 0 {
+            done.push(kernel.devices.leave_complement());
         }
-        if !self.maps_incomplete
-            && !self.next_hops.has_local()
-            && let Err(error) = self.exits.keep_only(&[])
-        {
+        if !self.next_hops.has_local() {
+            done.push(kernel.exits.keep_only(&[]));
+        }
+        for error in done.into_iter().filter_map(Result::err) {
             self.fail(Area::Devices, "devices", &error);
         }
     }
@@ -211,11 +229,12 @@ impl Agent {
     /// What fails is tried again by the resync: nothing else waits for it.
     pub(super) fn attach_sockets(&mut self) {
         let wanted = !self.planner.plan().desired.vips.is_empty();
-        if !self.sockets.differ(wanted) {
+        let Some(kernel) = &mut self.kernel else { return };
+        if !kernel.sockets.differ(wanted) {
             return;
         }
         self.trouble.clear(Area::Sockets);
-        let done = if wanted { self.sockets.attach(&mut self.programs) } else { self.sockets.leave() };
+        let done = if wanted { kernel.sockets.attach(&mut kernel.programs) } else { kernel.sockets.leave() };
         if let Err(error) = done {
             let problem = format!("VIPs cannot be reached from this node itself: {error:#}");
             self.trouble.extend(Area::Sockets, [Problem::warning(problem)]);
@@ -225,11 +244,12 @@ impl Agent {
     /// Looks for our filters of TC, where there are no links (before Linux 6.6): what somebody has taken
     /// away is attached anew with the others, and what an agent has left that was killed is replaced.
     pub(super) async fn find_filters(&mut self) {
-        if !self.exits.uses_filters() {
+        if !self.kernel.as_ref().is_some_and(|kernel| kernel.exits.uses_filters()) {
             return;
         }
         let wanted = self.devices_in_use();
-        for classifiers in [self.devices.classifiers(), &mut self.exits] {
+        let Some(kernel) = &mut self.kernel else { return };
+        for classifiers in [kernel.devices.classifiers(), &mut kernel.exits] {
             let attached: BTreeSet<_> = classifiers.attached().map(|(index, _)| index).collect();
             let leaving = classifiers.direction() == Direction::Egress;
             for index in attached.iter().chain(wanted.keys().filter(|index| !attached.contains(index))) {
@@ -253,21 +273,26 @@ impl Agent {
     /// Removes the pins of the previous layout version when its programs are replaced. Not right after:
     /// a packet that is under way may still call one of them.
     pub(super) fn retire_previous(&mut self) {
-        if let Err(error) = self.pins.retire_previous() {
+        let Some(kernel) = &self.kernel else { return };
+        if let Err(error) = kernel.pins.retire_previous() {
             self.fail(Area::Devices, "pins of the previous version", &error);
         }
     }
 
-    fn attach_one(&mut self, index: u32, name: &str) -> Result<()> {
+    fn attach_one(&mut self, kernel: &mut KernelPath, index: u32, name: &str) -> Result<()> {
         let on_device = self.next_hops.links().get(&index).and_then(|link| link.xdp_program);
-        self.devices.check(index, on_device);
+        kernel.devices.check(index, on_device);
         // Redirection first: the program may need it with the first packet.
-        self.maps.allow_device(index)?;
-        let mode = self.devices.attach(&mut self.programs, index, name)?.mode;
+        kernel.maps.allow_device(index)?;
+        let mode = kernel.devices.attach(&mut kernel.programs, index, name)?.mode;
         if mode == Mode::Tc {
             // XDP cannot send by it, whatever the routes say.
-            self.maps.forbid_device(index)?;
+            kernel.maps.forbid_device(index)?;
         }
         Ok(())
     }
+}
+
+fn modes(kernel: &KernelPath) -> BTreeMap<u32, Mode> {
+    kernel.devices.attached().map(|found| (found.ifindex, found.mode)).collect()
 }

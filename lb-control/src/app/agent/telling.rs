@@ -8,6 +8,7 @@ use crate::app::live::{Forwarding, Lack};
 use crate::dataplane::Attachment;
 use crate::model::{Few, ObjectRef};
 use crate::plan::{CookiePhase, Effects};
+use crate::view::DeviceView;
 
 /// Which of the wanted VIPs are on the link device.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,16 +38,35 @@ impl Placed {
 }
 
 /// How packets are forwarded, for the agent's Lease.
-fn forwarding<'a>(devices: impl Iterator<Item = &'a Attachment>) -> Forwarding {
+fn forwarding(devices: &[Way]) -> Forwarding {
     let (mut ways, mut reasons) = (Vec::new(), Vec::new());
-    for device in devices {
-        ways.push(format!("{}={}", device.name, device.mode.view()));
-        if !device.is_fastest {
-            reasons.push(format!("{}: {}", device.name, device.reason));
+    for Way { view, is_fastest } in devices {
+        ways.push(format!("{}={}", view.device, view.mode));
+        if !is_fastest && let Some(reason) = &view.reason {
+            reasons.push(format!("{}: {reason}", view.device));
         }
     }
     let joined = |all: Vec<String>, between: &str| (!all.is_empty()).then(|| all.join(between));
     Forwarding { ways: joined(ways, ","), reason: joined(reasons, "; ") }
+}
+
+/// How what a device brings is served.
+struct Way {
+    view: DeviceView,
+    /// Whether it is the fastest way there is, chosen by us: then the reason is not worth telling.
+    is_fastest: bool,
+}
+
+impl From<&Attachment> for Way {
+    fn from(attachment: &Attachment) -> Self {
+        let view = DeviceView {
+            device: attachment.name.clone(),
+            mode: attachment.mode.view(),
+            reason: Some(attachment.reason.clone()),
+            program_id: attachment.program_id,
+        };
+        Self { view, is_fastest: attachment.is_fastest }
+    }
 }
 
 impl Agent {
@@ -88,7 +108,7 @@ impl Agent {
     /// The Services that an address of this node serves right now.
     fn served(&self, address: &IpAddr) -> Few<ObjectRef> {
         // Packets for it have to come by the program, and somebody has to answer for it.
-        if !self.placed.has(address) || !self.link_is_attached() {
+        if !self.placed.has(address) || !self.is_met() {
             return Few::default();
         }
         let holders = self.planner.plan().desired.vips.get(address);
@@ -96,13 +116,14 @@ impl Agent {
         served.cloned().collect()
     }
 
+    /// Whether what comes in by the link device meets the program, or the proxy.
+    fn is_met(&self) -> bool {
+        self.is_proxied() || self.link_is_attached()
+    }
+
     /// Whether the program meets what comes in by the link device.
     fn link_is_attached(&self) -> bool {
-        let links = self.next_hops.links();
-        let link = links.iter().find(|(_, link)| link.name == self.settings.link_device);
-        link.is_some_and(|(index, link)| {
-            self.devices.mode(link.vlan.and(link.parent).unwrap_or(*index)).is_some()
-        })
+        self.link_index().is_some_and(|index| self.mode(index).is_some())
     }
 
     /// Why this node cannot serve any address, however many it is given; `None` if it can. To be asked
@@ -116,13 +137,23 @@ impl Agent {
         if !link.is_up {
             return Some(format!("the link device {name} is down or has no carrier"));
         }
-        if !self.link_is_attached() {
+        if !self.is_met() {
             return Some(format!("the program could not be attached to the link device {name}"));
         }
         let mut entries = self.planner.plan().desired.entries.keys();
         let none_in_maps =
             !self.unserved.is_empty() && entries.all(|key| self.unserved.contains_key(&key.service));
         none_in_maps.then(|| "the maps take none of the Services".to_owned())
+    }
+
+    /// The devices that a program is attached to, and the one that the proxy serves.
+    fn ways(&self) -> Vec<Way> {
+        let proxied = self.proxied_device();
+        let attached = self.kernel.iter().flat_map(|kernel| kernel.devices.attached());
+        let others = attached.filter(|found| proxied.as_ref().is_none_or(|one| one.device != found.name));
+        let mut ways: Vec<_> = others.map(Way::from).collect();
+        ways.extend(proxied.map(|view| Way { view, is_fastest: false }));
+        ways
     }
 
     /// Whether there is nothing that a next agent could go on with.
@@ -149,11 +180,12 @@ impl Agent {
     /// Tells the log and whoever asks about everything else.
     pub(super) fn publish(&mut self) {
         let problems = self.trouble.news();
+        let ways = self.ways();
         self.shared.publish(|published| {
             if let Some(problems) = problems {
                 published.problems = problems;
             }
-            published.devices = self.devices.attached().cloned().collect();
+            published.devices = ways.iter().map(|way| way.view.clone()).collect();
             published.generation = self.generation;
             published.reloaded = self.reloaded;
             published.cookies = CookiePhase::from_raw(self.config.syn_cookies);
@@ -165,7 +197,7 @@ impl Agent {
                 published.unreachable.entry(*address).or_insert_with(|| text.clone());
             }
         });
-        self.live.forwards(forwarding(self.devices.attached()));
+        self.live.forwards(forwarding(&ways));
         if self.generation > 0 && self.network_known {
             let unfit = self.unfit();
             self.live.is_unfit(unfit);
@@ -193,7 +225,8 @@ mod tests {
         let fast = device("eth0", Mode::Native, "the fastest way works", true);
         let slow = device("vxlan0", Mode::Tc, "no support", false);
         let told = |devices: &[Attachment]| {
-            let Forwarding { ways, reason } = forwarding(devices.iter());
+            let ways: Vec<_> = devices.iter().map(Way::from).collect();
+            let Forwarding { ways, reason } = forwarding(&ways);
             (ways.unwrap_or_default(), reason.unwrap_or_default())
         };
         assert_eq!(told(&[]), (String::new(), String::new()));

@@ -67,7 +67,8 @@ impl Compiler {
             batch.ops.push(MapOp::SetServiceName { index: entry.index, value: Box::new(name) });
         }
         let Region { first, count } = entry.region.unwrap_or(Region { first: 0, count: 0 });
-        let flipped = Service::new(first, count, clients::flags(desired) | entry.scheduling);
+        let flags = clients::flags(desired) | entry.scheduling | self.proxied.flags(key, desired);
+        let flipped = Service::new(first, count, flags);
         if self.actual.service(entry.index) != flipped {
             batch.ops.push(MapOp::SetService { index: entry.index, value: flipped });
         }

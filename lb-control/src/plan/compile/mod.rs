@@ -31,13 +31,13 @@ use std::{
 use actual::Actual;
 use alloc::{Indices, Region, Regions, Rest};
 use ipnet::IpNet;
-use lb_common::abi::{BackendState, Config, NextHop, Service};
+use lb_common::abi::{BackendState, Config, NextHop, Service, ServiceFlags};
 use snat::Snat;
 use spread::Taker;
 
 use super::{ipam::Holdings, slow_start::Ramps};
 use crate::{
-    model::{Desired, ObjectRef, Problem, ServiceKey},
+    model::{ClientAddress, Desired, DesiredEntry, ObjectRef, Problem, ServiceKey},
     ports::{Limits, MapOp, MapStore, Vip},
 };
 
@@ -171,6 +171,35 @@ pub struct Compiler {
     steps: BTreeMap<ServiceKey, Duration>,
     /// Entries that make do without a lookup table, and how many slots it would have.
     waiting: BTreeMap<ServiceKey, u32>,
+    proxied: Proxied,
+}
+
+/// What is left to the proxy, beside the entries that ask for it themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxied {
+    /// Every entry.
+    pub all: bool,
+    /// Entries of which the proxy still has connections, and begins no more.
+    pub finishing: BTreeSet<ServiceKey>,
+}
+
+impl Proxied {
+    /// Whether the proxy serves an entry.
+    #[must_use]
+    pub fn serves(&self, entry: &DesiredEntry) -> bool {
+        self.all || entry.client_address != ClientAddress::Path
+    }
+
+    /// The flags of an entry.
+    fn flags(&self, key: &ServiceKey, entry: &DesiredEntry) -> u8 {
+        if self.serves(entry) {
+            ServiceFlags::PROXIED
+        } else if self.finishing.contains(key) {
+            ServiceFlags::PROXY_FINISHES
+        } else {
+            0
+        }
+    }
 }
 
 /// State of one round of planning.
@@ -207,7 +236,13 @@ impl Compiler {
             snat: Snat::new(limits.snat_addresses),
             steps: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            proxied: Proxied::default(),
         }
+    }
+
+    /// What the proxy serves or finishes from now on. Entries that this changes are to be reconciled.
+    pub fn leave_to_proxy(&mut self, proxied: Proxied) {
+        self.proxied = proxied;
     }
 
     /// What has to be done so that the maps contain what is desired. `now` is the time since any

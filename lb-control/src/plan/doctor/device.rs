@@ -82,6 +82,10 @@ fn attached(facts: &Facts, device: &Device, found: &mut Vec<FindingView>) {
         AttachMode::XdpGeneric => {
             note("datapath", format!("{message}; this is the slowest way, and costs super-packets"))
         }
+        AttachMode::Proxy => warning(
+            "datapath",
+            format!("the userspace proxy serves what comes in here{reason}; it takes several times the CPU"),
+        ),
         _ => ok("datapath", message),
     };
     found.push(finding.about(&device.name));

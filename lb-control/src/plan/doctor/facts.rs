@@ -57,6 +57,8 @@ pub struct Process {
 pub enum Capability {
     NetAdmin = 12,
     NetRaw = 13,
+    /// Listen on ports below 1024.
+    NetBindService = 10,
     SysAdmin = 21,
     Perfmon = 38,
     Bpf = 39,

@@ -10,7 +10,7 @@ use crate::view::FindingView;
 const OPEN_FILES: u64 = 1_024;
 
 /// What each capability is for.
-const CAPABILITIES: [(Capability, &str, &str); 4] = [
+const CAPABILITIES: [(Capability, &str, &str); 5] = [
     (Capability::Bpf, "CAP_BPF", "no map can be made and no program be loaded"),
     (
         Capability::NetAdmin,
@@ -22,6 +22,11 @@ const CAPABILITIES: [(Capability, &str, &str); 4] = [
         Capability::NetRaw,
         "CAP_NET_RAW",
         "new addresses are not announced: clients wait until their neighbour entries end",
+    ),
+    (
+        Capability::NetBindService,
+        "CAP_NET_BIND_SERVICE",
+        "the userspace proxy, where it serves, does not serve ports below 1024",
     ),
 ];
 
@@ -40,14 +45,16 @@ fn capabilities(facts: &Facts, found: &mut Vec<FindingView>) {
         if facts.process.has(capability) {
             continue;
         }
-        let judged = if capability == Capability::NetRaw { warning } else { error };
+        let is_minor = matches!(capability, Capability::NetRaw | Capability::NetBindService);
+        let judged = if is_minor { warning } else { error };
         let message = format!("this process lacks it: without it, {without}");
         found.push(judged("capabilities", message).about(name).remedy(
-            "run as root, or give the container the capabilities BPF, NET_ADMIN, NET_RAW and PERFMON",
+            "run as root, or give the container the capabilities BPF, NET_ADMIN, NET_BIND_SERVICE, NET_RAW and \
+             PERFMON",
         ));
     }
     if found.len() == before {
-        found.push(ok("capabilities", "BPF, NET_ADMIN, NET_RAW and PERFMON are there"));
+        found.push(ok("capabilities", "BPF, NET_ADMIN, NET_BIND_SERVICE, NET_RAW and PERFMON are there"));
     }
 }
 

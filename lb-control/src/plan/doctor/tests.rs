@@ -143,7 +143,7 @@ fn rights() {
     finds(&with(ALL & !(1 << 13)), &["warning capabilities CAP_NET_RAW"]);
     finds(&with(ALL & !(1 << 38)), &["error capabilities CAP_PERFMON"]);
     // What administrators may do includes BPF and PERFMON.
-    finds(&with(1 << 12 | 1 << 13 | 1 << 21), &[]);
+    finds(&with(1 << 10 | 1 << 12 | 1 << 13 | 1 << 21), &[]);
     finds(
         &with(0),
         &[
@@ -151,6 +151,7 @@ fn rights() {
             "error capabilities CAP_NET_ADMIN",
             "error capabilities CAP_PERFMON",
             "warning capabilities CAP_NET_RAW",
+            "warning capabilities CAP_NET_BIND_SERVICE",
         ],
     );
 }

@@ -82,7 +82,11 @@ fn refused(facts: &Facts, ability: Ability, why: &str) -> FindingView {
             ability.check(),
             format!("with --cgroup=auto, processes of this node do not reach VIPs: {why}"),
         ),
-        _ => error(ability.check(), format!("{message}; no datapath works here")).remedy(rights),
+        _ => error(
+            ability.check(),
+            format!("{message}; only the userspace proxy works here, which takes several times the CPU"),
+        )
+        .remedy(rights),
     }
 }
 
@@ -121,8 +125,8 @@ fn ways(facts: &Facts, device: &str, found: &mut Vec<FindingView>) {
             error("datapath", format!("no datapath works on {place}: neither XDP nor TC can be attached"))
                 .about(device)
                 .remedy(
-                    "see the findings xdp-native, clsact and xdp-generic for what each lacks; there is no \
-                     datapath outside of the kernel yet",
+                    "see the findings xdp-native, clsact and xdp-generic for what each lacks; until then the \
+                     userspace proxy serves, which takes several times the CPU",
                 ),
         );
     }

@@ -56,7 +56,7 @@ metrics! {
     UPTIME = Gauge "pointsman_uptime_seconds" []
         "Time since the agent started.";
     READY = Gauge "pointsman_ready" []
-        "1 if the first configuration is in use and a program is attached, as /readyz.";
+        "1 if the first configuration is in use and a program is attached, or the proxy serves, as /readyz.";
     LEADER = Gauge "pointsman_leader" []
         "1 on the node whose agent gives out addresses and writes the status of Services.";
 
@@ -125,6 +125,13 @@ metrics! {
         "Packets that were not forwarded; `pointsman drops` explains the reasons.";
     DROPPED_BYTES = Counter "pointsman_dropped_bytes_total" ["reason"]
         "Their bytes, Ethernet header included.";
+
+    PROXY_CONNECTIONS = Gauge "pointsman_proxy_connections" []
+        "Connections (UDP: sessions) that the userspace proxy has; absent while it serves nothing.";
+    PROXY_REFUSED = Counter "pointsman_proxy_refused_total" ["reason"]
+        "Connections that the userspace proxy refused or could not pass on.";
+    PROXY_EJECTED = Gauge "pointsman_proxy_ejected_backends" []
+        "Backends that the userspace proxy avoids for a while, since connects to them failed.";
 
     FLOWS = Gauge "pointsman_flows" ["stage"]
         "Connections and sessions at the last sweep of the tables, some seconds ago: established, \

@@ -78,6 +78,7 @@ fn services(view: &StatusView, wide: bool) -> String {
     if wide {
         header.extend([
             "POOL",
+            "BY",
             "INDEX",
             "PACKETS-IN",
             "PACKETS-OUT",
@@ -122,6 +123,7 @@ fn port_row(service: &ServiceView, port: &PortView, wide: bool) -> Vec<String> {
     if wide {
         row.extend([
             service.pool.clone().unwrap_or_default(),
+            port.served_by.name().to_owned(),
             port.service_index.map(|index| index.to_string()).unwrap_or_default(),
             count(port.counters.packets_in),
             count(port.counters.packets_out),
@@ -222,7 +224,8 @@ mod tests {
     use super::*;
     use crate::view::render::{Format, render};
     use crate::view::{
-        AttachMode, BackendView, ConnectionLimitView, DeviceView, FlowTableView, ProblemView, ServiceState,
+        AttachMode, BackendView, ConnectionLimitView, DeviceView, FlowTableView, ProblemView, ServedBy,
+        ServiceState,
     };
 
     fn example() -> StatusView {
@@ -247,6 +250,7 @@ mod tests {
             protocol: "TCP".into(),
             vip: "2001:db8::10".parse().unwrap(),
             port: 80,
+            served_by: ServedBy::Kernel,
             service_index: Some(3),
             source_ranges: Some(vec!["2001:db8:5::/48".into(), "2001:db8:6::/48".into()]),
             affinity_seconds: Some(10_800),
@@ -280,6 +284,7 @@ mod tests {
                 state: ServiceState::Active,
                 vips: vec![port.vip],
                 pool: Some("edge".into()),
+                health: None,
                 ports: vec![port],
                 problems: vec!["port 443 is taken by default/other".into()],
             }],
@@ -325,7 +330,7 @@ Problems:
         let wide = render(&example(), Format::Wide).unwrap();
         assert!(
             wide.contains(
-                "REFUSED   POOL   INDEX   PACKETS-IN   PACKETS-OUT   SOURCES    AFFINITY   SCHEDULER   LIMIT\n"
+                "REFUSED   POOL   BY       INDEX   PACKETS-IN   PACKETS-OUT   SOURCES    AFFINITY   SCHEDULER   LIMIT\n"
             ),
             "{wide}"
         );

@@ -1,0 +1,264 @@
+//! What the userspace proxy serves: everything where the kernel has no way, and the Services that ask for
+//! it.
+//!
+//! A change-over loses no connection because of its order. To the proxy: its listeners open, then the
+//! maps let new connections pass to the stack; those that the datapath has go on. Back: the maps take
+//! new connections again and still let segments pass that begin nothing, and the listeners close when
+//! the proxy has no connection left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::Agent;
+use crate::app::DatapathPolicy;
+use crate::app::handover::Heir;
+use crate::app::trouble::Area;
+use crate::model::{Desired, ObjectRef, Problem, Protocol, ServiceKey};
+use crate::plan::{Frontends, Proxied, Wanted};
+use crate::proxy::{Inherited, Proxy};
+use crate::view::{AttachMode, DeviceView};
+
+/// How soon a way in the kernel is tried again, while the proxy serves.
+pub(super) const RETRY_KERNEL: Duration = Duration::from_secs(10);
+
+/// The proxy, and what it was told.
+#[derive(Default)]
+pub(super) struct ProxyPath {
+    /// Its workers; none while there is nothing to do.
+    pub(super) proxy: Option<Proxy>,
+    pub(super) frontends: Frontends,
+    /// Why it serves everything; `None` if it does not.
+    pub(super) why: Option<String>,
+    /// Entries that it cannot serve, and why.
+    pub(super) failed: BTreeMap<ServiceKey, String>,
+    /// Why there is no way in the kernel at all.
+    pub(super) no_kernel: Option<String>,
+    /// Why no program could be attached to the link device.
+    pub(super) link_refused: Option<String>,
+    /// Listening sockets of the agent before this one.
+    pub(super) inherited: Vec<Inherited>,
+    /// What that one still has connections of, and for how long it may.
+    pub(super) elsewhere: Option<(BTreeSet<(SocketAddr, Protocol)>, Instant)>,
+}
+
+impl ProxyPath {
+    /// With what the agent before this one has given.
+    pub(super) fn new(no_kernel: Option<String>, inherited: Vec<Inherited>, drain: Duration) -> Self {
+        let theirs: BTreeSet<_> = inherited.iter().map(|one| (one.address, one.protocol)).collect();
+        let elsewhere = (!theirs.is_empty()).then(|| (theirs, Instant::now() + drain));
+        Self { no_kernel, inherited, elsewhere, ..Self::default() }
+    }
+
+    /// Entries of the kernel of which a proxy still has connections, be it this agent's or that of the
+    /// one before.
+    fn finishing(&self, desired: &Desired) -> BTreeSet<ServiceKey> {
+        let own = self.frontends.all().filter(|(_, wanted)| matches!(wanted, Wanted::Finish(_)));
+        let mut all: BTreeSet<_> = own.map(|(key, _)| key.clone()).collect();
+        if let Some((theirs, _)) = &self.elsewhere {
+            let is_theirs =
+                |key: &&ServiceKey| theirs.contains(&(SocketAddr::new(key.vip, key.port), key.protocol));
+            all.extend(desired.entries.keys().filter(is_theirs).cloned());
+        }
+        all
+    }
+}
+
+impl Agent {
+    /// Why the proxy is to serve everything.
+    fn why_proxied(&self) -> Option<String> {
+        match self.settings.datapath {
+            DatapathPolicy::Proxy => Some("by --datapath".to_owned()),
+            DatapathPolicy::Only(_) => None,
+            DatapathPolicy::Auto => {
+                let path = &self.proxied;
+                path.no_kernel.clone().or_else(|| path.link_refused.clone())
+            }
+        }
+    }
+
+    /// Takes note that no program could be attached to the link device.
+    pub(super) fn leave_to_proxy(&mut self, device: &str, error: &anyhow::Error) {
+        let why = format!("{error:#}");
+        let text = format!("{device}: {why}; the userspace proxy serves instead, which takes more CPU");
+        self.trouble.extend(Area::Devices, [Problem::warning(text)]);
+        self.proxied.link_refused = Some(why);
+        self.retry_by(Instant::now() + RETRY_KERNEL);
+    }
+
+    /// Takes note of what the proxy is to serve, and says whether every entry has to be looked at for it.
+    pub(super) fn decide_proxied(&mut self) -> bool {
+        let why = self.why_proxied();
+        let is_other = why.is_some() != self.proxied.why.is_some();
+        match (&why, is_other) {
+            (Some(why), true) => info!("the userspace proxy serves: {why}"),
+            (None, true) => info!("the kernel forwards again; the proxy finishes what it has"),
+            _ => {}
+        }
+        self.proxied.why = why;
+        is_other
+    }
+
+    /// Opens what the proxy is to serve, of some Services or all; gives what it is to close when the maps
+    /// are written.
+    pub(super) fn open_proxied(
+        &mut self,
+        services: Option<&BTreeSet<ObjectRef>>,
+    ) -> Vec<(ServiceKey, Wanted)> {
+        let path = &mut self.proxied;
+        let wanted = Proxied { all: path.why.is_some(), finishing: BTreeSet::new() };
+        let proxy = path.proxy.as_ref();
+        let news = path.frontends.follow(
+            &self.planner.plan().desired,
+            services,
+            |_, entry| wanted.serves(entry),
+            |key| proxy.is_some_and(|proxy| proxy.connections(key) > 0),
+            self.started.elapsed(),
+        );
+        let (gone, open): (Vec<_>, Vec<_>) =
+            news.into_iter().partition(|(_, wanted)| *wanted == Wanted::Gone);
+        self.clear_proxied(services);
+        self.tell_proxy(open);
+        if let Some((_, until)) = self.proxied.elsewhere {
+            if Instant::now() >= until {
+                self.proxied.elsewhere = None;
+            } else {
+                self.retry_by(until);
+            }
+        }
+        let finishing = self.proxied.finishing(&self.planner.plan().desired);
+        if let Some(kernel) = &mut self.kernel {
+            kernel.compiler.leave_to_proxy(Proxied { finishing, ..wanted });
+        }
+        gone
+    }
+
+    /// Closes what is the kernel's, or nobody's.
+    pub(super) fn close_proxied(&mut self, gone: Vec<(ServiceKey, Wanted)>) {
+        self.tell_proxy(gone);
+        if self.proxied.frontends.is_empty()
+            && let Some(proxy) = self.proxied.proxy.take()
+        {
+            self.shared.proxied(None);
+            drop(proxy);
+        }
+    }
+
+    /// Looks whether connections of entries that the kernel has taken over have ended.
+    pub(super) fn finish_proxied(&mut self) {
+        let all = self.proxied.frontends.all();
+        let finishing = all.filter(|(_, wanted)| matches!(wanted, Wanted::Finish(_)));
+        let services: BTreeSet<_> = finishing.map(|(key, _)| key.service.clone()).collect();
+        if !services.is_empty() && !self.maps_incomplete {
+            self.write_maps(Some(&services));
+            self.publish();
+        }
+    }
+
+    fn clear_proxied(&mut self, services: Option<&BTreeSet<ObjectRef>>) {
+        match services {
+            None => {
+                self.trouble.clear(Area::Proxy);
+                self.proxied.failed.clear();
+            }
+            Some(services) => {
+                self.trouble.forget(Area::Proxy, services);
+                self.proxied.failed.retain(|key, _| !services.contains(&key.service));
+            }
+        }
+    }
+
+    fn tell_proxy(&mut self, news: Vec<(ServiceKey, Wanted)>) {
+        if news.is_empty() {
+            return;
+        }
+        self.shared.publish(|published| {
+            for (key, wanted) in &news {
+                match wanted {
+                    Wanted::Gone => drop(published.frontends.remove(key)),
+                    wanted => drop(published.frontends.insert(key.clone(), wanted.clone())),
+                }
+            }
+        });
+        let failures = match self.proxy() {
+            Ok(proxy) => proxy.apply(news),
+            Err(error) => {
+                for (key, _) in &news {
+                    self.proxied.frontends.forget(key);
+                }
+                return self.fail(Area::Proxy, "the proxy", &error);
+            }
+        };
+        for (key, error) in failures {
+            let text = format!("{key}: {error:#}");
+            self.proxied.frontends.forget(&key);
+            self.trouble.extend(Area::Proxy, [Problem::error(text.clone()).about("Service", &key.service)]);
+            self.proxied.failed.insert(key, text);
+            self.retry_by(Instant::now() + super::RETRY);
+        }
+    }
+
+    /// The proxy, which is started when it is first needed.
+    fn proxy(&mut self) -> Result<&mut Proxy> {
+        let path = &mut self.proxied;
+        if path.proxy.is_none() {
+            let inherited = std::mem::take(&mut path.inherited);
+            let proxy = Proxy::start(self.settings.proxy.clone(), inherited)
+                .context("starting the proxy's workers")?;
+            self.shared.proxied(Some(proxy.reader()));
+            path.proxy = Some(proxy);
+        }
+        path.proxy.as_mut().context("the proxy is gone")
+    }
+
+    /// Whether the proxy serves the whole node.
+    pub fn is_proxied(&self) -> bool {
+        self.proxied.why.is_some()
+    }
+
+    /// Gives whoever takes over the listening sockets. On an error, everything is as before.
+    ///
+    /// # Errors
+    /// When they cannot be given.
+    pub fn endow(&self, stream: UnixStream) -> Result<Heir> {
+        let heir = Heir::new(stream.into_std()?)?;
+        let sockets = self.proxied.proxy.as_ref().map(Proxy::sockets).transpose()?.unwrap_or_default();
+        // A few messages, to somebody who waits for them.
+        tokio::task::block_in_place(|| heir.give(&sockets))?;
+        Ok(heir)
+    }
+
+    /// What is left when everything else is given away.
+    pub fn into_proxy(mut self) -> Option<Proxy> {
+        self.take_proxy()
+    }
+
+    /// Takes the proxy out, to end it.
+    pub fn take_proxy(&mut self) -> Option<Proxy> {
+        self.shared.proxied(None);
+        self.proxied.proxy.take()
+    }
+
+    /// Goes on without programs in the kernel, once nothing needs those that an earlier agent has left.
+    pub(super) fn leave_kernel(&mut self) {
+        let Some(mut kernel) = self.kernel.take() else { return };
+        let mut failed = kernel.detach();
+        failed.extend(kernel.pins.remove().err());
+        for error in failed {
+            warn!("leaving the kernel: {error:#}");
+        }
+        info!("the programs that an earlier agent has left are removed: no connection needs them any more");
+    }
+
+    /// The link device, if the proxy serves it.
+    pub(super) fn proxied_device(&self) -> Option<DeviceView> {
+        let reason = Some(self.proxied.why.clone()?);
+        let device = self.settings.link_device.clone();
+        Some(DeviceView { device, mode: AttachMode::Proxy, reason, program_id: None })
+    }
+}

@@ -1,0 +1,210 @@
+//! What the userspace proxy tells, added to what the maps do: a Service may have passed from one to the
+//! other, and what is counted of it is the sum.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::metrics::entry;
+use crate::model::ServiceKey;
+use crate::plan::Wanted;
+use crate::proxy::{BackendCounts, FrontendCounts};
+use crate::telemetry::metrics::{Labels, Samples, labels, table};
+use crate::view::{BackendView, ConnectionLimitView, PortView, ServedBy, ServiceView};
+
+/// What the proxy was told, by entry.
+pub type Frontends = BTreeMap<ServiceKey, Wanted>;
+
+/// Adds what the proxy serves and has counted to the ports and backends of Services.
+pub fn add_proxied(services: &mut [ServiceView], frontends: &Frontends, counts: &[FrontendCounts]) {
+    let counts: HashMap<&ServiceKey, &FrontendCounts> = counts.iter().map(|one| (&one.key, one)).collect();
+    let mut ports: HashMap<(String, std::net::IpAddr, u16), &mut PortView> = HashMap::new();
+    for port in services.iter_mut().flat_map(|service| &mut service.ports) {
+        ports.insert((port.protocol.clone(), port.vip, port.port), port);
+    }
+    for (key, wanted) in frontends {
+        let Some(port) = ports.get_mut(&(key.protocol.to_string(), key.vip, key.port)) else { continue };
+        if let Wanted::Serve(_) = wanted {
+            serve(port, wanted);
+        }
+        if let Some(counts) = counts.get(key) {
+            add(port, counts);
+        }
+    }
+}
+
+/// What is asked of clients, as the proxy does it.
+fn serve(port: &mut PortView, wanted: &Wanted) {
+    let Some(frontend) = wanted.frontend() else { return };
+    port.served_by = ServedBy::Proxy;
+    let ranges = &frontend.source_ranges;
+    let ours = ranges.iter().filter(|range| range.addr().is_ipv4() == port.vip.is_ipv4());
+    port.source_ranges = (!ranges.is_empty()).then(|| ours.map(ToString::to_string).collect());
+    port.affinity_seconds = frontend.affinity.map(|time| time.as_secs());
+    let limit = frontend.connection_limit;
+    port.connection_limit =
+        limit.map(|limit| ConnectionLimitView { per_second: limit.rate, burst: limit.burst });
+    port.scheduler = frontend.scheduler.to_string();
+    for backend in &mut port.backends {
+        backend.next_hop_resolved = true;
+        "by the proxy".clone_into(&mut backend.next_hop);
+    }
+}
+
+fn add(port: &mut PortView, counts: &FrontendCounts) {
+    let refused: u64 = counts.refused.iter().map(|(_, count)| count).sum();
+    port.counters.new_flows += counts.accepted;
+    port.counters.bytes_in += counts.bytes_in;
+    port.counters.bytes_out += counts.bytes_out;
+    port.counters.refused = Some(port.counters.refused.unwrap_or_default() + refused);
+    let backends: HashMap<SocketAddr, &BackendCounts> =
+        counts.backends.iter().map(|backend| (backend.address, backend)).collect();
+    for view in &mut port.backends {
+        if let Some(counts) = backends.get(&SocketAddr::new(view.address, view.port)) {
+            add_backend(view, counts);
+        }
+    }
+}
+
+fn add_backend(view: &mut BackendView, counts: &BackendCounts) {
+    view.counters.new_flows += counts.connections;
+    if counts.ejected {
+        let failures = counts.connect_failures;
+        view.next_hop = format!("by the proxy; avoided for now: {failures} connects failed");
+    }
+}
+
+/// Adds what the proxy has counted to metrics.
+pub fn collect_proxied(counts: &[FrontendCounts], per_backend: bool, samples: &mut Samples) {
+    let mut open = 0;
+    let mut ejected = 0;
+    for one in counts {
+        let of_entry: Labels = Arc::new(entry(&one.key));
+        samples.count_directions(&table::SERVICE_BYTES, &of_entry, [one.bytes_in, one.bytes_out]);
+        samples.count(&table::SERVICE_NEW_FLOWS, &of_entry, one.accepted);
+        let refused = one.refused.iter().map(|(_, count)| count).sum();
+        samples.count(&table::SERVICE_REFUSED, &of_entry, refused);
+        for (reason, count) in &one.refused {
+            samples.count(&table::PROXY_REFUSED, &labels([reason.name()]), *count);
+        }
+        open += one.open;
+        ejected += one.backends.iter().filter(|backend| backend.ejected).count();
+        for backend in one.backends.iter().filter(|_| per_backend) {
+            let labels: Labels = entry(&one.key).into_iter().chain([backend.address.to_string()]).collect();
+            samples.count(&table::BACKEND_NEW_FLOWS, &labels, backend.connections);
+        }
+    }
+    samples.plain(&table::PROXY_CONNECTIONS, open as f64);
+    samples.plain(&table::PROXY_EJECTED, ejected as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inspect::overlay;
+    use crate::model::{
+        BackendReport, ClientAddress, ObjectRef, PortReport, Protocol, Role, Scheduler, ServiceReport,
+        ServiceState, VipReport,
+    };
+    use crate::plan::Frontend;
+    use crate::proxy::Refusal;
+
+    fn key() -> ServiceKey {
+        ServiceKey {
+            service: ObjectRef::new("default", "web"),
+            protocol: Protocol::Tcp,
+            vip: "192.0.2.10".parse().unwrap(),
+            port: 80,
+        }
+    }
+
+    fn frontend() -> Arc<Frontend> {
+        Arc::new(Frontend {
+            key: key(),
+            backends: Vec::new(),
+            slots: Vec::new(),
+            scheduler: Scheduler::Maglev,
+            source_ranges: ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()].into(),
+            affinity: Some(std::time::Duration::from_secs(30)),
+            connection_limit: None,
+            client_address: ClientAddress::Path,
+        })
+    }
+
+    fn counts() -> FrontendCounts {
+        FrontendCounts {
+            key: key(),
+            accepted: 7,
+            open: 2,
+            refused: vec![(Refusal::SourceRange, 3), (Refusal::ConnectFailed, 1)],
+            bytes_in: 10,
+            bytes_out: 20,
+            backends: vec![BackendCounts {
+                address: "10.0.0.1:8080".parse().unwrap(),
+                connections: 6,
+                open: 2,
+                connect_failures: 4,
+                ejected: true,
+            }],
+        }
+    }
+
+    fn services() -> Vec<ServiceView> {
+        let address = "10.0.0.1:8080".parse().unwrap();
+        overlay(
+            &[ServiceReport {
+                object: ObjectRef::new("default", "web"),
+                state: ServiceState::Active,
+                vips: vec![VipReport { address: key().vip, pool: None }],
+                ports: vec![PortReport {
+                    name: "http".into(),
+                    protocol: Protocol::Tcp,
+                    port: 80,
+                    backends: vec![BackendReport { address, role: Role::Active, weight: 1, health: None }],
+                }],
+                health: None,
+                problems: Vec::new(),
+            }],
+            Vec::new(),
+        )
+    }
+
+    #[test]
+    fn what_the_proxy_serves_is_told_as_such() {
+        let mut views = services();
+        add_proxied(&mut views, &[(key(), Wanted::Serve(frontend()))].into(), &[counts()]);
+        let port = &views[0].ports[0];
+        assert_eq!((port.served_by, port.scheduler.as_str()), (ServedBy::Proxy, "maglev"));
+        assert_eq!(port.source_ranges.as_deref(), Some(&["10.0.0.0/8".to_owned()][..]));
+        assert_eq!(
+            (port.affinity_seconds, port.counters.new_flows, port.counters.refused),
+            (Some(30), 7, Some(4))
+        );
+        let backend = &port.backends[0];
+        assert!(backend.next_hop_resolved && backend.next_hop.ends_with("4 connects failed"), "{backend:?}");
+        assert_eq!(backend.counters.new_flows, 6);
+    }
+
+    #[test]
+    fn what_it_finishes_is_the_kernels_and_counts_all_the_same() {
+        let mut views = services();
+        add_proxied(&mut views, &[(key(), Wanted::Finish(frontend()))].into(), &[counts()]);
+        let port = &views[0].ports[0];
+        assert_eq!((port.served_by, port.counters.bytes_out), (ServedBy::Kernel, 20));
+    }
+
+    #[test]
+    fn metrics_add_up() {
+        let mut samples = Samples::default();
+        collect_proxied(&[counts()], true, &mut samples);
+        let text = samples.text().unwrap();
+        for line in [
+            "pointsman_proxy_connections 2.0",
+            "pointsman_proxy_ejected_backends 1.0",
+            "pointsman_proxy_refused_total{reason=\"source_range\"} 3",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
+        }
+        assert!(text.contains("backend=\"10.0.0.1:8080\"} 6"), "{text}");
+    }
+}

@@ -1,0 +1,328 @@
+//! The userspace proxy: when it serves, change-overs, its end, what backends learn of clients.
+
+use std::{
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use pointsman_tests::{
+    lab::{
+        Agent, Lab,
+        agent::{list, wait_for},
+        manifest::{ECHO, HTTP, Port, ServiceSpec, UDP, manifest, vip},
+    },
+    traffic::{
+        client::{check_round_robin, connect, http_name, tally, who_answers, who_answers_udp},
+        load::Load,
+        ping_pong::PingPong,
+        probe,
+    },
+    world::{World, both, web, web_service},
+};
+use serde_json::Value;
+
+const PROXY: &[&str] = &["--datapath", "proxy"];
+const KERNEL: &[&str] = &["--datapath", "auto"];
+
+fn start<'lab>(world: &'lab World, yaml: &str, flags: &[&str]) -> Result<(Agent<'lab>, Value)> {
+    let agent = Agent::start_with(&world.lab, yaml, flags)?;
+    let status = agent.wait_ready()?;
+    Ok((agent, status))
+}
+
+/// How the link device is served, and why.
+fn uplink(status: &Value) -> (String, String) {
+    let device = list(status, "devices").iter().find(|device| device["device"] == "uplink");
+    let text = |key: &str| device.and_then(|device| device[key].as_str()).unwrap_or_default().to_owned();
+    (text("mode"), text("reason"))
+}
+
+/// Who serves the ports of a Service.
+fn served_by(status: &Value, service: &str) -> Vec<String> {
+    let services = list(status, "services").iter().filter(|found| found["name"] == service);
+    let ports = services.flat_map(|service| list(service, "ports"));
+    ports.map(|port| port["servedBy"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// A binary that lacks the right to load programs.
+fn without_bpf(lab: &Lab) -> Result<PathBuf> {
+    let path = lab.directory().join("without-bpf");
+    let binary = std::env::var("POINTSMAN_BIN").context("POINTSMAN_BIN")?;
+    let script = format!("#!/bin/sh\nexec setpriv --bounding-set -bpf,-sys_admin,-perfmon {binary} \"$@\"\n");
+    fs::write(&path, script)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+fn goes_round(world: &World, status: &Value, backends: usize) -> Result<()> {
+    for to in both(status, HTTP)? {
+        check_round_robin(&who_answers(&world.lab.client, to, 3 * backends)?, backends)?;
+    }
+    for to in both(status, UDP)? {
+        let names = who_answers_udp(&world.lab.client, to, 3 * backends)?;
+        check_round_robin(&names, backends)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn where_the_kernel_refuses_programs_it_serves() -> Result<()> {
+    let Some(world) = World::new(3)? else { return Ok(()) };
+    let mut agent = Agent::start_from(&without_bpf(&world.lab)?, &world.lab, &web(&[1, 2, 3]), KERNEL)?;
+    let status = agent.wait_ready()?;
+    let (mode, reason) = uplink(&status);
+    assert_eq!(mode, "proxy");
+    assert!(
+        reason.starts_with("this kernel cannot forward:") && reason.contains("pointsman doctor"),
+        "{reason}"
+    );
+    assert!(served_by(&status, "web").iter().all(|by| by == "proxy"), "{status:#}");
+    goes_round(&world, &status, 3)?;
+    assert!(agent.sigterm()?.success());
+    assert!(
+        !world.lab.pin_directory().join("v4").exists()
+            || fs::read_dir(world.lab.pin_directory())?.count() == 0
+    );
+    // Forced, it fails instead.
+    agent.use_flags(&["--datapath", "tc"]);
+    agent.run()?;
+    assert!(!agent.ended()?.success());
+    Ok(())
+}
+
+#[test]
+fn chosen_it_needs_nothing_in_the_kernel() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let (mut agent, status) = start(&world, &web(&[1, 2]), PROXY)?;
+    assert_eq!(uplink(&status), ("proxy".into(), "by --datapath".into()));
+    goes_round(&world, &status, 2)?;
+    let pins = world.lab.pin_directory();
+    assert!(!pins.exists() || fs::read_dir(&pins)?.next().is_none(), "pins are left");
+    let wide = agent.cli(&["status", "-o", "wide"])?;
+    assert!(wide.contains("proxy"), "{wide}");
+    let counted = agent.status()?;
+    let ports = list(&list(&counted, "services")[0], "ports").to_vec();
+    let http = ports.iter().find(|port| port["name"] == "http").context("no port http")?;
+    assert_eq!(http["counters"]["newFlows"], 6, "{http:#}");
+    assert!(agent.sigterm()?.success());
+    let left = world.lab.edge.run(["ip", "-o", "address", "show", "dev", "uplink"])?;
+    let [to, _] = both(&status, HTTP)?;
+    assert!(!left.contains(&to.ip().to_string()), "{left}");
+    Ok(())
+}
+
+/// From the kernel to the proxy and back, by agents that follow one another, under load.
+#[test]
+fn change_overs_break_nothing() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let (mut agent, status) = start(&world, &web(&[1, 2]), KERNEL)?;
+    assert!(served_by(&status, "web").iter().all(|by| by == "kernel"));
+    let [http, _] = both(&status, HTTP)?;
+    let load = Load::start(&world.lab.client, http, 2, u64::MAX);
+    let mut flows = Vec::new();
+    for (flags, by) in [(PROXY, "proxy"), (KERNEL, "kernel"), (PROXY, "proxy")] {
+        for to in both(&status, ECHO)? {
+            flows.push(PingPong::start(&world.lab.client, to, 3)?);
+        }
+        load.wait_requests(100)?;
+        let drain = ["--drain-seconds", "60"];
+        agent.hand_over(&[flags, &drain].concat())?;
+        agent.wait_status("the other path", |status| {
+            !list(status, "services").is_empty() && served_by(status, "web").iter().all(|found| found == by)
+        })?;
+        load.wait_requests(200)?;
+        for flows in &flows {
+            flows.wait_exchanges(30)?;
+        }
+    }
+    for flows in flows {
+        let report = flows.stop()?;
+        assert!(report.broken.is_empty(), "{report:?}");
+    }
+    let report = load.stop()?;
+    assert!(report.errors.is_empty() && report.answers.len() == 2, "{report:?}\n{}", agent.log());
+    Ok(())
+}
+
+/// Programs that an earlier agent has left go when no flow needs them.
+#[test]
+fn what_the_kernel_has_is_finished_there() -> Result<()> {
+    let Some(world) = World::new(1)? else { return Ok(()) };
+    let (mut agent, status) = start(&world, &web(&[1]), &["--datapath", "auto", "--on-exit", "keep"])?;
+    let [to, _] = both(&status, ECHO)?;
+    let flows = PingPong::start(&world.lab.client, to, 2)?;
+    assert!(agent.sigterm()?.success());
+    flows.wait_exchanges(20)?;
+    agent.use_flags(PROXY);
+    agent.run()?;
+    let status = agent.wait_ready()?;
+    assert!(served_by(&status, "web").iter().all(|by| by == "proxy"));
+    goes_round(&world, &status, 1)?;
+    flows.wait_exchanges(50)?;
+    assert!(flows.stop()?.broken.is_empty());
+    Ok(())
+}
+
+#[test]
+fn its_end_waits_for_connections_and_no_longer_than_told() -> Result<()> {
+    let Some(world) = World::new(1)? else { return Ok(()) };
+    let flags = ["--datapath", "proxy", "--drain-seconds", "600"];
+    let (mut agent, status) = start(&world, &web(&[1]), &flags)?;
+    let [to, _] = both(&status, ECHO)?;
+    let mut stream = connect(&world.lab.client, to)?;
+    exchange(&mut stream)?;
+    let lab = &world.lab;
+    thread::scope(|scope| -> Result<()> {
+        let ended = scope.spawn(|| agent.sigterm());
+        wait_for("new connections to be refused", || Ok(probe::tcp(&lab.client, to).ok().map(|_| ())))?;
+        for _ in 0..10 {
+            exchange(&mut stream)?;
+        }
+        assert!(!ended.is_finished(), "it waits");
+        drop(stream);
+        assert!(ended.join().expect("no panic")?.success());
+        Ok(())
+    })?;
+    agent.use_flags(&["--datapath", "proxy", "--drain-seconds", "0"]);
+    agent.run()?;
+    agent.wait_ready()?;
+    let mut stream = connect(&world.lab.client, to)?;
+    exchange(&mut stream)?;
+    assert!(agent.sigterm()?.success());
+    let error = exchange(&mut stream).expect_err("it is reset").downcast::<std::io::Error>()?;
+    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+    Ok(())
+}
+
+fn exchange(stream: &mut TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(b"ping")?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer)?;
+    ensure!(answer == *b"ping", "{answer:?}");
+    Ok(())
+}
+
+/// An agent takes over, again and again, while clients connect without a pause.
+#[test]
+fn upgrades_refuse_nobody() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let (mut agent, status) = start(&world, &web(&[1, 2]), PROXY)?;
+    let [http, http6] = both(&status, HTTP)?;
+    let loads = [
+        Load::start(&world.lab.client, http, 2, u64::MAX),
+        Load::start(&world.lab.client, http6, 1, u64::MAX),
+    ];
+    let [echo, _] = both(&status, ECHO)?;
+    for _ in 0..3 {
+        let flows = PingPong::start(&world.lab.client, echo, 2)?;
+        agent.hand_over(PROXY)?;
+        agent.wait_ready()?;
+        for load in &loads {
+            load.wait_requests(100)?;
+        }
+        flows.wait_exchanges(30)?;
+        assert!(flows.stop()?.broken.is_empty());
+        assert!(agent.previous_ended()?.success());
+    }
+    for load in loads {
+        let report = load.stop()?;
+        assert!(report.errors.is_empty(), "{report:?}\n{}", agent.log());
+    }
+    Ok(())
+}
+
+/// What a backend hears first: a header of the PROXY protocol, then the client's bytes.
+fn first_bytes(world: &World, way: &str, flags: &[&str]) -> Result<Vec<(Vec<u8>, SocketAddr, IpAddr)>> {
+    let listener = world.lab.backends[0].enter(|| TcpListener::bind("[::]:0"))??;
+    let port = Port { name: "told", protocol: "TCP", port: 99, target: listener.local_addr()?.port() };
+    let told = ServiceSpec::new("told", &[port], &[1]).annotated("pointsman.dev/client-address", way);
+    let agent = Agent::start_with(&world.lab, &manifest(&[told, web_service(&[1])]), flags)?;
+    let status = agent.wait_ready()?;
+    assert_eq!(served_by(&status, "told"), ["proxy"; 2]);
+    if flags == KERNEL {
+        assert_eq!(served_by(&status, "web"), ["kernel"; 6], "others are the kernel's");
+    }
+    let mut heard = Vec::new();
+    for v6 in [false, true] {
+        let to = vip(&status, "told", v6, port)?;
+        let mut stream = connect(&world.lab.client, to)?;
+        stream.write_all(b"hello")?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let (mut accepted, peer) = listener.accept()?;
+        let mut bytes = Vec::new();
+        accepted.read_to_end(&mut bytes)?;
+        accepted.write_all(b"answer")?;
+        drop(accepted);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        assert_eq!(answer, "answer");
+        heard.push((bytes, stream.local_addr()?, peer.ip()));
+    }
+    Ok(heard)
+}
+
+#[test]
+fn backends_are_told_who_the_client_is() -> Result<()> {
+    let Some(world) = World::new(1)? else { return Ok(()) };
+    for (flags, [(v4, client, _), (v6, client6, _)]) in
+        [(PROXY, first_bytes(&world, "proxy-v1", PROXY)?), (KERNEL, first_bytes(&world, "proxy-v1", KERNEL)?)]
+            .map(|(flags, heard)| (flags, <[_; 2]>::try_from(heard).expect("both families")))
+    {
+        let text = String::from_utf8(v4)?;
+        let expected = format!("PROXY TCP4 {} ", client.ip());
+        assert!(text.starts_with(&expected) && text.ends_with(" 99\r\nhello"), "{flags:?} {text:?}");
+        assert!(text.contains(&format!(" {} 99\r\n", client.port())), "{text:?}");
+        let text = String::from_utf8(v6)?;
+        assert!(text.starts_with(&format!("PROXY TCP6 {} ", client6.ip())), "{text:?}");
+    }
+    let heard = first_bytes(&world, "proxy-v2", PROXY)?;
+    for ((bytes, client, _), (family, length)) in heard.iter().zip([(0x11, 12), (0x21, 36)]) {
+        // The PROXY protocol, section 2.2: signature, version and command, family and protocol, length.
+        assert_eq!(bytes[..12], *b"\r\n\r\n\0\r\nQUIT\n");
+        assert_eq!(
+            (bytes[12], bytes[13], u16::from_be_bytes([bytes[14], bytes[15]])),
+            (0x21, family, length)
+        );
+        let source = match client.ip() {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        assert_eq!(bytes[16..16 + source.len()], source);
+        assert_eq!(bytes[16 + usize::from(length)..], *b"hello");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_dead_backend_is_passed_over() -> Result<()> {
+    let Some(mut world) = World::new(3)? else { return Ok(()) };
+    let (_agent, status) = start(&world, &web(&[1, 2, 3]), PROXY)?;
+    let [to, _] = both(&status, HTTP)?;
+    drop(world.servers.remove(1));
+    // Refused by its host at once: the next one gets the connection.
+    let names = who_answers(&world.lab.client, to, 12)?;
+    let tally = tally(&names);
+    assert_eq!(tally.len(), 2, "{tally:?}");
+    Ok(())
+}
+
+#[test]
+fn fifty_thousand_short_connections_without_an_error() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let (_agent, status) = start(&world, &web(&[1, 2]), PROXY)?;
+    let [to, _] = both(&status, HTTP)?;
+    let report = Load::start(&world.lab.client, to, 4, 12_500).finish()?;
+    assert!(report.errors.is_empty(), "{report:?}");
+    let answers: u64 = report.answers.values().copied().sum();
+    assert_eq!(answers, 50_000, "{report:?}");
+    let name = world.lab.client.enter(|| http_name(to))??;
+    assert!(!name.is_empty());
+    Ok(())
+}
