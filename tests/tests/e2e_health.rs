@@ -255,10 +255,12 @@ fn agents_ask_for_their_own_addresses() -> Result<()> {
     // What the other leaves comes here, and is asked for from then on.
     other.sigterm()?;
     wait_for("questions for all", || Ok((asked_of().len() == 4).then_some(())))?;
-    // Somebody falls ill: whoever watches the Service is told, and told again.
+    // Somebody falls ill: whoever watches the Service is told, and told again. Of one that was here all
+    // the time: to the other node, the backend looked dead.
+    let service = own.first().map(|path| path.replace("/healthz-", "web")).unwrap_or_default();
     server.set_healthy(false);
     let told = |reason: &'static str| {
-        wait_for(reason, || Ok(world.reasons("web1")?.iter().any(|one| one == reason).then_some(())))
+        wait_for(reason, || Ok(world.reasons(&service)?.iter().any(|one| one == reason).then_some(())))
     };
     told("BackendsUnhealthy")?;
     server.set_healthy(true);
