@@ -31,7 +31,8 @@ use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Cgroup, Mode, Sizes};
 use crate::http;
 use crate::net::Monitor;
-use crate::plan::{CookiePhase, CookiePolicy};
+use crate::plan::{CookiePhase, CookiePolicy, Verdict};
+use crate::probe::Verdicts;
 use crate::proxy::Proxy;
 use crate::source::Update;
 
@@ -303,6 +304,7 @@ async fn serve(
     heirs: &UnixListener,
 ) -> Result<End> {
     let mut health_problems = agent.health_problems();
+    let mut verdicts = agent.verdicts();
     let mut upkeep = agent.pins().map(Upkeep::start);
     let guarded = agent.pins().filter(|_| agent.watches_floods());
     let mut guard = guarded.map(|pins| FloodGuard::start(pins, agent.cookie_phase()));
@@ -344,6 +346,7 @@ async fn serve(
             _ = renewal.tick() => agent.network_changed().await,
             _ = resync.tick() => agent.resync().await,
             problems = health_problems.next() => agent.health_troubled(problems),
+            found = probed(verdicts.as_mut()) => agent.probed(found).await,
             sweep = swept(upkeep.as_mut()) => agent.swept(&sweep),
             phase = flood(guard.as_mut()) => agent.use_cookies(phase),
         }
@@ -404,6 +407,14 @@ async fn uninstallation(cluster: Option<&mut Cluster>) {
 async fn flood(guard: Option<&mut FloodGuard>) -> CookiePhase {
     match guard {
         Some(guard) => guard.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until backends turn out to work, or not; for ever if nobody asks them.
+async fn probed(verdicts: Option<&mut Verdicts>) -> Vec<Verdict> {
+    match verdicts {
+        Some(verdicts) => verdicts.next().await,
         None => std::future::pending().await,
     }
 }
