@@ -78,11 +78,17 @@ fn where_the_kernel_refuses_programs_it_serves() -> Result<()> {
     let status = agent.wait_ready()?;
     let (mode, reason) = uplink(&status);
     assert_eq!(mode, "proxy");
-    assert!(reason.starts_with("this kernel cannot forward:") && reason.contains("pointsman doctor"), "{reason}");
+    assert!(
+        reason.starts_with("this kernel cannot forward:") && reason.contains("pointsman doctor"),
+        "{reason}"
+    );
     assert!(served_by(&status, "web").iter().all(|by| by == "proxy"), "{status:#}");
     goes_round(&world, &status, 3)?;
     assert!(agent.sigterm()?.success());
-    assert!(!world.lab.pin_directory().join("v4").exists() || fs::read_dir(world.lab.pin_directory())?.count() == 0);
+    assert!(
+        !world.lab.pin_directory().join("v4").exists()
+            || fs::read_dir(world.lab.pin_directory())?.count() == 0
+    );
     // Forced, it fails instead.
     agent.use_flags(&["--datapath", "tc"]);
     agent.run()?;
@@ -209,7 +215,10 @@ fn upgrades_refuse_nobody() -> Result<()> {
     let Some(world) = World::new(2)? else { return Ok(()) };
     let (mut agent, status) = start(&world, &web(&[1, 2]), PROXY)?;
     let [http, http6] = both(&status, HTTP)?;
-    let loads = [Load::start(&world.lab.client, http, 2, u64::MAX), Load::start(&world.lab.client, http6, 1, u64::MAX)];
+    let loads = [
+        Load::start(&world.lab.client, http, 2, u64::MAX),
+        Load::start(&world.lab.client, http6, 1, u64::MAX),
+    ];
     let [echo, _] = both(&status, ECHO)?;
     for _ in 0..3 {
         let flows = PingPong::start(&world.lab.client, echo, 2)?;
@@ -277,7 +286,10 @@ fn backends_are_told_who_the_client_is() -> Result<()> {
     for ((bytes, client, _), (family, length)) in heard.iter().zip([(0x11, 12), (0x21, 36)]) {
         // The PROXY protocol, section 2.2: signature, version and command, family and protocol, length.
         assert_eq!(bytes[..12], *b"\r\n\r\n\0\r\nQUIT\n");
-        assert_eq!((bytes[12], bytes[13], u16::from_be_bytes([bytes[14], bytes[15]])), (0x21, family, length));
+        assert_eq!(
+            (bytes[12], bytes[13], u16::from_be_bytes([bytes[14], bytes[15]])),
+            (0x21, family, length)
+        );
         let source = match client.ip() {
             IpAddr::V4(address) => address.octets().to_vec(),
             IpAddr::V6(address) => address.octets().to_vec(),

@@ -24,6 +24,7 @@ mod slots;
 mod slow_start;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod unreachable;
 
 pub use compile::name;
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Proxied, Scope, Settings, apply};
