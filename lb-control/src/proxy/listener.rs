@@ -19,7 +19,7 @@ use nix::{
     errno::Errno,
     libc::{SOCK_CLOEXEC, SOCK_NONBLOCK},
 };
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, runtime::Handle, sync::Notify, time::sleep};
 
 use super::{
@@ -106,18 +106,9 @@ impl Listener {
     /// Lets the kernel drop what comes from outside of the source ranges. Where it does not, connections
     /// are reset when they have been accepted.
     pub fn filter(&self, entry: &Entry) {
-        let program = source_filter::program(&entry.table().frontend.source_ranges, entry.key.vip.is_ipv4());
-        let is_set = match program {
-            Some(program) => {
-                let program: Vec<SockFilter> = program.into_iter().map(Into::into).collect();
-                self.socket.attach_filter(&program).is_ok()
-            }
-            None => false,
-        };
-        if !is_set && self.has_filter.load(Relaxed) {
-            // It cannot fail while there is one.
-            let _ = self.socket.detach_filter();
-        }
+        let table = entry.table();
+        let is_v4 = entry.key.vip.is_ipv4();
+        let is_set = source_filter::apply(&self.socket, &table.frontend.source_ranges, is_v4);
         self.has_filter.store(is_set, Relaxed);
     }
 

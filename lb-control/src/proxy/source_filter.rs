@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use nix::libc::{
     BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_MAXINSNS, BPF_RET, BPF_W, SKF_NET_OFF,
 };
-use socket2::SockFilter;
+use socket2::{SockFilter, Socket};
 
 /// Where the source address is in the headers.
 const SOURCE_V4: u32 = 12;
@@ -28,6 +28,20 @@ impl From<Instruction> for SockFilter {
     fn from(one: Instruction) -> Self {
         Self::new(one.code as u16, 0, one.if_false, one.operand)
     }
+}
+
+/// Lets the kernel drop what comes to a socket from outside of the ranges. Says whether it does; if not,
+/// whoever uses the socket has to.
+pub fn apply(socket: &Socket, ranges: &[IpNet], is_v4: bool) -> bool {
+    let is_set = program(ranges, is_v4).is_some_and(|program| {
+        let program: Vec<SockFilter> = program.into_iter().map(Into::into).collect();
+        socket.attach_filter(&program).is_ok()
+    });
+    if !is_set {
+        // An error if there is none.
+        let _ = socket.detach_filter();
+    }
+    is_set
 }
 
 /// A program of classic BPF that lets packets from the ranges of a family pass, and no others. `None` if

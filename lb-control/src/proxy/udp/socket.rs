@@ -62,12 +62,8 @@ pub fn inherited(socket: OwnedFd, entry: &Entry) -> io::Result<OwnedFd> {
 /// does not, sessions are refused.
 pub fn filter(socket: &OwnedFd, entry: &Entry) {
     let socket = socket2::SockRef::from(socket);
-    let program = source_filter::program(&entry.table().frontend.source_ranges, entry.key.vip.is_ipv4());
-    let is_set = program.is_some_and(|program| socket.attach_filter(&program).is_ok());
-    if !is_set {
-        // An error if there is none.
-        let _ = socket.detach_filter();
-    }
+    let (table, is_v4) = (entry.table(), entry.key.vip.is_ipv4());
+    source_filter::apply(&socket, &table.frontend.source_ranges, is_v4);
 }
 
 /// A duplicate, for another process.
