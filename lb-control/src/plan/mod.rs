@@ -17,6 +17,7 @@ pub mod ipam;
 pub mod maglev;
 pub mod ownership;
 mod planner;
+mod probing;
 pub mod proxy_header;
 mod recent;
 mod resolve;
@@ -24,6 +25,7 @@ mod slots;
 mod slow_start;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod unreachable;
 
 pub use compile::name;
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Proxied, Scope, Settings, apply};
@@ -33,6 +35,7 @@ pub use flow_tables::{Fill, FlowTableWatch};
 pub use frontend::{Frontend, FrontendBackend, Frontends, Wanted};
 pub use health::HealthCheck;
 pub use planner::{Addressing, Effects, Plan, Planner};
+pub use probing::{Answer, Probe, Probing, Verdict};
 pub use recent::Recent;
-pub use resolve::{Here, resolve};
+pub use resolve::{Here, Resolved, Unhealthy, resolve};
 pub use slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order};

@@ -59,7 +59,17 @@ impl Backend {
 
     /// It has accepted a connection.
     pub fn succeeded(&self) {
+        self.took();
+        self.answers();
+    }
+
+    /// It has got a session, and does not know.
+    pub fn took(&self) {
         self.connections.fetch_add(1, Relaxed);
+    }
+
+    /// It is there.
+    pub fn answers(&self) {
         if self.is_failing.load(Relaxed) {
             self.with_ejection(Ejection::succeeded);
             self.is_failing.store(false, Relaxed);

@@ -66,6 +66,7 @@ impl Connection {
             entry.counters.refuse(Refusal::TooMany);
             return None;
         }
+        shared.loads[worker].fetch_add(1, Relaxed);
         entry.counters.shard(worker).accepted.fetch_add(1, Relaxed);
         Some(Self { shared: Arc::clone(shared), entry: Arc::clone(entry), worker })
     }
@@ -160,6 +161,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.entry.counters.shard(self.worker).ended.fetch_add(1, Relaxed);
+        self.shared.loads[self.worker].fetch_sub(1, Relaxed);
         self.shared.closes();
     }
 }

@@ -26,11 +26,15 @@ pub enum Refusal {
     LocalPorts,
     /// The kernel does not allow connections from the client's address.
     Transparent,
+    /// It came from a VIP of ours (UDP): two Services that answer whatever comes would never stop.
+    OwnAddress,
+    /// It made room for a newer one (UDP), since there are as many sessions as there may be.
+    Displaced,
 }
 
 impl Refusal {
     /// All.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::NoBackend,
         Self::ConnectFailed,
         Self::SourceRange,
@@ -39,6 +43,8 @@ impl Refusal {
         Self::Descriptors,
         Self::LocalPorts,
         Self::Transparent,
+        Self::OwnAddress,
+        Self::Displaced,
     ];
 
     /// As metrics and status have it.
@@ -53,6 +59,8 @@ impl Refusal {
             Self::Descriptors => "no_file_descriptors",
             Self::LocalPorts => "no_local_ports",
             Self::Transparent => "transparent_not_allowed",
+            Self::OwnAddress => "from_own_address",
+            Self::Displaced => "displaced",
         }
     }
 }

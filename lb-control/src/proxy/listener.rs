@@ -106,15 +106,9 @@ impl Listener {
     /// Lets the kernel drop what comes from outside of the source ranges. Where it does not, connections
     /// are reset when they have been accepted.
     pub fn filter(&self, entry: &Entry) {
-        let program = source_filter::program(&entry.table().frontend.source_ranges, entry.key.vip.is_ipv4());
-        let is_set = match program {
-            Some(program) => self.socket.attach_filter(&program).is_ok(),
-            None => false,
-        };
-        if !is_set && self.has_filter.load(Relaxed) {
-            // It cannot fail while there is one.
-            let _ = self.socket.detach_filter();
-        }
+        let table = entry.table();
+        let is_v4 = entry.key.vip.is_ipv4();
+        let is_set = source_filter::apply(&self.socket, &table.frontend.source_ranges, is_v4);
         self.has_filter.store(is_set, Relaxed);
     }
 
@@ -193,8 +187,10 @@ impl Listener {
             // A filter that stays costs time and lets all pass.
             let _ = socket.detach_filter();
         }
-        match Connection::begin(shared, entry, worker) {
-            Some(connection) => drop(handle.spawn(connection.serve(socket, peer))),
+        let place = shared.place(worker);
+        let other = shared.handles.get().filter(|_| place != worker).and_then(|all| all.get(place));
+        match Connection::begin(shared, entry, if other.is_some() { place } else { worker }) {
+            Some(connection) => drop(other.unwrap_or(handle).spawn(connection.serve(socket, peer))),
             None => drop(socket.set_linger(Some(Duration::ZERO))),
         }
     }

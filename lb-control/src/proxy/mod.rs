@@ -13,11 +13,13 @@ mod end;
 mod entry;
 mod limits;
 mod listener;
+mod reader;
 mod registry;
 mod settings;
 mod shared;
 mod source_filter;
 mod splice;
+mod udp;
 mod watch;
 mod way;
 mod worker;
@@ -26,7 +28,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     os::fd::OwnedFd,
-    sync::{Arc, PoisonError, RwLock, atomic::Ordering::SeqCst},
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
@@ -34,7 +36,9 @@ use anyhow::{Context, Result, anyhow};
 
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
 pub use limits::Limits;
+pub use reader::Reader;
 pub use settings::{Inherited, Settings};
+pub use udp::IcmpErrors;
 
 use crate::{
     model::{Protocol, ServiceKey},
@@ -46,40 +50,20 @@ mod tests;
 use entry::Entry;
 use listener::Listener;
 use shared::Shared;
+use udp::Udp;
 use worker::Worker;
 
 /// The proxy. Dropping it ends its threads, and all connections.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
+    udp: Udp,
     workers: Vec<Worker>,
     services: BTreeMap<ServiceKey, Served>,
     reader: Reader,
     inherited: HashMap<(SocketAddr, Protocol), Vec<OwnedFd>>,
     /// Listening sockets that there are.
     listeners: usize,
-}
-
-/// Tells what the proxy counts, from other threads.
-#[derive(Clone, Debug, Default)]
-pub struct Reader(Arc<RwLock<BTreeMap<ServiceKey, Arc<Entry>>>>);
-
-impl Reader {
-    /// What was counted.
-    #[must_use]
-    pub fn counts(&self) -> Vec<FrontendCounts> {
-        let entries = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let now = clock::now();
-        entries.values().map(|entry| entry.counts(now)).collect()
-    }
-
-    fn has(&self, key: &ServiceKey, entry: Option<&Arc<Entry>>) {
-        let mut entries = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        match entry {
-            Some(entry) => drop(entries.insert(key.clone(), Arc::clone(entry))),
-            None => drop(entries.remove(key)),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -98,9 +82,14 @@ impl Proxy {
         let limits = Limits::of(limits::raise_descriptors(), &settings);
         let threads = settings.threads();
         let shared = Arc::new(Shared::new(settings, limits));
-        let workers = (0..threads).map(|number| Worker::start(number, &shared)).collect::<Result<_>>()?;
+        let workers: Vec<_> =
+            (0..threads).map(|number| Worker::start(number, &shared)).collect::<Result<_>>()?;
+        let handles =
+            shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
+        let udp = Udp::start(handles, &shared)?;
         let mut proxy = Self {
             shared,
+            udp,
             workers,
             services: BTreeMap::new(),
             reader: Reader::default(),
@@ -127,7 +116,8 @@ impl Proxy {
         for (key, wanted) in changes {
             let result = match key.protocol {
                 Protocol::Tcp => self.apply_one(&key, wanted, &mut are_reset),
-                other => Err(anyhow!("{key}: the proxy does not serve {other}")),
+                Protocol::Udp => self.apply_udp(&key, wanted),
+                Protocol::Sctp => Err(anyhow!("{key}: the proxy does not serve SCTP")),
             };
             if let Err(error) = result {
                 failed.push((key, error));
@@ -148,13 +138,16 @@ impl Proxy {
     /// Connections (TCP) or sessions (UDP) that there are of an entry.
     #[must_use]
     pub fn connections(&self, key: &ServiceKey) -> u64 {
-        self.services.get(key).map_or(0, |served| served.entry.counters.open())
+        match key.protocol {
+            Protocol::Udp => self.udp.connections(key),
+            _ => self.services.get(key).map_or(0, |served| served.entry.counters.open()),
+        }
     }
 
     /// Those of all.
     #[must_use]
     pub fn total_connections(&self) -> u64 {
-        self.shared.open() as u64
+        self.shared.open() as u64 + self.udp.total()
     }
 
     /// What was counted.
@@ -167,6 +160,12 @@ impl Proxy {
     #[must_use]
     pub fn reader(&self) -> Reader {
         self.reader.clone()
+    }
+
+    /// ICMP errors that clients of UDP got, and did not get.
+    #[must_use]
+    pub fn icmp_errors(&self) -> IcmpErrors {
+        self.udp.icmp_errors()
     }
 
     /// Duplicates of the listening sockets, to hand over. From then on what waits to be accepted when one
@@ -182,6 +181,7 @@ impl Proxy {
                 sockets.push(Inherited { address: address(key), protocol: key.protocol, socket });
             }
         }
+        sockets.extend(self.udp.sockets()?);
         Ok(sockets)
     }
 
@@ -196,8 +196,10 @@ impl Proxy {
                 self.shared.has_ended.notified().await;
             }
         };
-        let _ = tokio::time::timeout(deadline, ended).await;
-        let rest = self.shared.open();
+        // Nobody says that a session has ended: an answer that is under way gets its time.
+        let answers = self.udp.drain(deadline.min(ANSWERS));
+        tokio::join!(async { drop(tokio::time::timeout(deadline, ended).await) }, answers);
+        let rest = self.shared.open() as u64;
         self.shared.is_over.store(true, SeqCst);
         self.workers.iter().for_each(Worker::wake_all);
         // They need a moment to be reset rather than closed.
@@ -207,7 +209,15 @@ impl Proxy {
             }
         };
         let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
-        rest as u64
+        rest
+    }
+
+    fn apply_udp(&mut self, key: &ServiceKey, wanted: Wanted) -> Result<()> {
+        let takes = matches!(&wanted, Wanted::Serve(frontend) if !frontend.slots.is_empty());
+        let inherited = takes.then(|| self.inherited.remove(&(address(key), key.protocol)));
+        let applied = self.udp.apply(key, wanted, inherited.flatten().unwrap_or_default());
+        self.reader.has(key, self.udp.entry(key));
+        applied
     }
 
     fn apply_one(&mut self, key: &ServiceKey, wanted: Wanted, are_reset: &mut bool) -> Result<()> {
@@ -232,7 +242,11 @@ impl Proxy {
             }
         };
         *are_reset |= self.update(key, &frontend);
-        if serves { self.open(key) } else { Ok(self.close(key)) }
+        if serves {
+            return self.open(key);
+        }
+        self.close(key);
+        Ok(())
     }
 
     /// Says whether connections are to be reset.
@@ -292,6 +306,9 @@ impl Proxy {
         }
     }
 }
+
+/// How long answers of backends may take that are under way when the proxy ends.
+const ANSWERS: Duration = Duration::from_secs(2);
 
 fn address(key: &ServiceKey) -> SocketAddr {
     SocketAddr::new(key.vip, key.port)

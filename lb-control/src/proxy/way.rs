@@ -2,12 +2,15 @@
 
 use std::{
     cell::RefCell,
+    future::Future,
     io::{self, Read},
+    pin::pin,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Context, Poll, ready},
 };
 
 use nix::libc::MSG_NOSIGNAL;
+use tokio::task::yield_now;
 
 use super::{end::End, splice::Pipe};
 
@@ -17,8 +20,8 @@ const BUFFER: usize = 64 * 1024;
 const SMALL_BUFFER: usize = 4 * 1024;
 /// What receivers that are slower than their senders may make a worker hold before it reads less.
 const MUCH_HELD: usize = 64 * 1024 * 1024;
-/// After so many rounds others get their turn.
-const ROUNDS: usize = 16;
+/// After so many bytes others get their turn.
+const TURN: usize = 1024 * 1024;
 /// A read of so many bytes is bulk...
 const BULK_READ: usize = 16 * 1024;
 /// ... and after so many of them in a row, a pipe pays.
@@ -96,7 +99,8 @@ impl Way {
         sink: &mut End,
         count: &AtomicU64,
     ) -> Poll<Result<(), Failure>> {
-        for _ in 0..ROUNDS {
+        let before = count.load(Relaxed);
+        while count.load(Relaxed).wrapping_sub(before) < TURN as u64 {
             if self.is_done {
                 return Poll::Ready(Ok(()));
             }
@@ -110,7 +114,8 @@ impl Way {
                 ready!(self.poll_copy(cx, source, sink, count))?;
             }
         }
-        cx.waker().wake_by_ref();
+        // Woken at once it would come before what waits in the kernel; so it comes after.
+        let _ = pin!(yield_now()).poll(cx);
         Poll::Pending
     }
 

@@ -89,8 +89,7 @@ fn resets_are_carried_over() {
 #[test]
 fn the_next_backend_is_tried() {
     let (mut proxy, key) = (start(), key());
-    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port([127, 0, 0, 1])));
-    serve(&mut proxy, frontend(&key, &[nobody, named("b")]));
+    serve(&mut proxy, frontend(&key, &[nobody(), named("b")]));
     for _ in 0..10 {
         assert_eq!(whose(&key), "b");
     }
@@ -102,8 +101,7 @@ fn the_next_backend_is_tried() {
 #[test]
 fn when_all_fail_the_client_is_reset() {
     let (mut proxy, key) = (start(), key());
-    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port([127, 0, 0, 1])));
-    serve(&mut proxy, frontend(&key, &[nobody]));
+    serve(&mut proxy, frontend(&key, &[nobody()]));
     for _ in 0..5 {
         let answer = TcpStream::connect(vip(&key)).and_then(|mut stream| stream.read(&mut [0]));
         assert_eq!(answer.unwrap_err().kind(), ErrorKind::ConnectionReset);
@@ -120,4 +118,23 @@ fn connections_take_exact_turns() {
     serve(&mut proxy, frontend(&key, &[named("a"), named("b"), named("c")]));
     let all: String = (0..30).map(|_| whose(&key)).collect();
     assert_eq!(all, "abc".repeat(10));
+}
+
+/// A server that closes with bytes unread resets the connection: what it said before still arrives.
+#[test]
+fn last_words_come_through() {
+    let (mut proxy, key) = (start(), key());
+    let server = server(|mut stream| {
+        stream.read_exact(&mut [0]).unwrap();
+        stream.write_all(b"no").unwrap();
+    });
+    serve(&mut proxy, frontend(&key, &[server]));
+    let mut stream = client(&key);
+    // More than it reads: it may notice the reset while it still sends.
+    let _ = stream.write_all(&[0; 300_000]);
+    let mut words = [0; 2];
+    stream.read_exact(&mut words).unwrap();
+    assert_eq!(&words, b"no");
+    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    eventually("it ends", || proxy.total_connections() == 0);
 }

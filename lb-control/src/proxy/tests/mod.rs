@@ -1,7 +1,11 @@
 //! The proxy on the loopback device. Each test has a process of its own with `cargo xtask test`, and
 //! addresses and ports that the kernel chose in any case.
 
+mod backends;
 mod basic;
+mod bulk;
+mod clients;
+mod life;
 
 use std::{
     io::{Read, Write},
@@ -132,4 +136,22 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(begin.elapsed() < PATIENCE, "{what}");
         thread::sleep(Duration::from_millis(2));
     }
+}
+
+fn nobody() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port([127, 0, 0, 1])))
+}
+
+/// Connects and reads: an error, at whichever of the two it comes.
+fn refusal(key: &ServiceKey) -> std::io::ErrorKind {
+    let answer = TcpStream::connect_timeout(&vip(key), PATIENCE).and_then(|mut stream| {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.read(&mut [0])
+    });
+    answer.unwrap_err().kind()
+}
+
+fn refused(proxy: &Proxy, why: super::Refusal) -> u64 {
+    let counts = proxy.counts().remove(0);
+    counts.refused.iter().find(|(reason, _)| *reason == why).unwrap().1
 }
