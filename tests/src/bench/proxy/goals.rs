@@ -48,7 +48,7 @@ pub const METRICS: [Metric; 27] = [
     metric("paced, p99", "µs", true, true),
     metric("LB CPU: paced", "s/100k", true, false),
     metric("idle connection", "bytes", true, true),
-    metric("failed connections", "conn", true, false),
+    metric(FAILED, "conn", true, false),
 ];
 
 /// Name of the series of a peer.
@@ -71,9 +71,14 @@ fn best_rival(report: &Report, metric: &Metric) -> Option<Peer> {
     if metric.at_most { measured.min_by(by_median) } else { measured.max_by(by_median) }
 }
 
+/// Counted of everybody; there is nothing to compare if all is well.
+pub const FAILED: &str = "failed connections";
+
 /// Compares ours with the best rival, and everybody's throughput with the direct path.
 pub fn expect(report: &mut Report) {
-    for metric in &METRICS {
+    let failed = report.values(&series(FAILED, Peer::Ours)).to_vec();
+    report.expect("failed connections: ours", failed, Some(0.0), true);
+    for metric in METRICS.iter().filter(|metric| metric.name != FAILED) {
         let Some(best) = best_rival(report, metric) else { continue };
         let bound = metric.is_goal.then_some(1.0);
         report.expect_ratio(

@@ -243,7 +243,7 @@ impl Bench {
             Load::Connections => {
                 add(report, "connections", peer, rate);
                 add(report, "connections, p99", peer, quantile(0.99));
-                add(report, "failed connections", peer, outcome.errors as f64);
+                add(report, goals::FAILED, peer, outcome.errors as f64);
                 cpu(report, "connections", peer, &outcome.measured, 1e4);
             }
             Load::Requests => {
