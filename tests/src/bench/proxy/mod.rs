@@ -252,7 +252,9 @@ impl Bench {
                 cpu(report, "requests", peer, &outcome.measured, 1e5);
             }
             Load::Paced(_) => {
-                ensure!(rate > 0.98 * PACE, "only {rate:.0} of {PACE} requests per second were answered");
+                if rate < 0.98 * PACE {
+                    eprintln!("{}: {rate:.0} of {PACE} requests per second were answered", peer.name());
+                }
                 add(report, "paced, p50", peer, quantile(0.5));
                 add(report, "paced, p99", peer, quantile(0.99));
                 cpu(report, "paced", peer, &outcome.measured, 1e5);
