@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use tracing::debug;
 
 use super::Agent;
@@ -280,7 +280,11 @@ impl Agent {
     }
 
     fn attach_one(&mut self, kernel: &mut KernelPath, index: u32, name: &str) -> Result<()> {
-        let on_device = self.next_hops.links().get(&index).and_then(|link| link.xdp_program);
+        let link = self.next_hops.links().get(&index);
+        if link.is_some_and(|link| link.mac.is_none() && !link.is_loopback) {
+            bail!("it is no Ethernet device: the programs cannot read its packets");
+        }
+        let on_device = link.and_then(|link| link.xdp_program);
         kernel.devices.check(index, on_device);
         // Redirection first: the program may need it with the first packet.
         kernel.maps.allow_device(index)?;
