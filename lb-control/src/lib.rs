@@ -11,6 +11,7 @@ pub mod model;
 pub mod net;
 pub mod plan;
 pub mod ports;
+pub mod probe;
 pub mod proxy;
 pub mod publish;
 pub mod source;

@@ -130,13 +130,13 @@ fn change_overs_break_nothing() -> Result<()> {
         for to in both(&status, ECHO)? {
             flows.push(PingPong::start(&world.lab.client, to, 3)?);
         }
-        load.wait_requests(100)?;
+        load.wait_requests(100).with_context(|| format!("before {by}"))?;
         let drain = ["--drain-seconds", "60"];
         agent.hand_over(&[flags, &drain].concat())?;
         agent.wait_status("the other path", |status| {
             !list(status, "services").is_empty() && served_by(status, "web").iter().all(|found| found == by)
         })?;
-        load.wait_requests(200)?;
+        load.wait_requests(200).with_context(|| format!("after {by}\n{}", agent.log()))?;
         for flows in &flows {
             flows.wait_exchanges(30)?;
         }
@@ -322,7 +322,7 @@ fn fifty_thousand_short_connections_without_an_error() -> Result<()> {
     let Some(world) = World::new(2)? else { return Ok(()) };
     let (_agent, status) = start(&world, &web(&[1, 2]), PROXY)?;
     let [to, _] = both(&status, HTTP)?;
-    let report = Load::start(&world.lab.client, to, 4, 12_500).finish()?;
+    let report = Load::start(&world.lab.client, to, 4, 50_000).finish()?;
     assert!(report.errors.is_empty(), "{report:?}");
     let answers: usize = report.answers.values().copied().sum();
     assert_eq!(answers, 50_000, "{report:?}");

@@ -1,6 +1,7 @@
 //! Packets of no known flow: connections begin here, or are refused.
 
 use super::emit::Parsed;
+use super::pair::{is_peer, set_peer_key};
 use super::platform::{Datapath, Packet, Tables};
 use super::slow::remember_first;
 use super::wire::{Ethernet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
@@ -48,6 +49,7 @@ fn decide<D: Tables<F>, F: IpFamily, const COOKIES: bool>(datapath: &D) -> Verdi
         && is_left_to_the_proxy(entry, &scratch.parsed)
     {
         // Before the source ranges, which the listener has, too: who is connected is not asked again.
+        forget_ended::<D, F>(datapath, scratch);
         return Verdict::Pass;
     }
     if entry.has(ServiceFlags::SOURCE_RANGES) && !client::is_allowed::<D, F>(datapath, scratch, service) {
@@ -89,6 +91,23 @@ fn decide<D: Tables<F>, F: IpFamily, const COOKIES: bool>(datapath: &D) -> Verdi
 fn is_left_to_the_proxy<A>(entry: Service, parsed: &Parsed<A>) -> bool {
     entry.has(ServiceFlags::PROXIED)
         || parsed.ip.protocol == IPPROTO_TCP && parsed.transport.flags & HANDSHAKE != TCP_SYN
+}
+
+/// A flow that has ended leaves its entries behind for a while. If its client's port begins a connection to
+/// the proxy, they must not lead its segments to the backend that the flow had.
+#[inline(always)]
+fn forget_ended<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) {
+    let Scratch { parsed, key, out, .. } = scratch;
+    if parsed.ip.protocol == IPPROTO_TCP
+        && parsed.transport.flags & HANDSHAKE == TCP_SYN
+        && let Some(old) = datapath.transient(key)
+    {
+        set_peer_key(out, &old, key.protocol);
+        if datapath.transient(out).is_some_and(|peer| is_peer::<F>(key, &peer)) {
+            datapath.remove_transient(out);
+        }
+        datapath.remove_transient(key);
+    }
 }
 
 /// The flags that tell a segment that begins a connection from others.

@@ -23,10 +23,12 @@ use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
 use crate::plan::{self, Addressing, Compiler, CookiePhase, Effects, FlowTableWatch, Paths, Planner, Scope};
+use crate::probe::Probes;
 use crate::proxy::Inherited;
 use crate::source::Update;
 
 mod cookies;
+mod health;
 mod hooks;
 mod kernel_path;
 mod proxied;
@@ -77,6 +79,8 @@ pub struct Agent {
     generation: u64,
     reloaded: Option<Instant>,
     health_ports: HealthPorts,
+    /// Who asks the backends whether they work.
+    probes: Probes,
     /// Since when there is an update that the maps do not have yet.
     updating: Option<Instant>,
     /// Whether what is written next is what the comparison with the maps asked for.
@@ -108,7 +112,8 @@ impl Agent {
             Addressing::Decides(Box::new(ipam))
         };
         let planner = Planner::new(settings.default_class, settings.node.clone(), addressing);
-        let shared = Arc::new(Shared::new(&pins, settings.metrics_per_backend));
+        let probes = Probes::start();
+        let shared = Arc::new(Shared::new(&pins, settings.metrics_per_backend, probes.counts()));
         let agent = Self {
             settings: settings.clone(),
             started: Instant::now(),
@@ -135,6 +140,7 @@ impl Agent {
             generation: 0,
             reloaded: None,
             health_ports: HealthPorts::start(Arc::clone(&shared) as Arc<dyn Inspect>),
+            probes,
             updating: None,
             resyncing: false,
         };
@@ -175,6 +181,7 @@ impl Agent {
         let count = update.changes.len();
         let effects = self.planner.apply(update.changes);
         self.untold.extend(effects.reports.iter().cloned());
+        self.ask(&effects);
         let problems = self.planner.plan().problems.clone();
         self.trouble.replace(Area::Objects, problems);
         let pools = self.planner.objects().pools.values();

@@ -1,6 +1,9 @@
 //! What this node serves right now, told to whoever publishes it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use tokio::sync::mpsc;
 
@@ -22,6 +25,21 @@ pub enum Told {
     Forwards(Forwarding),
     /// A Service that this node has an address of, but cannot serve as it is.
     Lacks(ObjectRef, Lack),
+    /// How many backends of a Service work, when that is other than before.
+    Health(ObjectRef, Health),
+}
+
+/// How many backends of a Service work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// The identity of the Service, which Events name.
+    pub uid: String,
+    /// How many do.
+    pub healthy: usize,
+    /// How many do not.
+    pub unhealthy: usize,
+    /// One that does not, and why.
+    pub example: Option<(SocketAddr, String)>,
 }
 
 /// How packets are forwarded on this node.
@@ -49,6 +67,8 @@ pub struct Live {
     unfit: Option<String>,
     forwarding: Forwarding,
     lacking: BTreeMap<ObjectRef, Lack>,
+    /// How many backends do not work, of Services that have such.
+    unhealthy: BTreeMap<ObjectRef, usize>,
     /// Nobody listens if there is no cluster.
     listener: Option<mpsc::UnboundedSender<Told>>,
 }
@@ -63,6 +83,7 @@ impl Live {
             unfit: None,
             forwarding: Forwarding::default(),
             lacking: BTreeMap::new(),
+            unhealthy: BTreeMap::new(),
             listener: None,
         }
     }
@@ -124,6 +145,21 @@ impl Live {
         self.lacking = lacking;
     }
 
+    /// How many backends of a Service work from now on; `None` if nobody asks any more. That all work is
+    /// told only after some did not.
+    pub fn health(&mut self, service: &ObjectRef, health: Option<Health>) {
+        let unhealthy = health.as_ref().map_or(0, |health| health.unhealthy);
+        let before = match unhealthy {
+            0 => self.unhealthy.remove(service),
+            _ => self.unhealthy.insert(service.clone(), unhealthy),
+        };
+        if let (Some(listener), Some(health)) = (&self.listener, health)
+            && before.unwrap_or(0) != unhealthy
+        {
+            let _ = listener.send(Told::Health(service.clone(), health));
+        }
+    }
+
     /// What an address serves from now on.
     pub fn is_now(&mut self, address: IpAddr, services: Few<ObjectRef>) {
         let Some(listener) = &self.listener else { return };
@@ -158,6 +194,29 @@ mod tests {
         live.is_now(address, Few::default());
         assert_eq!(told.try_recv(), Ok(Told::Serves((address, Few::default()))));
         assert!(told.try_recv().is_err() && live.addresses().next().is_none());
+    }
+
+    #[test]
+    fn how_many_backends_work_is_told_when_it_changes() {
+        let (mut live, mut told) = Live::channel();
+        let web = ObjectRef::new("default", "web");
+        let health = |healthy, unhealthy| {
+            let example = (unhealthy > 0).then(|| (([10, 0, 0, 1], 80).into(), "HTTP 503".to_owned()));
+            Health { uid: "u".into(), healthy, unhealthy, example }
+        };
+        live.health(&web, Some(health(2, 0)));
+        assert!(told.try_recv().is_err(), "nobody ever failed");
+        live.health(&web, Some(health(1, 1)));
+        live.health(&web, Some(health(2, 1)));
+        assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), health(1, 1))));
+        assert!(told.try_recv().is_err());
+        live.health(&web, Some(health(3, 0)));
+        assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), health(3, 0))));
+        live.health(&web, Some(health(1, 2)));
+        live.health(&web, None);
+        live.health(&web, Some(health(3, 0)));
+        assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), health(1, 2))));
+        assert!(told.try_recv().is_err(), "nobody asked meanwhile");
     }
 
     #[test]

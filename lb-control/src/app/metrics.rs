@@ -7,7 +7,8 @@ use std::sync::Arc;
 use lb_common::abi::ABI_VERSION;
 
 use super::shared::Published;
-use crate::model::{ServiceReport, ServiceState};
+use crate::model::{ObjectRef, ServiceReport, ServiceState};
+use crate::probe::Counts;
 use crate::telemetry::metrics::{Samples, labels, table};
 
 /// Adds everything but what the maps tell. `published` without its reports, which are apart, so
@@ -79,6 +80,30 @@ fn services(published: &Published, reports: &[Arc<ServiceReport>], samples: &mut
     }
 }
 
+/// Adds what health checks tell. `per_backend`: of each backend, too.
+pub fn health(reports: &[Arc<ServiceReport>], probes: &Counts, per_backend: bool, samples: &mut Samples) {
+    for (result, count) in probes.read() {
+        samples.count(&table::HEALTH_PROBES, &labels([result]), count);
+    }
+    for report in reports {
+        let Some(health) = &report.health else { continue };
+        let ObjectRef { namespace, name } = &report.object;
+        for (state, count) in [("healthy", health.healthy), ("unhealthy", health.unhealthy)] {
+            samples.level(&table::CHECKED_BACKENDS, &labels([namespace, name, state]), count as f64);
+        }
+        for port in report.ports.iter().filter(|_| per_backend) {
+            // Addresses of one family have the same backends.
+            let all = port.backends.iter();
+            let healthy = all.filter_map(|one| Some((one.address, one.health.as_ref()?.failure().is_none())));
+            for (address, healthy) in healthy.collect::<BTreeMap<_, _>>() {
+                let (protocol, number) = (port.protocol.to_string(), port.port.to_string());
+                let labels = labels([namespace, name, &protocol, &number, &address.to_string()]);
+                samples.level(&table::BACKEND_HEALTHY, &labels, f64::from(u8::from(healthy)));
+            }
+        }
+    }
+}
+
 /// All states, with the names that `pointsman status` uses.
 const STATES: [(ServiceState, &str); 4] = [
     (ServiceState::Pending, "pending"),
@@ -96,7 +121,10 @@ mod tests {
     use super::*;
     use crate::app::shared::Flows;
     use crate::inspect::{MapReading, collect_proxied};
-    use crate::model::{ObjectRef, Problem, Protocol, ServiceKey, VipReport};
+    use crate::model::{
+        BackendHealth, BackendReport, HealthReport, PortReport, Problem, Protocol, Role, ServiceKey,
+        VipReport,
+    };
     use crate::plan::{CookiePhase, Fill, testing::pool};
     use crate::proxy::{FrontendCounts, Refusal};
     use crate::telemetry::metrics::{Outcome, Recorder};
@@ -109,6 +137,7 @@ mod tests {
             state,
             vips: vips.iter().map(vip).collect(),
             ports: Vec::new(),
+            health: None,
             problems: vec![Problem::error("x"); vips.len()],
         })
     }
@@ -205,6 +234,49 @@ mod tests {
         }
     }
 
+    /// A Service of which one backend works and another does not, at two addresses.
+    fn checked() -> Arc<ServiceReport> {
+        let backend = |last: u8, health| BackendReport {
+            address: ([10, 0, 0, last], 8080).into(),
+            role: Role::Active,
+            weight: 1,
+            health,
+        };
+        let healthy = || backend(1, Some(BackendHealth::Healthy));
+        let unhealthy = backend(2, Some(BackendHealth::Unhealthy("HTTP 503".into())));
+        let unasked = backend(3, None);
+        let mut report = report("web", ServiceState::Active, &[]).as_ref().clone();
+        report.health = Some(HealthReport { check: "tcp".into(), healthy: 1, unhealthy: 1 });
+        let backends = vec![healthy(), unhealthy, unasked, healthy()];
+        report.ports = vec![PortReport { name: String::new(), protocol: Protocol::Tcp, port: 80, backends }];
+        Arc::new(report)
+    }
+
+    #[test]
+    fn health_is_told_of_each_backend_if_asked_for() {
+        let text = |per_backend| {
+            let mut samples = Samples::default();
+            health(&[checked()], &Counts::default(), per_backend, &mut samples);
+            samples.text().unwrap()
+        };
+        let (brief, full) = (text(false), text(true));
+        let of = r#"{namespace="default",service="web","#;
+        for line in [
+            format!(r#"pointsman_checked_backends{of}state="healthy"}} 1.0"#),
+            format!(r#"pointsman_checked_backends{of}state="unhealthy"}} 1.0"#),
+            r#"pointsman_health_probes_total{result="refused"} 0"#.to_owned(),
+        ] {
+            assert!(brief.lines().any(|found| found == line), "{line}:\n{brief}");
+        }
+        assert!(!brief.contains("pointsman_backend_healthy{"), "{brief}");
+        let lines = full.lines().filter(|line| line.starts_with("pointsman_backend_healthy{"));
+        let of = format!(r#"pointsman_backend_healthy{of}protocol="TCP",port="80",backend="10.0.0"#);
+        assert_eq!(
+            lines.collect::<Vec<_>>(),
+            [format!("{of}.1:8080\"}} 1.0"), format!("{of}.2:8080\"}} 0.0")]
+        );
+    }
+
     /// The other direction, that nothing else is exported, holds by construction: a value is put
     /// under a metric of the table.
     #[test]
@@ -217,6 +289,7 @@ mod tests {
         recorder.api_write("patch", "services/status", Outcome::Done);
         recorder.collect(&mut samples);
         MapReading::sample().collect(&mut samples);
+        health(&[checked()], &Counts::default(), true, &mut samples);
         collect_proxied(&[counts()], true, &mut samples);
         let text = samples.text().unwrap();
         for metric in table::ALL {

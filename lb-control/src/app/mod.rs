@@ -31,7 +31,8 @@ use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Cgroup, Mode, Sizes};
 use crate::http;
 use crate::net::Monitor;
-use crate::plan::{CookiePhase, CookiePolicy};
+use crate::plan::{CookiePhase, CookiePolicy, Verdict};
+use crate::probe::Verdicts;
 use crate::proxy::Proxy;
 use crate::source::Update;
 
@@ -194,35 +195,41 @@ pub async fn run(settings: Settings) -> Result<()> {
         return Ok(());
     }
     drain(agent.take_proxy(), settings.drain, &mut signals).await;
-    // With nothing to go on with, nothing may stay either: this may be the end of an installation.
-    let is_empty = agent.is_idle() && cluster.is_some() || agent.is_proxied();
-    let stays = matches!(end, End::Signal) && settings.keep_on_exit && !is_empty;
-    if stays {
-        agent.hand_over().await?;
-        if let Some(cluster) = cluster {
-            cluster.leave(Leave::Stay).await;
-        }
-        info!("programs, maps and addresses stay for the next agent");
-    } else {
-        // What it served is taken back first: whoever follows finds the addresses free.
-        let withdrawn = agent.withdraw().await;
-        if let Some(cluster) = cluster {
-            let how = match end {
-                // Whoever uninstalls must not take it for done; a restart of the agent tries again.
-                End::Uninstallation if withdrawn.is_err() => Leave::Stay,
-                End::Uninstallation => Leave::Uninstall,
-                End::Signal | End::Handover(_) => Leave::GiveUp,
-            };
-            cluster.leave(how).await;
-        }
-        withdrawn?;
-    }
-    if let End::Uninstallation = end {
+    let is_uninstalled = matches!(end, End::Uninstallation);
+    leave(agent, cluster, is_uninstalled, settings.keep_on_exit).await?;
+    if is_uninstalled {
         rest(&shared, &mut signals).await;
     }
     servers.stop().await;
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
+}
+
+/// Leaves everything in place for the next agent, or takes it back.
+async fn leave(agent: Agent, cluster: Option<Cluster>, is_uninstalled: bool, keeps: bool) -> Result<()> {
+    // With nothing to go on with, nothing may stay either: this may be the end of an installation. And
+    // nobody would answer for what the proxy has served.
+    let is_empty = agent.is_idle() && cluster.is_some() || agent.is_proxied();
+    if keeps && !is_uninstalled && !is_empty {
+        agent.hand_over().await?;
+        if let Some(cluster) = cluster {
+            cluster.leave(Leave::Stay).await;
+        }
+        info!("programs, maps and addresses stay for the next agent");
+        return Ok(());
+    }
+    // What it served is taken back first: whoever follows finds the addresses free.
+    let withdrawn = agent.withdraw().await;
+    if let Some(cluster) = cluster {
+        let how = match is_uninstalled {
+            // Whoever uninstalls must not take it for done; a restart of the agent tries again.
+            true if withdrawn.is_err() => Leave::Stay,
+            true => Leave::Uninstall,
+            false => Leave::GiveUp,
+        };
+        cluster.leave(how).await;
+    }
+    withdrawn
 }
 
 /// Ends the proxy: no new connections, and those that there are have until the deadline, or until somebody
@@ -303,6 +310,7 @@ async fn serve(
     heirs: &UnixListener,
 ) -> Result<End> {
     let mut health_problems = agent.health_problems();
+    let mut verdicts = agent.verdicts();
     let mut upkeep = agent.pins().map(Upkeep::start);
     let guarded = agent.pins().filter(|_| agent.watches_floods());
     let mut guard = guarded.map(|pins| FloodGuard::start(pins, agent.cookie_phase()));
@@ -344,6 +352,7 @@ async fn serve(
             _ = renewal.tick() => agent.network_changed().await,
             _ = resync.tick() => agent.resync().await,
             problems = health_problems.next() => agent.health_troubled(problems),
+            found = probed(verdicts.as_mut()) => agent.probed(found).await,
             sweep = swept(upkeep.as_mut()) => agent.swept(&sweep),
             phase = flood(guard.as_mut()) => agent.use_cookies(phase),
         }
@@ -404,6 +413,14 @@ async fn uninstallation(cluster: Option<&mut Cluster>) {
 async fn flood(guard: Option<&mut FloodGuard>) -> CookiePhase {
     match guard {
         Some(guard) => guard.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until backends turn out to work, or not; for ever if nobody asks them.
+async fn probed(verdicts: Option<&mut Verdicts>) -> Vec<Verdict> {
+    match verdicts {
+        Some(verdicts) => verdicts.next().await,
         None => std::future::pending().await,
     }
 }

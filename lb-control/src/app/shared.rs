@@ -17,6 +17,7 @@ use crate::http::Inspect;
 use crate::inspect::{Frontends, MapReading, PinnedMaps, add_proxied, collect_proxied, overlay};
 use crate::model::{ObjectRef, Problem, ServiceReport};
 use crate::plan::{CookiePhase, Fill};
+use crate::probe::Counts;
 use crate::proxy::{FrontendCounts, Reader};
 use crate::telemetry::metrics::{CONTENT_TYPE, Recorder, Samples, table};
 use crate::view::{
@@ -86,6 +87,8 @@ pub struct Shared {
     /// What is counted where it happens.
     pub recorder: Recorder,
     counters: Counters,
+    /// What became of health checks.
+    probes: Arc<Counts>,
     metrics_per_backend: bool,
     /// Held while metrics are read: more than one reader at a time would only be slower.
     scrape: Mutex<()>,
@@ -98,12 +101,13 @@ pub struct Shared {
 impl Shared {
     /// Nothing is decided yet.
     #[must_use]
-    pub fn new(pins: &PinDirectory, metrics_per_backend: bool) -> Self {
+    pub fn new(pins: &PinDirectory, metrics_per_backend: bool, probes: Arc<Counts>) -> Self {
         Self {
             started: Instant::now(),
             turned: AtomicU64::new(0),
             recorder: Recorder::default(),
             counters: Counters::new(pins.clone()),
+            probes,
             metrics_per_backend,
             scrape: Mutex::default(),
             maps: PinnedMaps::new(pins.clone()),
@@ -221,6 +225,7 @@ impl Inspect for Shared {
         let (published, reports) = self.snapshot();
         metrics::collect(&published, &reports, &mut samples);
         samples.plain(&table::UPTIME, self.started.elapsed().as_secs_f64());
+        metrics::health(&reports, &self.probes, self.metrics_per_backend, &mut samples);
         self.recorder.collect(&mut samples);
         if self.maps.is_there() {
             MapReading::new(&self.counters, self.metrics_per_backend)?.collect(&mut samples);
@@ -296,7 +301,7 @@ mod tests {
 
     #[test]
     fn each_turn_is_a_sign_of_life() {
-        let shared = Shared::new(&PinDirectory::new(std::path::Path::new("/nowhere")), false);
+        let shared = Shared::new(&PinDirectory::new(std::path::Path::new("/nowhere")), false, Arc::default());
         shared.turned.store(u64::MAX, Ordering::Relaxed);
         shared.turn();
         assert!(shared.turned.load(Ordering::Relaxed) < 60_000, "it is the time since the start");

@@ -8,11 +8,12 @@ use std::{
     time::Duration,
 };
 
-use super::live::{Lack, Told};
+use super::live::{Health, Lack, Told};
 use crate::{
     model::{Few, ObjectChange, ObjectRef, VirtualIp},
     plan::controller::{
-        Command, Controller, ControllerOptions, EventTarget, NODE_CANNOT_SERVE, Outcome, agent_status_of,
+        BACKENDS_HEALTHY, BACKENDS_UNHEALTHY, Command, Controller, ControllerOptions, EventTarget,
+        NODE_CANNOT_SERVE, Outcome, agent_status_of,
     },
 };
 
@@ -100,6 +101,7 @@ impl Writer {
             Told::Unfit(_) | Told::Forwards(_) => return,
             Told::Serves(served) => served,
             Told::Lacks(service, lack) => return self.tell_lack(&service, &lack),
+            Told::Health(service, health) => return self.tell_health(&service, &health),
         };
         if services.is_empty() {
             self.served.remove(&address);
@@ -116,6 +118,24 @@ impl Writer {
             warning: true,
             reason: NODE_CANNOT_SERVE.to_owned(),
             note: format!("node {}: {}", self.node, lack.why),
+        });
+    }
+
+    /// Says in an Event of the Service how many of its backends do not work, as seen from this node.
+    fn tell_health(&mut self, service: &ObjectRef, health: &Health) {
+        let all = health.healthy + health.unhealthy;
+        let (reason, note) = match &health.example {
+            None => (BACKENDS_HEALTHY, format!("all {all} backends are healthy")),
+            Some((backend, why)) => {
+                let of = format!("{} of {all} backends", health.unhealthy);
+                (BACKENDS_UNHEALTHY, format!("the health check fails for {of}, as for {backend}: {why}"))
+            }
+        };
+        self.events.push(Command::Event {
+            about: EventTarget::service(service, &health.uid),
+            warning: health.example.is_some(),
+            reason: reason.to_owned(),
+            note: format!("node {}: {note}", self.node),
         });
     }
 

@@ -141,6 +141,7 @@ fn service_view(service: ObjectRef, mut entries: Vec<(ServiceKey, Entry)>) -> Se
         state,
         vips,
         pool: None,
+        health: None,
         ports: entries.into_iter().map(|(_, entry)| entry.view).collect(),
         problems: Vec::new(),
     }
@@ -164,6 +165,7 @@ fn backends_by_service(
             address,
             port: u16::from_be_bytes(backend.port),
             state: state.to_owned(),
+            reason: None,
             weight: backend.weight,
             backend_index: Some(index),
             next_hop_resolved,

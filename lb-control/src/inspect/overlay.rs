@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::model::{BackendReport, PortReport, Problem, Role, ServiceReport, ServiceState as Reported};
-use crate::view::{BackendView, PortView, ServedBy, ServiceState, ServiceView, TrafficView};
+use crate::model::{
+    BackendHealth, BackendReport, HealthReport, PortReport, Problem, Role, ServiceReport,
+    ServiceState as Reported,
+};
+use crate::view::{BackendView, HealthView, PortView, ServedBy, ServiceState, ServiceView, TrafficView};
 
 /// Services by namespace and name: state, addresses, pool and problems as the agent reports them;
 /// indices, next hops and counters as the maps have them (`entries`, from
@@ -52,8 +55,17 @@ fn service(report: &ServiceReport, mut entries: Vec<PortView>) -> ServiceView {
         },
         vips: report.vips.iter().map(|vip| vip.address).collect(),
         pool: (!pools.is_empty()).then(|| pools.join(",")),
+        health: report.health.as_ref().map(health),
         ports,
         problems: report.problems.iter().map(sentence).collect(),
+    }
+}
+
+fn health(report: &HealthReport) -> HealthView {
+    HealthView {
+        check: report.check.clone(),
+        healthy: report.healthy as u64,
+        unhealthy: report.unhealthy as u64,
     }
 }
 
@@ -86,13 +98,24 @@ fn port(report: &PortReport, vip: IpAddr, entries: &mut Vec<PortView>) -> PortVi
     // A backend of the other family cannot serve this VIP.
     for backend in report.backends.iter().filter(|backend| backend.address.is_ipv4() == vip.is_ipv4()) {
         let socket = (backend.address.ip(), backend.address.port());
-        if !view.backends.iter().any(|known| (known.address, known.port) == socket) {
+        let known = view.backends.iter().position(|known| (known.address, known.port) == socket);
+        let at = known.unwrap_or_else(|| {
             view.backends.push(backend_view(backend));
+            view.backends.len() - 1
+        });
+        if let Some(why) = backend.health.as_ref().and_then(BackendHealth::failure) {
+            let view = &mut view.backends[at];
+            UNHEALTHY.clone_into(&mut view.state);
+            view.reason = Some(why.to_owned());
         }
     }
     view.backends.sort_by_key(|backend| (backend.address, backend.port));
     view
 }
+
+/// The state of a backend whose health check fails, whatever the maps have it do: if all fail, all take
+/// connections.
+const UNHEALTHY: &str = "unhealthy";
 
 /// A backend that is not in the datapath yet.
 fn backend_view(report: &BackendReport) -> BackendView {
@@ -104,6 +127,7 @@ fn backend_view(report: &BackendReport) -> BackendView {
             Role::Terminating => "terminating",
         }
         .to_owned(),
+        reason: None,
         weight: report.weight,
         backend_index: None,
         next_hop_resolved: false,
@@ -121,8 +145,12 @@ mod tests {
 
     fn report(name: &str, vips: &[&str], backends: &[&str]) -> ServiceReport {
         let vip = |address: &&str| VipReport { address: address.parse().unwrap(), pool: Some("edge".into()) };
-        let backend =
-            |socket: &&str| BackendReport { address: socket.parse().unwrap(), role: Role::Active, weight: 1 };
+        let backend = |socket: &&str| BackendReport {
+            address: socket.parse().unwrap(),
+            role: Role::Active,
+            weight: 1,
+            health: None,
+        };
         ServiceReport {
             object: ObjectRef::new("default", name),
             state: Reported::Active,
@@ -133,6 +161,7 @@ mod tests {
                 port: 80,
                 backends: backends.iter().map(backend).collect(),
             }],
+            health: None,
             problems: vec![
                 Problem::warning("too many names").about("Service", &ObjectRef::new("default", name)),
             ],
@@ -161,6 +190,20 @@ mod tests {
             web.ports[0].backends.iter().map(|b| (b.address.to_string(), b.backend_index)).collect();
         assert_eq!(backends, [("10.0.0.1".into(), None), ("10.0.0.2".into(), Some(4))]);
         assert_eq!(web.ports[0].name, "web");
+    }
+
+    #[test]
+    fn who_fails_is_unhealthy_whatever_the_maps_have() {
+        let mut report = report("web", &["192.0.2.10"], &["10.0.0.1:8080", "10.0.0.2:8080"]);
+        report.ports[0].backends[0].health = Some(BackendHealth::Healthy);
+        report.ports[0].backends[1].health = Some(BackendHealth::Unhealthy("HTTP 503".into()));
+        report.health = Some(HealthReport { check: "tcp".into(), healthy: 1, unhealthy: 1 });
+        let views = overlay(&[report], entries());
+        let web = views.iter().find(|view| view.name == "web").unwrap();
+        assert_eq!(web.health, Some(HealthView { check: "tcp".into(), healthy: 1, unhealthy: 1 }));
+        let states: Vec<_> =
+            web.ports[0].backends.iter().map(|one| (one.state.as_str(), one.reason.as_deref())).collect();
+        assert_eq!(states, [("active", None), ("unhealthy", Some("HTTP 503"))]);
     }
 
     #[test]

@@ -38,6 +38,40 @@ pub struct BackendReport {
     pub role: Role,
     /// Its share relative to the others.
     pub weight: u32,
+    /// What its health check tells; `None` if nobody asks. If all fail, all take connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<BackendHealth>,
+}
+
+/// What a health check tells of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BackendHealth {
+    /// It works, or has not failed often enough yet.
+    Healthy,
+    /// It does not; why.
+    Unhealthy(String),
+}
+
+impl BackendHealth {
+    /// Why it does not work; `None` if it does.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        match self {
+            Self::Healthy => None,
+            Self::Unhealthy(why) => Some(why),
+        }
+    }
+}
+
+/// What health checks tell of a Service's backends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthReport {
+    /// How they are asked.
+    pub check: String,
+    /// How many of those that this node asks did not fail.
+    pub healthy: usize,
+    /// How many of them did.
+    pub unhealthy: usize,
 }
 
 /// A port of a Service, with the backends of all its VIPs.
@@ -65,6 +99,9 @@ pub struct ServiceReport {
     pub vips: Vec<VipReport>,
     /// Its ports.
     pub ports: Vec<PortReport>,
+    /// What health checks tell of its backends; `None` without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthReport>,
     /// What is wrong.
     pub problems: Vec<Problem>,
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use lb_common::abi::{ConnectionLimit, IPPROTO_TCP, IPPROTO_UDP};
 use serde::{Deserialize, Serialize};
 
-use super::{ApiState, ClientAddress, Labels, ObjectRef, Place, Scheduler, SlowStart, Weights};
+use super::{ApiState, BackendCheck, ClientAddress, Labels, ObjectRef, Place, Scheduler, SlowStart, Weights};
 
 /// The `loadBalancerClass` of Services that are ours.
 pub const LOAD_BALANCER_CLASS: &str = "pointsman.dev/pointsman";
@@ -25,6 +25,8 @@ pub const ANNOTATION_WEIGHTS: &str = "pointsman.dev/weights";
 pub const ANNOTATION_CONNECTION_RATE: &str = "pointsman.dev/connection-rate-limit";
 /// How backends learn who the client is: see [`ClientAddress`].
 pub const ANNOTATION_CLIENT_ADDRESS: &str = "pointsman.dev/client-address";
+/// How it is found out whether backends work: see [`BackendCheck`].
+pub const ANNOTATION_HEALTH_CHECK: &str = "pointsman.dev/health-check";
 /// How connections are spread: see [`Scheduler`].
 pub const ANNOTATION_SCHEDULER: &str = "pointsman.dev/scheduler";
 /// How long a new backend takes to get its full share: see [`SlowStart`].
@@ -197,6 +199,8 @@ pub struct Service {
     pub slow_start: Option<SlowStart>,
     /// How backends learn who the client is, by annotation.
     pub client_address: ClientAddress,
+    /// How it is found out whether backends work, by annotation.
+    pub backend_check: Option<Arc<BackendCheck>>,
     /// Shares of backends, by annotation.
     pub weights: Weights,
     /// Labels.

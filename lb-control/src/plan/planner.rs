@@ -1,6 +1,7 @@
 //! Objects to desired state, at the cost of what changed.
 
 mod index;
+mod targets;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -9,15 +10,16 @@ use std::{
 };
 
 use index::Index;
+use targets::Targets;
 
 use super::{
     HealthCheck,
     ipam::{Assigned, Holdings, Ipam},
-    resolve::{Here, resolve},
+    resolve::{Here, Resolved, resolve},
 };
 use crate::model::{
-    Desired, DesiredEntry, EndpointSlice, Family, ObjectChange, ObjectRef, Objects, Problem, Service,
-    ServiceKey, ServiceReport, VirtualIp,
+    CheckTarget, Desired, DesiredEntry, EndpointSlice, Family, ObjectChange, ObjectRef, Objects, Problem,
+    Service, ServiceKey, ServiceReport, VirtualIp,
 };
 
 /// Where the addresses of Services come from.
@@ -56,6 +58,8 @@ pub struct Effects {
     pub backends: BTreeSet<IpAddr>,
     /// Services about which health checks are told something else.
     pub health_checks: BTreeSet<ObjectRef>,
+    /// Those who are to be asked from now on whether they work, or no more: see [`Planner::is_asked`].
+    pub targets: BTreeSet<CheckTarget>,
 }
 
 impl Effects {
@@ -72,6 +76,7 @@ impl Effects {
 struct Before {
     backends: HashMap<IpAddr, Place>,
     vips: HashMap<IpAddr, bool>,
+    targets: BTreeMap<CheckTarget, bool>,
 }
 
 /// All that is decided about a Service; nothing if it is not ours.
@@ -80,6 +85,7 @@ struct Decided {
     entries: Vec<(ServiceKey, DesiredEntry)>,
     report: Option<ServiceReport>,
     health_check: Option<HealthCheck>,
+    targets: BTreeSet<CheckTarget>,
 }
 
 /// What is known of an address of backends.
@@ -108,6 +114,7 @@ pub struct Planner {
     index: Index,
     plan: Plan,
     backends: HashMap<IpAddr, Place>,
+    targets: Targets,
     resolved: u64,
 }
 
@@ -123,6 +130,7 @@ impl Planner {
             index: Index::default(),
             plan: Plan::default(),
             backends: HashMap::new(),
+            targets: Targets::default(),
             resolved: 0,
         }
     }
@@ -199,9 +207,28 @@ impl Planner {
         if self.zone() != zone {
             dirty.extend(self.plan.reports.keys().cloned());
         }
+        let effects = self.renew_all(&dirty);
+        self.plan.problems = self.problems();
+        effects
+    }
+
+    /// Takes over what health checks tell: why who is asked does not work, or that it does.
+    pub fn health(&mut self, verdicts: impl IntoIterator<Item = (CheckTarget, Option<Arc<str>>)>) -> Effects {
+        let dirty = self.targets.learn(verdicts);
+        self.renew_all(&dirty)
+    }
+
+    /// Whether somebody is to be asked whether he works. This node asks for the addresses that it
+    /// has: the others' traffic does not come by it.
+    #[must_use]
+    pub fn is_asked(&self, target: &CheckTarget) -> bool {
+        self.targets.is_asked(target)
+    }
+
+    fn renew_all(&mut self, dirty: &BTreeSet<ObjectRef>) -> Effects {
         let mut effects = Effects::default();
         let mut before = Before::default();
-        for service in &dirty {
+        for service in dirty {
             self.renew(service, &mut effects, &mut before);
         }
         for (address, was) in before.backends {
@@ -217,7 +244,7 @@ impl Planner {
         let other =
             before.vips.into_iter().filter(|(address, was_there)| *was_there != vips.contains_key(address));
         effects.vips.extend(other.map(|(address, _)| address));
-        self.plan.problems = self.problems();
+        effects.targets = self.targets.settle(before.targets);
         effects
     }
 
@@ -286,6 +313,7 @@ impl Planner {
         if differs {
             effects.reports.insert(object.clone());
         }
+        self.targets.replace(object, decided.targets, &mut before.targets);
         let before = match decided.health_check {
             Some(check) => self.plan.health_checks.insert(object.clone(), check),
             None => self.plan.health_checks.remove(object),
@@ -360,9 +388,10 @@ impl Planner {
         let zone = self.zone();
         let here =
             Here { node: Some(self.node.as_str()).filter(|node| !node.is_empty()), zone: zone.as_deref() };
-        let (entries, report) = resolve(service, &slices, assigned, &here);
+        let unhealthy = |vip: &IpAddr| Some(self.targets.unhealthy()).filter(|_| self.announces(vip));
+        let Resolved { entries, report, targets } = resolve(service, &slices, assigned, &here, unhealthy);
         let health_check = HealthCheck::of(service, &slices, &here);
-        Some(Decided { entries, report: Some(report), health_check })
+        Some(Decided { entries, report: Some(report), health_check, targets })
     }
 
     /// The addresses that VirtualIPs give to a Service. One that is being deleted is served no more.

@@ -1,5 +1,7 @@
 //! Services and pools in a line, for tests.
 
+use std::sync::Arc;
+
 use crate::model::{
     ApiState, ClientAddress, Family, FamilyPolicy, Ingress, Labels, ObjectRef, Pool, PoolOrigin, Protocol,
     Scheduler, Selector, Service, ServicePort, TargetPort, Weights,
@@ -7,8 +9,9 @@ use crate::model::{
 
 /// `[namespace/]name [ip=A,B] [pool=P] [share=K] [ports=80/TCP,…]
 /// [families=IPv4|IPv6|prefer|dual] [order=IPv6,IPv4] [class=C] [type=T] [local=app:web]
-/// [labels=a:b,…] [published=A,B] [deleting=1]`: `local` is a selector under
-/// `externalTrafficPolicy: Local`, `order` is `ipFamilies`.
+/// [labels=a:b,…] [check=tcp_port=81] [published=A,B] [deleting=1]`: `local` is a selector under
+/// `externalTrafficPolicy: Local`, `order` is `ipFamilies`;
+/// in `check`, `_` stands for a blank.
 pub fn service(text: &str) -> Service {
     let mut words = text.split_whitespace();
     let mut service = Service {
@@ -32,6 +35,7 @@ pub fn service(text: &str) -> Service {
         scheduler: Scheduler::default(),
         slow_start: None,
         client_address: ClientAddress::default(),
+        backend_check: None,
         weights: Weights::default(),
         labels: Labels::new(),
         selector: Labels::new(),
@@ -41,6 +45,9 @@ pub fn service(text: &str) -> Service {
         match (key, value) {
             ("ip", _) => {
                 service.requested_addresses = value.split(',').map(|text| text.parse().unwrap()).collect()
+            }
+            ("check", _) => {
+                service.backend_check = Some(Arc::new(value.replace('_', " ").parse().unwrap()));
             }
             ("pool", _) => service.pool = Some(value.into()),
             ("share", _) => service.sharing_key = Some(value.into()),

@@ -84,9 +84,9 @@ impl Proxy {
         let shared = Arc::new(Shared::new(settings, limits));
         let workers: Vec<_> =
             (0..threads).map(|number| Worker::start(number, &shared)).collect::<Result<_>>()?;
-        let handles: Vec<_> = workers.iter().map(|worker| worker.handle.clone()).collect();
-        let udp = Udp::start(&handles, &shared)?;
-        shared.handles.get_or_init(|| handles);
+        let handles =
+            shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
+        let udp = Udp::start(handles, &shared)?;
         let mut proxy = Self {
             shared,
             udp,

@@ -15,11 +15,12 @@ use lb_common::abi::ConnectionLimit;
 
 use crate::model::{
     ANNOTATION_ADDRESSES, ANNOTATION_CLIENT_ADDRESS, ANNOTATION_CONNECTION_RATE, ANNOTATION_EXTERNAL_IPS,
-    ANNOTATION_POOL, ANNOTATION_SCHEDULER, ANNOTATION_SHARING, ANNOTATION_SLICE_WEIGHT,
-    ANNOTATION_SLOW_START, ANNOTATION_WEIGHTS, ApiState, BadSlowStart, BadWeights, ClientAddress, Condition,
-    Endpoint, EndpointPort, EndpointSlice, FIELD_MANAGER, Family, FamilyPolicy, Ingress, METALLB_PREFIXES,
-    ObjectRef, Place, Protocol, Scheduler, Service, ServicePort, SlowStart, TargetPort, UnknownClientAddress,
-    UnknownScheduler, Weights, parse_connection_limit,
+    ANNOTATION_HEALTH_CHECK, ANNOTATION_POOL, ANNOTATION_SCHEDULER, ANNOTATION_SHARING,
+    ANNOTATION_SLICE_WEIGHT, ANNOTATION_SLOW_START, ANNOTATION_WEIGHTS, ApiState, BackendCheck, BadCheck,
+    BadSlowStart, BadWeights, ClientAddress, Condition, Endpoint, EndpointPort, EndpointSlice, FIELD_MANAGER,
+    Family, FamilyPolicy, Ingress, METALLB_PREFIXES, ObjectRef, Place, Protocol, Scheduler, Service,
+    ServicePort, SlowStart, TargetPort, UnknownClientAddress, UnknownScheduler, Weights,
+    parse_connection_limit,
 };
 
 /// Names the Service of an EndpointSlice.
@@ -146,6 +147,7 @@ pub fn service(from: &core::Service, place: Option<Place>) -> Result<Service, Ve
         scheduler: scheduler(annotation(ANNOTATION_SCHEDULER), &mut errors),
         slow_start: slow_start(annotation(ANNOTATION_SLOW_START), &mut errors),
         client_address: client_address(annotation(ANNOTATION_CLIENT_ADDRESS), &mut errors),
+        backend_check: backend_check(annotation(ANNOTATION_HEALTH_CHECK), &mut errors),
         weights: weights(annotation(ANNOTATION_WEIGHTS), &mut errors),
         labels: from.metadata.labels.clone().unwrap_or_default(),
         selector: spec.selector.clone().unwrap_or_default(),
@@ -317,6 +319,12 @@ fn client_address(annotation: Option<String>, errors: &mut Errors) -> ClientAddr
         errors.add(format!("metadata.annotations[{ANNOTATION_CLIENT_ADDRESS}]"), error.to_string());
         ClientAddress::default()
     })
+}
+
+fn backend_check(annotation: Option<String>, errors: &mut Errors) -> Option<Arc<BackendCheck>> {
+    let parsed: Result<BackendCheck, BadCheck> = annotation?.parse();
+    let field = format!("metadata.annotations[{ANNOTATION_HEALTH_CHECK}]");
+    parsed.map_err(|error| errors.add(field, error.to_string())).ok().map(Arc::new)
 }
 
 fn slow_start(annotation: Option<String>, errors: &mut Errors) -> Option<SlowStart> {

@@ -14,6 +14,6 @@ pub use drops::{DropView, DropsView};
 pub(crate) use flows::tests::flow as flow_for_tests;
 pub use flows::{DEFAULT_FLOW_LIMIT, FlowFilter, FlowView, FlowsView};
 pub use status::{
-    AgentView, AttachMode, BackendView, ConnectionLimitView, DeviceView, FlowTableView, PortView,
+    AgentView, AttachMode, BackendView, ConnectionLimitView, DeviceView, FlowTableView, HealthView, PortView,
     ProblemView, ServedBy, ServiceState, ServiceView, StatusView, TrafficView,
 };

@@ -122,11 +122,26 @@ pub struct ServiceView {
     /// Pool that the addresses came from, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// Its health check, and what it tells; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthView>,
     /// One element for each port of each VIP.
     pub ports: Vec<PortView>,
     /// What is wrong with it, in sentences.
     #[serde(default)]
     pub problems: Vec<String>,
+}
+
+/// The health check of a Service, as this node makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthView {
+    /// As the annotation has it, with all that it may leave out.
+    pub check: String,
+    /// How many of those that are asked are healthy.
+    pub healthy: u64,
+    /// How many are not.
+    pub unhealthy: u64,
 }
 
 /// One port of one VIP: one entry in the map `services`.
@@ -208,8 +223,11 @@ pub struct BackendView {
     pub address: IpAddr,
     /// Port of the endpoint.
     pub port: u16,
-    /// `active` or `terminating`.
+    /// `active`, `terminating` or `unhealthy`.
     pub state: String,
+    /// Why it is unhealthy, as its health check last found: `HTTP 503`, `connect: refused`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Share of new connections relative to the other backends.
     pub weight: u32,
     /// Index in the maps `backends` and `backend_stats`; absent while not in the datapath.

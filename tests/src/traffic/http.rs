@@ -7,13 +7,13 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::Pattern;
+use super::{Pattern, server::Health};
 
 /// Seed of the bytes under `/bytes/N`.
 pub const BYTES_SEED: u64 = 80;
 
 /// Answers requests until the client closes or asks to close.
-pub async fn serve(stream: TcpStream, name: Arc<str>) -> io::Result<()> {
+pub async fn serve(stream: TcpStream, name: Arc<str>, health: Arc<Health>) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
         let Some((path, close)) = request(&mut stream).await? else { return Ok(()) };
@@ -26,7 +26,9 @@ pub async fn serve(stream: TcpStream, name: Arc<str>) -> io::Result<()> {
             format!("{name}\n")
         };
         let length = bytes.unwrap_or(body.len());
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n");
+        let status = if path.starts_with("/healthz") { health.asked(&path) } else { "200 OK" };
+        let head =
+            format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n");
         if let Some(mut left) = bytes {
             stream.write_all(head.as_bytes()).await?;
             let mut pattern = Pattern::new(BYTES_SEED);

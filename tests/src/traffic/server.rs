@@ -1,11 +1,12 @@
 //! What runs on a backend.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{Ipv6Addr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket},
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
 };
@@ -21,7 +22,7 @@ use tokio::{
 use super::http;
 use crate::lab::Namespace;
 
-/// HTTP: `/` answers the backend's name, `/peer` the client's address and port as the backend sees them, `/bytes/N` that many bytes of a [`super::Pattern`].
+/// HTTP: `/` answers the backend's name, `/healthz` and what begins so 503 while the backend is [said to be ill](Server::set_healthy), `/peer` the client's address and port as the backend sees them, `/bytes/N` that many bytes of a [`super::Pattern`].
 pub const HTTP_PORT: u16 = 8080;
 /// TCP: every byte comes back; after the client's FIN also `bye <name> <bytes>`, then a FIN.
 pub const ECHO_PORT: u16 = 7000;
@@ -35,6 +36,24 @@ pub struct Server {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     accepted: Arc<AtomicU64>,
+    health: Arc<Health>,
+}
+
+/// What a backend says of itself, and how often it was asked.
+#[derive(Debug, Default)]
+pub struct Health {
+    is_ill: AtomicBool,
+    /// By path.
+    asked: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Health {
+    /// Counts a question; gives the status for the answer.
+    pub fn asked(&self, path: &str) -> &'static str {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        *asked.entry(path.to_owned()).or_default() += 1;
+        if self.is_ill.load(Ordering::SeqCst) { "503 Service Unavailable" } else { "200 OK" }
+    }
 }
 
 impl Server {
@@ -50,10 +69,12 @@ impl Server {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().context("tokio runtime")?;
         let (stop, stopped) = oneshot::channel();
         let count = Arc::clone(&accepted);
+        let health = Arc::new(Health::default());
+        let own = Arc::clone(&health);
         let body = move || {
             let served = runtime.block_on(async {
                 tokio::select! {
-                    served = sockets.serve(&name, &count) => served,
+                    served = sockets.serve(&name, &count, &own) => served,
                     _ = stopped => Ok(()),
                 }
             });
@@ -62,7 +83,7 @@ impl Server {
             }
         };
         let thread = thread::Builder::new().name(format!("server {}", namespace.role())).spawn(body)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread), accepted })
+        Ok(Self { stop: Some(stop), thread: Some(thread), accepted, health })
     }
 
     /// Servers on all of these.
@@ -71,6 +92,17 @@ impl Server {
     /// When one cannot be started.
     pub fn start_all(namespaces: &[Namespace]) -> Result<Vec<Self>> {
         namespaces.iter().map(Self::start).collect()
+    }
+
+    /// What it says of itself from now on.
+    pub fn set_healthy(&self, healthy: bool) {
+        self.health.is_ill.store(!healthy, Ordering::SeqCst);
+    }
+
+    /// How often it was asked how it is, by path.
+    #[must_use]
+    pub fn asked(&self) -> BTreeMap<String, u64> {
+        self.health.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// TCP connections taken so far.
@@ -111,10 +143,10 @@ impl Sockets {
         Ok(sockets)
     }
 
-    async fn serve(self, name: &Arc<str>, accepted: &AtomicU64) -> io::Result<()> {
+    async fn serve(self, name: &Arc<str>, accepted: &AtomicU64, health: &Arc<Health>) -> io::Result<()> {
         let (http, echo) = (TcpListener::from_std(self.http)?, TcpListener::from_std(self.echo)?);
         let udp = UdpSocket::from_std(self.udp)?;
-        let http = accept(http, accepted, |stream| http::serve(stream, Arc::clone(name)));
+        let http = accept(http, accepted, |stream| http::serve(stream, Arc::clone(name), Arc::clone(health)));
         let echo = accept(echo, accepted, |stream| tcp_echo(stream, Arc::clone(name)));
         tokio::try_join!(http, echo, udp_echo(udp, name)).map(drop)
     }

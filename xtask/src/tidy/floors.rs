@@ -6,7 +6,7 @@ use super::source::{find_path, is_identifier, line_of};
 const SRC: &str = "lb-control/src/";
 
 /// Top-level modules and their floors, as in ARCHITECTURE.md.
-const FLOORS: [(&str, u32); 15] = [
+const FLOORS: [(&str, u32); 16] = [
     ("model", 2),
     ("view", 2),
     ("ports", 3),
@@ -15,6 +15,7 @@ const FLOORS: [(&str, u32); 15] = [
     ("source", 5),
     ("dataplane", 5),
     ("net", 5),
+    ("probe", 5),
     ("proxy", 5),
     ("publish", 5),
     ("telemetry", 5),

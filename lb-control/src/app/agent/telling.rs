@@ -170,6 +170,10 @@ impl Agent {
             let problems = reports.get(service).map(|report| report.problems.as_slice()).unwrap_or_default();
             self.trouble.of_service(service, problems);
         }
+        for service in &services {
+            self.tell_health(service);
+        }
+        let reports = &self.planner.plan().reports;
         self.shared.tell(services.iter().map(|service| (service, reports.get(service))));
     }
 

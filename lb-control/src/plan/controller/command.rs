@@ -123,8 +123,14 @@ pub enum Command {
     },
 }
 
-/// The reason of the one Event that an agent tells of its own node, whoever leads.
+/// The reason of the Event that an agent tells of a Service that its own node cannot serve.
 pub const NODE_CANNOT_SERVE: &str = "NodeCannotServe";
+/// The reason of the Event that an agent tells of backends whose health check begins to fail.
+pub const BACKENDS_UNHEALTHY: &str = "BackendsUnhealthy";
+/// The reason of the Event that an agent tells of backends that are all healthy again.
+pub const BACKENDS_HEALTHY: &str = "BackendsHealthy";
+/// What agents tell of their own node, whoever leads.
+const OF_AGENTS: [&str; 3] = [NODE_CANNOT_SERVE, BACKENDS_UNHEALTHY, BACKENDS_HEALTHY];
 
 impl Command {
     /// Whether only the leader may have it carried out.
@@ -132,7 +138,7 @@ impl Command {
     pub fn is_leaders(&self) -> bool {
         match self {
             Self::SetVirtualIpStatus { .. } => false,
-            Self::Event { reason, .. } => reason != NODE_CANNOT_SERVE,
+            Self::Event { reason, .. } => !OF_AGENTS.contains(&reason.as_str()),
             _ => true,
         }
     }

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use crate::model::{
-    Backends, DesiredBackend, Endpoint, EndpointPort, EndpointSlice, Family, Role, Service, ServicePort,
+    Backends, CheckTarget, DesiredBackend, Endpoint, EndpointPort, EndpointSlice, Family, Role, Service,
+    ServicePort,
 };
 
 /// Where this data plane is: endpoints may be meant for some places only.
@@ -13,6 +14,18 @@ pub struct Here<'a> {
     pub node: Option<&'a str>,
     /// The node's zone.
     pub zone: Option<&'a str>,
+}
+
+/// Who does not work, and why, of those that health checks ask.
+pub type Unhealthy = BTreeMap<CheckTarget, Arc<str>>;
+
+/// The backends of a port.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// All of them.
+    pub(super) backends: Backends,
+    /// Where those are asked whether they work that could take connections.
+    pub(super) targets: BTreeMap<SocketAddr, CheckTarget>,
 }
 
 /// What all slices together say about an endpoint: while one is moved from a slice to another it
@@ -29,13 +42,18 @@ struct Merged<'a> {
 /// Ready endpoints take new connections; only if there is none, those that terminate but still
 /// serve (KEP-1669). All others that are listed keep what they have: an endpoint that is not ready
 /// for more is no reason to cut what runs.
+///
+/// Of those that could take connections, the ones whose health check fails do not, unless it fails for
+/// all: then it is more likely the check that is wrong, and nothing is lost by trying. `unhealthy` is
+/// `None` where nobody asks. Hints count among those that work: a zone in which nobody does has none.
 pub(super) fn backends(
     service: &Service,
     port: &ServicePort,
     slices: &[&EndpointSlice],
     family: Family,
     here: &Here<'_>,
-) -> Backends {
+    unhealthy: Option<&Unhealthy>,
+) -> Found {
     let mut merged: BTreeMap<SocketAddr, Merged<'_>> = BTreeMap::new();
     for slice in slices.iter().filter(|slice| slice.family == Some(family)) {
         for number in numbers(slice, port) {
@@ -53,19 +71,32 @@ pub(super) fn backends(
     }
     let any_ready = merged.values().any(|one| one.ready);
     let can_take = |one: &Merged<'_>| if any_ready { one.ready } else { one.serving_while_terminating };
+    let check = service.backend_check.as_ref().filter(|_| unhealthy.is_some());
+    let asked = |(address, one): (&SocketAddr, &Merged<'_>)| {
+        let target = check.filter(|_| can_take(one))?.target(*address, port.protocol)?;
+        Some((*address, target))
+    };
+    let targets: BTreeMap<SocketAddr, CheckTarget> = merged.iter().filter_map(asked).collect();
+    let works = |address: &SocketAddr| {
+        let fails = |target| unhealthy.is_some_and(|unhealthy| unhealthy.contains_key(target));
+        !targets.get(address).is_some_and(fails)
+    };
+    let any_works = merged.iter().any(|(address, one)| can_take(one) && one.weight > 0 && works(address));
+    let takes = |address: &SocketAddr, one: &Merged<'_>| can_take(one) && (!any_works || works(address));
     let takers: Vec<&Endpoint> =
-        merged.values().filter(|one| can_take(one)).map(|one| one.endpoint).collect();
+        merged.iter().filter(|(address, one)| takes(address, one)).map(|(_, one)| one.endpoint).collect();
     let preference = Preference::of(service, &takers, here);
-    let backend = |one: &Merged<'_>| DesiredBackend {
+    let backend = |address: &SocketAddr, one: &Merged<'_>| DesiredBackend {
         weight: one.weight,
-        role: if can_take(one) && preference.prefers(one.endpoint, here) {
+        role: if takes(address, one) && preference.prefers(one.endpoint, here) {
             Role::Active
         } else {
             Role::Terminating
         },
         local: here.node.is_some() && one.endpoint.node.as_deref() == here.node,
     };
-    merged.iter().map(|(address, one)| (*address, backend(one))).collect()
+    let backends = merged.iter().map(|(address, one)| (*address, backend(address, one))).collect();
+    Found { backends, targets }
 }
 
 /// `externalTrafficPolicy: Local` knows only the endpoints of this node.
@@ -152,6 +183,16 @@ mod tests {
     /// Backends as `address[*weight][!]`, with `!` for those that only keep what they have and `@`
     /// for those on this node.
     fn resolved(change: impl FnOnce(&mut Service), here: Here<'_>, endpoints: &[&str]) -> String {
+        checked(change, here, endpoints, &[])
+    }
+
+    /// As [`resolved`], where health checks of some addresses fail.
+    fn checked(
+        change: impl FnOnce(&mut Service),
+        here: Here<'_>,
+        endpoints: &[&str],
+        fail: &[&str],
+    ) -> String {
         let mut service = service("web");
         change(&mut service);
         let slice = EndpointSlice {
@@ -163,7 +204,14 @@ mod tests {
             endpoints: endpoints.iter().map(|text| endpoint(text)).collect(),
             weight: None,
         };
-        let found = backends(&service, &service.ports[0], &[&slice], Family::V4, &here);
+        let fails = |address: &&str| {
+            let address = SocketAddr::new(address.parse().unwrap(), 8080);
+            let check = service.backend_check.as_ref()?;
+            Some((check.target(address, Protocol::Tcp)?, "connect: refused".into()))
+        };
+        let unhealthy: Unhealthy = fail.iter().filter_map(fails).collect();
+        let found = backends(&service, &service.ports[0], &[&slice], Family::V4, &here, Some(&unhealthy));
+        let found = found.backends;
         let one = |(address, backend): (&SocketAddr, &DesiredBackend)| {
             let last = address.ip().to_string().rsplit('.').next().unwrap().to_owned();
             let weight = if backend.weight == 1 { String::new() } else { format!("*{}", backend.weight) };
@@ -212,6 +260,27 @@ mod tests {
         assert_eq!(plain(&["10.0.0.1 zone=a node=n2", "10.0.0.2 zone=a node=n1"]), "1! 2");
         let elsewhere = Here { zone: None, ..HERE };
         assert_eq!(resolved(|_| {}, elsewhere, &["10.0.0.1 zone=a", "10.0.0.2 zone=b"]), "1 2");
+    }
+
+    #[test]
+    fn who_fails_takes_nothing_unless_all_do() {
+        let check = |service: &mut Service| {
+            service.backend_check = Some(Arc::new("tcp".parse().unwrap()));
+            service.weights = "10.0.0.9=0".parse().unwrap();
+        };
+        let plain = |endpoints: &[&str], fail: &[&str]| checked(check, HERE, endpoints, fail);
+        let three = ["10.0.0.1", "10.0.0.2", "10.0.0.3 notready"];
+        assert_eq!(plain(&three, &[]), "1 2 3!");
+        assert_eq!(plain(&three, &["10.0.0.1"]), "1! 2 3!");
+        assert_eq!(plain(&three, &["10.0.0.1", "10.0.0.2"]), "1 2 3!", "all fail");
+        let nobody_else = ["10.0.0.1", "10.0.0.9"];
+        assert_eq!(plain(&nobody_else, &["10.0.0.1"]), "1 9*0", "nobody else takes anything");
+        // Those that terminate are asked if they are all that there is.
+        assert_eq!(plain(&["10.0.0.1 terminating", "10.0.0.2 terminating"], &["10.0.0.2"]), "1 2!");
+        // Hints are for those that work: with nobody of the zone left, the others take over.
+        let zones = ["10.0.0.1 zone=a", "10.0.0.2 zone=a", "10.0.0.3 zone=b"];
+        assert_eq!(plain(&zones, &["10.0.0.1"]), "1! 2 3!");
+        assert_eq!(plain(&zones, &["10.0.0.1", "10.0.0.2"]), "1! 2! 3");
     }
 
     #[test]

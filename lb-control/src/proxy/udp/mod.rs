@@ -16,7 +16,7 @@ mod teller;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     os::fd::OwnedFd,
     sync::{
@@ -47,6 +47,8 @@ use teller::Teller;
 
 /// One of so many file descriptors may be a session's.
 const SHARE_OF_SESSIONS: usize = 4;
+/// One of so many may be a VIP's socket that is there so that each worker has its own.
+const SHARE_OF_WAYS: usize = 64;
 /// How long a worker may take to do what it is told: it never waits for anything.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often to look whether sessions have ended.
@@ -59,8 +61,12 @@ pub struct Udp {
     entries: BTreeMap<ServiceKey, Served>,
     own: OwnAddresses,
     teller: Arc<Teller>,
-    own_listeners: usize,
+    /// Sockets at VIPs, and as long as there are no more than these, each worker gets its own.
+    ways: usize,
+    own_ways: usize,
     last_way: u32,
+    /// Entries whose sockets are there only for sessions of backends that take no new ones.
+    lingering: BTreeSet<ServiceKey>,
 }
 
 #[derive(Debug)]
@@ -105,8 +111,16 @@ impl Udp {
             Ok(orders)
         };
         let engines = workers.iter().enumerate().map(start).collect::<Result<_>>()?;
-        let own_listeners = proxy.limits.own_listeners;
-        Ok(Self { workers: engines, entries: BTreeMap::new(), own, teller, own_listeners, last_way: 0 })
+        Ok(Self {
+            workers: engines,
+            entries: BTreeMap::new(),
+            own,
+            teller,
+            ways: 0,
+            own_ways: proxy.limits.descriptors / SHARE_OF_WAYS,
+            last_way: 0,
+            lingering: BTreeSet::new(),
+        })
     }
 
     /// Serves an entry, or no more. `inherited` are sockets of an agent before this one. When it returns,
@@ -121,10 +135,14 @@ impl Udp {
                 self.update(key, &frontend);
                 let takes = !frontend.slots.is_empty();
                 let Some(served) = self.entries.get(key) else { return Ok(()) };
-                if takes && served.ways.is_empty() {
-                    self.open(key, inherited)?;
-                } else if !takes && served.entry.counters.open() == 0 {
+                if takes {
+                    self.lingering.remove(key);
+                    return if served.ways.is_empty() { self.open(key, inherited) } else { Ok(()) };
+                }
+                if served.entry.counters.open() == 0 {
                     self.close(key);
+                } else if !served.ways.is_empty() {
+                    self.lingering.insert(key.clone());
                 }
                 Ok(())
             }
@@ -158,12 +176,6 @@ impl Udp {
     #[must_use]
     pub fn entry(&self, key: &ServiceKey) -> Option<&Arc<Entry>> {
         self.entries.get(key).map(|served| &served.entry)
-    }
-
-    /// The number of sockets at VIPs.
-    #[must_use]
-    pub fn listeners(&self) -> usize {
-        self.entries.values().map(|served| served.ways.len()).sum()
     }
 
     /// How many ICMP errors clients got, and did not get.
@@ -218,7 +230,7 @@ impl Udp {
         let entry = Arc::clone(&served.entry);
         let address = address(key);
         let all = self.workers.len();
-        let wanted = if self.listeners() + all <= self.own_listeners { all } else { 1 };
+        let wanted = if self.ways + all <= self.own_ways { all } else { 1 };
         let mut sockets = Vec::new();
         for socket in inherited {
             let socket = socket::inherited(socket, &entry);
@@ -243,6 +255,7 @@ impl Udp {
             let add = Order::Add(way.number, Arc::clone(&entry), Arc::clone(&way.socket));
             answers.extend(self.order(way.worker, add));
         }
+        self.ways += ways.len();
         if let Some(served) = self.entries.get_mut(key) {
             served.ways = ways;
         }
@@ -256,9 +269,11 @@ impl Udp {
     fn close(&mut self, key: &ServiceKey) {
         let Some(served) = self.entries.get_mut(key) else { return };
         let ways = std::mem::take(&mut served.ways);
+        self.lingering.remove(key);
         if ways.is_empty() {
             return;
         }
+        self.ways -= ways.len();
         self.own.write().unwrap_or_else(PoisonError::into_inner).remove(&(key.vip, key.port));
         let answers =
             ways.iter().filter_map(|way| self.order(way.worker, Order::Remove(way.number))).collect();
@@ -267,13 +282,8 @@ impl Udp {
 
     /// Closes sockets that were left open for sessions of backends that take no new ones.
     fn close_idle(&mut self) {
-        let is_idle = |served: &Served| {
-            !served.ways.is_empty()
-                && served.entry.table().frontend.slots.is_empty()
-                && served.entry.counters.open() == 0
-        };
-        let idle = self.entries.iter().filter(|(_, served)| is_idle(served));
-        let keys: Vec<_> = idle.map(|(key, _)| key.clone()).collect();
+        let idle = self.lingering.iter().filter(|key| self.connections(key) == 0);
+        let keys: Vec<_> = idle.cloned().collect();
         keys.iter().for_each(|key| self.close(key));
     }
 

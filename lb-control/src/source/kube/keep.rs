@@ -7,8 +7,8 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 
 use crate::{
     model::{
-        ANNOTATION_ADDRESSES, ANNOTATION_SCHEDULER, ANNOTATION_SLICE_WEIGHT, ANNOTATION_SLOW_START,
-        ANNOTATION_WEIGHTS, EndpointSlice, METALLB_PREFIXES, Service,
+        ANNOTATION_ADDRESSES, ANNOTATION_HEALTH_CHECK, ANNOTATION_SCHEDULER, ANNOTATION_SLICE_WEIGHT,
+        ANNOTATION_SLOW_START, ANNOTATION_WEIGHTS, EndpointSlice, METALLB_PREFIXES, Service,
     },
     source::convert,
 };
@@ -17,7 +17,7 @@ use crate::{
 pub type Kept<T> = (T, &'static str);
 
 /// Annotations that a Service does as well without: they say how it is served, not what.
-const DISPENSABLE: [&str; 2] = [ANNOTATION_SCHEDULER, ANNOTATION_SLOW_START];
+const DISPENSABLE: [&str; 3] = [ANNOTATION_SCHEDULER, ANNOTATION_SLOW_START, ANNOTATION_HEALTH_CHECK];
 
 /// A Service that only asks for ways to be served that there are not is served in the usual way. Any
 /// other is as it last was, with what the API server has about it now: what we wrote ourselves has
@@ -84,6 +84,7 @@ mod tests {
         let annotations = raw.metadata.annotations.as_mut().unwrap();
         annotations.clear();
         annotations.insert(ANNOTATION_SCHEDULER.into(), "fastest".into());
+        annotations.insert(ANNOTATION_HEALTH_CHECK.into(), "ask".into());
         annotations.insert(ANNOTATION_WEIGHTS.into(), "*=3".into());
         raw.spec.as_mut().unwrap().load_balancer_ip = None;
         assert!(convert::service(&raw, None).is_err());

@@ -87,6 +87,14 @@ metrics! {
         "Addresses that this node has on its link device.";
     BACKENDS = Gauge "pointsman_backends" ["state"]
         "Backends in the datapath, one for each endpoint of each port of each VIP.";
+    CHECKED_BACKENDS = Gauge "pointsman_checked_backends" ["namespace", "service", "state"]
+        "Backends of Services with a health check, as this node finds them: healthy or unhealthy. Only of \
+         addresses that this node has.";
+    BACKEND_HEALTHY = Gauge "pointsman_backend_healthy"
+        ["namespace", "service", "protocol", "port", "backend"]
+        "1 if the backend's health check does not fail, else 0; only with --metrics-per-backend.";
+    HEALTH_PROBES = Counter "pointsman_health_probes_total" ["result"]
+        "Questions whether a backend works. Not-asked: this node lacked descriptors, ports or memory for it.";
     POOL_ADDRESSES = Gauge "pointsman_pool_addresses" ["pool"]
         "Addresses that a pool can give out.";
     POOL_ASSIGNED = Gauge "pointsman_pool_assigned_addresses" ["pool"]

@@ -175,7 +175,10 @@ fn backends(view: &StatusView, wide: bool) -> String {
                 let mut row = vec![
                     SocketAddr::new(backend.address, backend.port).to_string(),
                     format!("{}/{} {}", service.namespace, service.name, vip_port(port)),
-                    backend.state.clone(),
+                    match &backend.reason {
+                        Some(reason) => format!("{} ({reason})", backend.state),
+                        None => backend.state.clone(),
+                    },
                     count(new_flows),
                     bytes(bytes_in),
                     bytes(bytes_out),
@@ -230,6 +233,7 @@ mod tests {
             address: address.parse().unwrap(),
             port: 8080,
             state: "active".into(),
+            reason: None,
             weight: 1,
             backend_index: Some(4),
             next_hop_resolved: resolved,
@@ -280,6 +284,7 @@ mod tests {
                 state: ServiceState::Active,
                 vips: vec![port.vip],
                 pool: Some("edge".into()),
+                health: None,
                 ports: vec![port],
                 problems: vec!["port 443 is taken by default/other".into()],
             }],
@@ -308,6 +313,16 @@ Problems:
   Service default/web: port 443 is taken by default/other
 ";
         assert_eq!(render(&example(), Format::Table).unwrap(), expected);
+    }
+
+    #[test]
+    fn who_is_unhealthy_is_told_with_why() {
+        let mut view = example();
+        let backend = &mut view.services[0].ports[0].backends[0];
+        (backend.state, backend.reason) = ("unhealthy".into(), Some("HTTP 503".into()));
+        let text = render(&view, Format::Table).unwrap();
+        assert!(text.contains("80/TCP   unhealthy (HTTP 503)   12 "), "{text}");
+        assert!(text.contains("80/TCP (http)   0/2 "), "{text}");
     }
 
     #[test]

@@ -45,8 +45,11 @@ pub fn new_ones_pass(device: &mut dyn Device) {
         before.talk(device);
         reply(device, ip, 1, 5000, &asked);
         before.close(device);
-        // It was the datapath's, but begins anew.
-        passed(device, &Connection::new(ip, 1, 40_000).client_segment(SYN, b"").build());
+        // Its port was the datapath's, but begins anew, and nothing leads to the old backend any more.
+        let anew = Connection::new(ip, 1, 40_000);
+        for flags in [SYN, ACK, ACK | PSH] {
+            passed(device, &anew.client_segment(flags, b"").build());
+        }
         flag(device, 0);
         let service = ip.service(IPPROTO_TCP);
         assert_eq!(device.stats().services[&service].refused, 0);

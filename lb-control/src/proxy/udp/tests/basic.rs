@@ -78,6 +78,10 @@ fn a_terminating_backend_keeps_its_sessions_and_gets_no_more() {
     let other = client(&key);
     other.send(b"who").unwrap();
     eventually("a client is refused", || refused(&proxy, Refusal::NoBackend) == 1);
+    // As long as there are sessions.
+    assert_eq!(proxy.sockets().unwrap().len(), 2);
+    assert!(proxy.apply(vec![(key.clone(), Wanted::Serve(Arc::new(frontend(&key, &[]))))]).is_empty());
+    assert_eq!((proxy.connections(&key), proxy.sockets().unwrap().len()), (0, 0));
 }
 
 #[test]
