@@ -278,7 +278,8 @@ impl Proxy {
             let listener = Listener::inherited(socket, entry, settings);
             listeners.push(listener.with_context(|| format!("{key}: taking over its socket"))?);
         }
-        let wanted = if self.listeners + workers <= self.shared.limits.own_listeners { workers } else { 1 };
+        let has_room = self.listeners + workers <= self.shared.limits.own_listeners;
+        let wanted = if settings.own_listeners && has_room { workers } else { 1 };
         while listeners.len() < wanted {
             let listener = Listener::open(address, entry, settings);
             listeners.push(listener.with_context(|| format!("{key}: listening on {address}"))?);
