@@ -21,8 +21,8 @@ use crate::probe::Counts;
 use crate::proxy::{FrontendCounts, Reader};
 use crate::telemetry::metrics::{CONTENT_TYPE, Recorder, Samples, table};
 use crate::view::{
-    AgentView, BackendView, DeviceView, DropView, FlowTableView, FlowView, ProblemView, ServedBy, ServiceView,
-    StatusView,
+    AgentView, BackendView, DeviceView, DropView, FlowTableView, FlowView, ProblemView, ServedBy,
+    ServiceView, StatusView,
 };
 
 /// What the agent has decided and done.
