@@ -330,3 +330,33 @@ fn fifty_thousand_short_connections_without_an_error() -> Result<()> {
     assert!(!name.is_empty());
     Ok(())
 }
+
+/// The link device is replaced by one that programs cannot be attached to, and comes back.
+#[test]
+fn a_device_that_programs_cannot_serve_is_served_until_it_is_replaced() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let (agent, status) = start(&world, &web(&[1, 2]), KERNEL)?;
+    let edge = &world.lab.edge;
+    edge.ip_batch("link set uplink name other\ntuntap add uplink mode tun\nlink set uplink up\n")?;
+    let status_then = agent.wait_status("the proxy", |status| uplink(status).0 == "proxy")?;
+    assert!(uplink(&status_then).1.contains("no Ethernet device"), "{status_then:#}");
+    goes_round(&world, &status, 2)?;
+    let flows: Vec<_> = both(&status, ECHO)?
+        .into_iter()
+        .map(|to| PingPong::start(&world.lab.client, to, 2))
+        .collect::<Result<_>>()?;
+    edge.ip_batch("link delete uplink\nlink set other name uplink\n")?;
+    agent.wait_status("the kernel", |status| uplink(status).0 == "xdp-native")?;
+    for flows in &flows {
+        flows.wait_exchanges(30)?;
+    }
+    for to in both(&status, HTTP)? {
+        check_round_robin(&who_answers(&world.lab.client, to, 4)?, 2)?;
+    }
+    assert!(served_by(&agent.status()?, "web").iter().all(|by| by == "kernel"));
+    for flows in flows {
+        let report = flows.stop()?;
+        assert!(report.broken.is_empty(), "{report:?}");
+    }
+    Ok(())
+}

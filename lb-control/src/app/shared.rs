@@ -21,8 +21,8 @@ use crate::probe::Counts;
 use crate::proxy::{FrontendCounts, Reader};
 use crate::telemetry::metrics::{CONTENT_TYPE, Recorder, Samples, table};
 use crate::view::{
-    AgentView, BackendView, DeviceView, DropView, FlowTableView, FlowView, ProblemView, ServiceView,
-    StatusView,
+    AgentView, BackendView, DeviceView, DropView, FlowTableView, FlowView, ProblemView, ServedBy,
+    ServiceView, StatusView,
 };
 
 /// What the agent has decided and done.
@@ -265,7 +265,9 @@ fn services(
     let mut all = overlay(&reports, in_maps);
     add_proxied(&mut all, &published.frontends, proxied);
     for service in &mut all {
-        for backend in service.ports.iter_mut().flat_map(|port| &mut port.backends) {
+        // Where the proxy serves, the kernel finds the way, and says when there is none.
+        let forwarded = service.ports.iter_mut().filter(|port| port.served_by == ServedBy::Kernel);
+        for backend in forwarded.flat_map(|port| &mut port.backends) {
             explain(backend, published);
         }
         let unreachable: BTreeSet<_> = service

@@ -20,7 +20,7 @@ pub struct Limits {
     pub connections: usize,
     /// Pipes of one worker.
     pub pipes: usize,
-    /// As long as there are no more listening sockets than this, each worker gets its own.
+    /// As long as there are no more listening sockets than this, each worker may get its own.
     pub own_listeners: usize,
 }
 
@@ -29,7 +29,7 @@ impl Limits {
     #[must_use]
     pub fn of(descriptors: usize, settings: &Settings) -> Self {
         let pipes = descriptors / SHARE_OF_PIPES / 2;
-        let own_listeners = if settings.own_listeners { descriptors / SHARE_OF_LISTENERS } else { 0 };
+        let own_listeners = descriptors / SHARE_OF_LISTENERS;
         let rest = descriptors.saturating_sub(settings.reserved_descriptors + 2 * pipes + own_listeners);
         let possible = (rest / DESCRIPTORS_EACH).max(1);
         Self {
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn shares() {
-        let settings = Settings { workers: 2, own_listeners: true, ..Settings::default() };
+        let settings = Settings { workers: 2, ..Settings::default() };
         let limits = Limits::of(20_000, &settings);
         assert_eq!((limits.pipes, limits.own_listeners), (312, 1_250));
         assert_eq!(limits.connections, (20_000 - 512 - 1_250 - 1_250) / 2);

@@ -35,7 +35,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
-pub use limits::Limits;
+pub use limits::{Limits, raise_descriptors};
 pub use reader::Reader;
 pub use settings::{Inherited, Settings};
 pub use udp::IcmpErrors;
@@ -278,7 +278,8 @@ impl Proxy {
             let listener = Listener::inherited(socket, entry, settings);
             listeners.push(listener.with_context(|| format!("{key}: taking over its socket"))?);
         }
-        let wanted = if self.listeners + workers <= self.shared.limits.own_listeners { workers } else { 1 };
+        let has_room = self.listeners + workers <= self.shared.limits.own_listeners;
+        let wanted = if settings.own_listeners && has_room { workers } else { 1 };
         while listeners.len() < wanted {
             let listener = Listener::open(address, entry, settings);
             listeners.push(listener.with_context(|| format!("{key}: listening on {address}"))?);

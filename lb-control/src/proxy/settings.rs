@@ -24,8 +24,8 @@ pub struct Settings {
     /// How many connections wait to be accepted, for each listening socket; the kernel cuts it to
     /// `net.core.somaxconn`.
     pub backlog: i32,
-    /// Whether each worker has a listening socket of its own for each address (`SO_REUSEPORT`), rather than
-    /// all the same one. Then the kernel deals connections out without asking who has time: on CPUs that
+    /// Whether each worker has a listening TCP socket of its own for each address (`SO_REUSEPORT`), rather
+    /// than all the same one. Then the kernel deals connections out without asking who has time: on CPUs that
     /// have other things to do, those of a worker that has to wait wait with it.
     pub own_listeners: bool,
     /// File descriptors that are left to the rest of the agent.

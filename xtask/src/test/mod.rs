@@ -50,7 +50,7 @@ pub struct Args {
     repeat: u32,
     /// How the agents of the end-to-end tests forward: xdp-native, tc, xdp-generic [default: what an agent
     /// chooses itself]
-    #[arg(long, value_name = "PATH", value_parser = ["auto", "xdp-native", "tc", "xdp-generic"])]
+    #[arg(long, value_name = "PATH", value_parser = ["auto", "xdp-native", "tc", "xdp-generic", "proxy"])]
     datapath: Option<String>,
     /// Only the tests of upgrades, from the agent of this commit, whose map layout is the previous one; it
     /// is built in a temporary checkout

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use tracing::debug;
 
 use super::Agent;
@@ -69,14 +69,19 @@ impl Agent {
         let before = self.modes();
         let Some(mut kernel) = self.kernel.take() else { return BTreeSet::new() };
         let link = self.link_index();
-        self.proxied.link_refused = None;
         for (index, name) in &wanted {
-            if let Err(error) = self.attach_one(&mut kernel, *index, name) {
-                if Some(*index) == link && self.settings.datapath.mode().is_none() {
-                    self.leave_to_proxy(name, &error);
-                } else {
-                    self.fail(Area::Devices, name, &error);
+            let is_link = Some(*index) == link;
+            if is_link && !self.proxied.may_attach(*index) {
+                self.leave_to_proxy(name, *index, None);
+                continue;
+            }
+            match self.attach_one(&mut kernel, *index, name) {
+                Err(error) if is_link && self.settings.datapath.mode().is_none() => {
+                    self.leave_to_proxy(name, *index, Some(&error));
                 }
+                Err(error) => self.fail(Area::Devices, name, &error),
+                Ok(()) if is_link => self.proxied.link_refused = None,
+                Ok(()) => {}
             }
         }
         let modes = modes(&kernel);
@@ -280,7 +285,11 @@ impl Agent {
     }
 
     fn attach_one(&mut self, kernel: &mut KernelPath, index: u32, name: &str) -> Result<()> {
-        let on_device = self.next_hops.links().get(&index).and_then(|link| link.xdp_program);
+        let link = self.next_hops.links().get(&index);
+        if link.is_some_and(|link| link.mac.is_none() && !link.is_loopback) {
+            bail!("it is no Ethernet device: the programs cannot read its packets");
+        }
+        let on_device = link.and_then(|link| link.xdp_program);
         kernel.devices.check(index, on_device);
         // Redirection first: the program may need it with the first packet.
         kernel.maps.allow_device(index)?;

@@ -51,9 +51,10 @@ fn much_both_ways() {
     let sending = thread::spawn(move || send(&mut sender, MUCH));
     assert_eq!(receive(&mut stream), MUCH);
     sending.join().unwrap();
+    // What was sent may still be on its way to the server.
+    eventually("it ends", || proxy.total_connections() == 0);
     let counts = proxy.counts().remove(0);
     assert_eq!((counts.bytes_in, counts.bytes_out), (MUCH, MUCH));
-    eventually("it ends", || proxy.total_connections() == 0);
 }
 
 /// Whoever does not read makes the other side wait, and not the proxy grow.
