@@ -10,6 +10,7 @@ use lb_common::abi::Config;
 use tokio::time::Instant;
 use tracing::{debug, error, info};
 
+use super::handover::Predecessor;
 use super::live::Live;
 use super::shared::Shared;
 use super::start::check_device;
@@ -24,7 +25,6 @@ use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
 use crate::plan::{self, Addressing, Compiler, CookiePhase, Effects, FlowTableWatch, Paths, Planner, Scope};
 use crate::probe::Probes;
-use crate::proxy::Inherited;
 use crate::source::Update;
 
 mod cookies;
@@ -88,12 +88,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Loads the programs and adopts what an earlier agent has left. Nothing is removed yet. `inherited`:
-    /// listening sockets of the agent before this one.
+    /// Loads the programs and adopts what an earlier agent has left. Nothing is removed yet.
+    /// `predecessor`: the agent that this one has taken over from.
     pub async fn start(
         settings: &Settings,
         live: Live,
-        inherited: Vec<Inherited>,
+        predecessor: Option<Predecessor>,
     ) -> Result<(Self, Arc<Shared>)> {
         let network = Network::connect()?;
         check_device(&network, &settings.link_device).await?;
@@ -120,7 +120,7 @@ impl Agent {
             next_hops: NextHops::new(network.clone(), &settings.link_device),
             network,
             kernel,
-            proxied: ProxyPath::new(no_kernel, inherited, settings.drain),
+            proxied: ProxyPath::new(no_kernel, predecessor),
             planner,
             config,
             cookies,
@@ -363,8 +363,7 @@ impl Agent {
         self.attach_sockets();
         self.place_addresses(None).await;
         self.retire_previous();
-        // Of listening sockets that were taken over, those that nobody wants.
-        self.proxied.inherited.clear();
+        self.has_taken_over();
         self.report_all_live();
         self.live.begins();
         self.publish();

@@ -1,12 +1,13 @@
 //! An agent that takes over from one that runs: a new version beside the old one.
 //!
-//! The new one asks on a socket beside the agent's. The old one gives its listening sockets, lets go
-//! of everything else as an agent does that is followed by another, says so, and stays until its own
-//! connections have ended. The listening sockets are never closed in between: whoever connects
-//! meanwhile waits in their queues.
+//! The new one asks on a socket beside the agent's. The old one gives its listening sockets, and when the
+//! new one has them, lets go of everything else as an agent does that is followed by another. It goes on
+//! accepting until the new one says that it serves, then ends when its connections have. So the
+//! listening sockets are never closed in between, and somebody accepts at every moment.
 //!
-//! On the wire (a stream): a line of JSON with the sockets' addresses, whose descriptors come along
-//! in groups with one byte each, and at the end one more byte.
+//! On the wire (a stream): the request, a line; a line of JSON with the sockets' addresses, whose
+//! descriptors come along in groups with one byte each; the new one's byte that it has them; the old
+//! one's that it has let go; the new one's that it serves.
 
 use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
@@ -16,27 +17,34 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
-use tracing::info;
+use tokio::io::AsyncReadExt;
+use tracing::{debug, info};
 
 use crate::model::Protocol;
 use crate::proxy::Inherited;
 
 /// Version of what is said on the wire.
 const VERSION: u32 = 1;
+/// What the new agent asks with. Whoever connects and says something else is not answered.
+const REQUEST: &[u8] = b"pointsman: take over\n";
 /// Descriptors in one message: the kernel takes 253 (`SCM_MAX_FD` in include/net/scm.h).
 const GROUP: usize = 128;
-/// How long the other side may be silent. The old agent finishes what it is at, and gives back its Lease.
+/// How long the old agent may be silent: it finishes what it is at, and gives back its Lease.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the new one may: the old one's loop waits for it.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Says that everything is let go of.
 const DONE: u8 = b'.';
-/// Comes with each group of descriptors.
+/// Comes with each group of descriptors, and says that all have come.
 const HERE: u8 = b'+';
+/// Says that the new agent serves.
+const SERVES: u8 = b'!';
 
 /// Where an agent is asked to hand over.
 #[must_use]
@@ -49,6 +57,8 @@ pub fn path(socket: &Path) -> PathBuf {
 #[derive(Serialize, Deserialize)]
 struct Letter {
     version: u32,
+    /// How long connections of the old agent may go on.
+    drain_seconds: u64,
     sockets: Vec<Told>,
 }
 
@@ -74,17 +84,22 @@ impl Heir {
         let own = nix::unistd::geteuid().as_raw();
         ensure!(user == own || user == 0, "user {user} may not take over from an agent of user {own}");
         stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        let mut request = [0; REQUEST.len()];
+        (&stream).read_exact(&mut request).context("it asks for nothing")?;
+        ensure!(request == *REQUEST, "it asks for something else");
         Ok(Self(stream))
     }
 
-    /// Gives the listening sockets.
+    /// Gives the listening sockets, and waits until they have come.
     ///
     /// # Errors
-    /// When the other side is gone.
-    pub fn give(&self, sockets: &[Inherited]) -> Result<()> {
+    /// When the other side is gone, or does not take them.
+    pub fn give(&self, sockets: &[Inherited], drain: Duration) -> Result<()> {
         let told = sockets.iter().map(|one| Told { address: one.address, protocol: one.protocol }).collect();
-        let mut letter = serde_json::to_vec(&Letter { version: VERSION, sockets: told })?;
+        let drain_seconds = drain.as_secs();
+        let mut letter = serde_json::to_vec(&Letter { version: VERSION, drain_seconds, sockets: told })?;
         letter.push(b'\n');
         let mut rest = letter.as_slice();
         while !rest.is_empty() {
@@ -103,6 +118,9 @@ impl Heir {
             sendmsg(&self.0, &[IoSlice::new(&[HERE])], &mut ancillary, SendFlags::NOSIGNAL)
                 .context("handing over the listening sockets")?;
         }
+        let mut answer = [0];
+        (&self.0).read_exact(&mut answer).context("it did not take the listening sockets")?;
+        ensure!(answer == [HERE], "it did not take the listening sockets");
         Ok(())
     }
 
@@ -110,9 +128,40 @@ impl Heir {
     ///
     /// # Errors
     /// When the other side is gone.
-    pub fn done(self) -> Result<()> {
+    pub fn done(&self) -> Result<()> {
         rustix::net::send(&self.0, &[DONE], SendFlags::NOSIGNAL).context("saying that all is handed over")?;
         Ok(())
+    }
+
+    /// Waits until the new agent serves.
+    ///
+    /// # Errors
+    /// When it has ended before.
+    pub async fn serves(self) -> Result<()> {
+        self.0.set_nonblocking(true)?;
+        let mut stream = tokio::net::UnixStream::from_std(self.0)?;
+        let mut said = [0];
+        stream.read_exact(&mut said).await.context("the agent that took over has ended before it served")?;
+        ensure!(said == [SERVES], "the agent that took over says {said:?}, which nobody understands");
+        Ok(())
+    }
+}
+
+/// The new agent's end.
+pub struct Predecessor {
+    stream: UnixStream,
+    /// Its listening sockets.
+    pub sockets: Vec<Inherited>,
+    /// How long its connections may go on.
+    pub drain: Duration,
+}
+
+impl Predecessor {
+    /// Tells it that this agent serves.
+    pub fn we_serve(self) {
+        if let Err(error) = rustix::net::send(&self.stream, &[SERVES], SendFlags::NOSIGNAL) {
+            debug!("the agent before this one has ended already: {error}");
+        }
     }
 }
 
@@ -120,20 +169,23 @@ impl Heir {
 ///
 /// # Errors
 /// When it does not, or speaks otherwise.
-pub fn take(path: &Path) -> Result<Vec<Inherited>> {
+pub fn take(path: &Path) -> Result<Option<Predecessor>> {
     let stream = match UnixStream::connect(path) {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             info!("no agent runs here that could hand over");
-            return Ok(Vec::new());
+            return Ok(None);
         }
         Err(error) => return Err(error).with_context(|| format!("asking {} to hand over", path.display())),
     };
     stream.set_read_timeout(Some(PATIENCE))?;
-    receive(&stream).context("taking over from the agent that runs: stop it, or start without --take-over")
+    let context = "taking over from the agent that runs: stop it, or start without --take-over";
+    let (sockets, drain) = receive(&stream).context(context)?;
+    Ok(Some(Predecessor { stream, sockets, drain }))
 }
 
-fn receive(mut stream: &UnixStream) -> Result<Vec<Inherited>> {
+fn receive(mut stream: &UnixStream) -> Result<(Vec<Inherited>, Duration)> {
+    rustix::net::send(stream, REQUEST, SendFlags::NOSIGNAL).context("asking for it")?;
     let mut line = Vec::new();
     loop {
         let mut byte = [0];
@@ -146,38 +198,43 @@ fn receive(mut stream: &UnixStream) -> Result<Vec<Inherited>> {
     }
     let letter: Letter = serde_json::from_slice(&line).context("its answer")?;
     ensure!(letter.version == VERSION, "it hands over in another way (version {})", letter.version);
-    let mut descriptors: Vec<OwnedFd> = Vec::with_capacity(letter.sockets.len());
-    loop {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GROUP))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut byte = [0];
-        let mut target = [IoSliceMut::new(&mut byte)];
-        let received = rustix::io::retry_on_intr(|| {
-            recvmsg(stream, &mut target, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        })
-        .context("waiting for it to let go")?;
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(group) = message {
-                descriptors.extend(group);
-            }
-        }
-        match (received.bytes, byte) {
-            (0, _) => bail!("it ended before it had let go of everything"),
-            (_, [DONE]) => break,
-            (_, [HERE]) => {}
-            (_, [other]) => bail!("it says {other:#x}, which nobody understands"),
+    let count = letter.sockets.len();
+    let mut descriptors: Vec<OwnedFd> = Vec::with_capacity(count);
+    while descriptors.len() < count {
+        let expected = GROUP.min(count - descriptors.len());
+        let (said, group) = receive_one(stream)?;
+        ensure!(
+            said == HERE && group.len() == expected,
+            "{count} listening sockets were announced, and not all came: too few open files may be allowed"
+        );
+        descriptors.extend(group);
+    }
+    rustix::net::send(stream, &[HERE], SendFlags::NOSIGNAL).context("taking the listening sockets")?;
+    let (said, _) = receive_one(stream).context("waiting for it to let go")?;
+    ensure!(said == DONE, "it says {said:#x}, which nobody understands");
+    let sockets = letter.sockets.into_iter().zip(descriptors);
+    let sockets =
+        sockets.map(|(told, socket)| Inherited { address: told.address, protocol: told.protocol, socket });
+    Ok((sockets.collect(), Duration::from_secs(letter.drain_seconds)))
+}
+
+/// A byte, and the descriptors that come with it.
+fn receive_one(stream: &UnixStream) -> Result<(u8, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GROUP))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let mut target = [IoSliceMut::new(&mut byte)];
+    let received =
+        rustix::io::retry_on_intr(|| recvmsg(stream, &mut target, &mut ancillary, RecvFlags::CMSG_CLOEXEC))
+            .context("it does not answer")?;
+    ensure!(received.bytes == 1, "it has ended");
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(group) = message {
+            descriptors.extend(group);
         }
     }
-    ensure!(
-        descriptors.len() == letter.sockets.len(),
-        "{} listening sockets were announced, and {} came: too few file descriptors may be allowed",
-        letter.sockets.len(),
-        descriptors.len()
-    );
-    let sockets = letter.sockets.into_iter().zip(descriptors);
-    Ok(sockets
-        .map(|(told, socket)| Inherited { address: told.address, protocol: told.protocol, socket })
-        .collect())
+    Ok((byte[0], descriptors))
 }
 
 #[cfg(test)]
@@ -196,19 +253,27 @@ mod tests {
         (0..count).map(|_| one()).collect()
     }
 
-    fn hand_over(count: usize) -> (Vec<SocketAddr>, Result<Vec<Inherited>>) {
+    fn hand_over(count: usize) -> (Vec<SocketAddr>, Result<Option<Predecessor>>) {
         let directory = tempfile::tempdir().unwrap();
         let path = path(&directory.path().join("agent.sock"));
         let server = UnixListener::bind(&path).unwrap();
         let old = std::thread::spawn(move || {
             let heir = Heir::new(server.accept().unwrap().0).unwrap();
             let sockets = listeners(count);
-            heir.give(&sockets).unwrap();
+            heir.give(&sockets, Duration::from_secs(7)).unwrap();
             heir.done().unwrap();
-            sockets.iter().map(|one| one.address).collect()
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let served = runtime.block_on(heir.serves());
+            (sockets.iter().map(|one| one.address).collect(), served)
         });
-        let taken = take(&path);
-        (old.join().unwrap(), taken)
+        let taken = take(&path).map(|taken| {
+            let Predecessor { stream, sockets, drain } = taken.unwrap();
+            Predecessor { stream: stream.try_clone().unwrap(), sockets: Vec::new(), drain }.we_serve();
+            Some(Predecessor { stream, sockets, drain })
+        });
+        let (addresses, served) = old.join().unwrap();
+        served.unwrap();
+        (addresses, taken)
     }
 
     #[test]
@@ -216,7 +281,9 @@ mod tests {
         // More than one group, and none.
         for count in [0, 1, 2 * GROUP + 3] {
             let (addresses, taken) = hand_over(count);
-            let taken = taken.unwrap();
+            let taken = taken.unwrap().unwrap();
+            assert_eq!(taken.drain, Duration::from_secs(7));
+            let taken = taken.sockets;
             assert_eq!(taken.iter().map(|one| one.address).collect::<Vec<_>>(), addresses);
             if let (Some(one), Some(address)) = (taken.into_iter().last(), addresses.last()) {
                 let listener = TcpListener::from(one.socket);
@@ -230,30 +297,41 @@ mod tests {
     fn nobody_there_is_nothing_to_take() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x");
-        assert!(take(&path).unwrap().is_empty());
+        assert!(take(&path).unwrap().is_none());
         drop(UnixListener::bind(&path).unwrap());
-        assert!(take(&path).unwrap().is_empty());
+        assert!(take(&path).unwrap().is_none());
     }
 
     #[test]
-    fn who_ends_half_way_is_not_followed() {
-        for said in [
-            &b""[..],
-            b"{}\n",
-            b"{\"version\":1,\"sockets\":[]}\n",
-            b"{\"version\":9,\"sockets\":[]}\n.",
-            b"{\"version\":1,\"sockets\":[{\"address\":\"127.0.0.1:1\",\"protocol\":\"TCP\"}]}\n.",
-        ] {
+    fn an_old_one_that_ends_half_way_is_not_followed() {
+        let one = r#"{"version":1,"drain_seconds":1,"sockets":[{"address":"127.0.0.1:1","protocol":"TCP"}]}"#;
+        for said in
+            ["", "{}\n", r#"{"version":9,"drain_seconds":1,"sockets":[]}"#, one, &format!("{one}\n+.")]
+        {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("x");
             let server = UnixListener::bind(&path).unwrap();
+            let said = said.to_owned();
             let old = std::thread::spawn(move || {
                 let (mut stream, _) = server.accept().unwrap();
-                io::Write::write_all(&mut stream, said).unwrap();
+                io::Write::write_all(&mut stream, said.as_bytes()).unwrap();
             });
-            let error = format!("{:#}", take(&path).unwrap_err());
+            let error = take(&path).map(drop).unwrap_err();
             old.join().unwrap();
-            assert!(error.contains("without --take-over"), "{error}");
+            assert!(format!("{error:#}").contains("without --take-over"), "{error:#}");
         }
+    }
+
+    #[test]
+    fn who_asks_for_nothing_or_goes_away_gets_nothing() {
+        let ends = |said: &[u8]| {
+            let (old, mut new) = UnixStream::pair().unwrap();
+            io::Write::write_all(&mut new, said).unwrap();
+            drop(new);
+            Heir::new(old)
+        };
+        assert!(ends(b"").is_err() && ends(b"GET / HTTP/1.1\r\n\r\n....").is_err());
+        let heir = ends(REQUEST).unwrap();
+        assert!(heir.give(&listeners(1), Duration::ZERO).is_err());
     }
 }

@@ -147,27 +147,30 @@ const RESYNC: Duration = Duration::from_secs(60);
 /// cannot be read at all. What goes wrong later is reported, and what works goes on.
 pub async fn run(settings: Settings) -> Result<()> {
     let mut signals = Signals::new()?;
+    // What is wrong with files and settings is told before anything is touched.
+    let files = match &settings.source {
+        Source::Files(config) => Some(feed::files(config)?),
+        Source::Cluster(_) => None,
+    };
+    start::check(&settings).await?;
+    // Descriptors of an agent before this one need room.
+    let _ = crate::proxy::raise_descriptors();
     let handover = handover::path(&settings.socket);
-    let inherited = if settings.take_over {
+    let predecessor = if settings.take_over {
         let path = handover.clone();
         tokio::task::spawn_blocking(move || handover::take(&path)).await??
     } else {
-        Vec::new()
+        None
     };
     // The socket is first: it tells whether another agent is at work here.
     let listener = http::bind(&settings.socket)?;
     let heirs = http::bind(&handover)?;
     let port = settings.http.map(listen).transpose()?;
-    // Files that cannot be read are told before anything is touched.
-    let files = match &settings.source {
-        Source::Files(config) => Some(feed::files(config)?),
-        Source::Cluster(_) => None,
-    };
     // From here on changes are noticed, so what is read next cannot be outdated unseen.
     let monitor = Monitor::start()?;
     let (live, served) = Live::channel();
     let live = if files.is_some() { Live::untold() } else { live };
-    let (mut agent, shared) = Agent::start(&settings, live, inherited).await?;
+    let (mut agent, shared) = Agent::start(&settings, live, predecessor).await?;
     let (mut cluster, updates) = match (&settings.source, files) {
         (Source::Cluster(cluster), _) => {
             let (cluster, updates) = Cluster::start(cluster, &settings, served, Arc::clone(&shared)).await?;
@@ -181,17 +184,17 @@ pub async fn run(settings: Settings) -> Result<()> {
     drop(heirs);
     let _ = std::fs::remove_file(&handover);
     if let End::Handover(heir) = end {
-        agent.hand_over().await?;
-        if let Some(cluster) = cluster {
-            cluster.leave(Leave::Stay).await;
-        }
         servers.stop().await;
         let _ = std::fs::remove_file(&settings.socket);
-        // Without the pins' lock, which goes with the rest.
-        let proxy = agent.into_proxy();
-        heir.done()?;
-        info!("everything is handed over to the next agent");
+        let is_in_cluster = cluster.is_some();
+        let proxy = give_up(agent, cluster, &heir).await;
+        let served = follow(heir, &mut signals).await;
         drain(proxy, settings.drain, &mut signals).await;
+        served?;
+        if is_in_cluster {
+            // A pod that ends is started again, and would take over in its turn.
+            signals.next().await;
+        }
         return Ok(());
     }
     drain(agent.take_proxy(), settings.drain, &mut signals).await;
@@ -204,6 +207,37 @@ pub async fn run(settings: Settings) -> Result<()> {
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
 }
+
+/// Lets go of everything but the proxy, and tells whoever takes over.
+async fn give_up(agent: Agent, cluster: Option<Cluster>, heir: &Heir) -> Option<Proxy> {
+    let kept = agent.hand_over().await;
+    if let Some(cluster) = cluster {
+        cluster.leave(Leave::Stay).await;
+    }
+    // The pins' lock goes with the rest.
+    let proxy = agent.into_proxy();
+    if let Err(error) = kept.and_then(|()| heir.done()) {
+        warn!("handing over: {error:#}");
+    }
+    proxy
+}
+
+/// Goes on accepting until the next agent serves, or this one is to end.
+async fn follow(heir: Heir, signals: &mut Signals) -> Result<()> {
+    info!("everything but the connections is handed over to the next agent");
+    tokio::select! {
+        served = heir.serves() => {
+            served?;
+            // Segments of those who have begun to connect, and of the time before the kernel took over.
+            tokio::time::sleep(LAST_ONES).await;
+        }
+        () = signals.next() => {}
+    }
+    Ok(())
+}
+
+/// How long an agent that has handed over still accepts.
+const LAST_ONES: Duration = Duration::from_secs(1);
 
 /// Leaves everything in place for the next agent, or takes it back.
 async fn leave(agent: Agent, cluster: Option<Cluster>, is_uninstalled: bool, keeps: bool) -> Result<()> {

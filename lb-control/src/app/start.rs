@@ -39,6 +39,15 @@ pub fn load(pins: &PinDirectory, settings: &Settings) -> Result<Loaded> {
     Ok(Loaded { programs, maps, compiler, config, cookies })
 }
 
+/// Looks at what can be known to be wrong before anything is touched.
+///
+/// # Errors
+/// When a setting is no good, or the link device is not there.
+pub async fn check(settings: &Settings) -> Result<()> {
+    first_config(settings, None)?;
+    check_device(&Network::connect()?, &settings.link_device).await
+}
+
 /// Refuses to begin without the link device, and says which there are.
 pub async fn check_device(network: &Network, name: &str) -> Result<()> {
     let links = network.links().await?;

@@ -82,6 +82,8 @@ impl Wanted {
 #[derive(Debug, Default)]
 pub struct Frontends {
     told: BTreeMap<ServiceKey, Wanted>,
+    /// Told, and not done: to be told again.
+    again: BTreeSet<ServiceKey>,
     ramps: BTreeMap<ServiceKey, Ramps>,
     /// When the next share of a backend grows, by entry.
     steps: BTreeMap<ServiceKey, Duration>,
@@ -113,19 +115,26 @@ impl Frontends {
             let entry = desired.entries.get(&key);
             let before = self.told.get(&key);
             let wanted = match entry {
-                Some(entry) if is_ours(&key, entry) => Wanted::Serve(self.frontend(&key, entry, now)),
-                Some(entry) if before.is_some() && has_connections(&key) => {
-                    Wanted::Finish(self.frontend(&key, entry, now))
+                Some(entry) if is_ours(&key, entry) => {
+                    Wanted::Serve(self.frontend(&key, entry, desired, now))
+                }
+                // Whoever has begun to connect gets a look's time, also where there is no connection yet.
+                Some(entry)
+                    if matches!(before, Some(Wanted::Serve(_)))
+                        || before.is_some() && has_connections(&key) =>
+                {
+                    Wanted::Finish(self.frontend(&key, entry, desired, now))
                 }
                 _ => Wanted::Gone,
             };
             if wanted == Wanted::Gone {
                 self.ramps.remove(&key);
                 self.steps.remove(&key);
+                self.again.remove(&key);
                 if self.told.remove(&key).is_some() {
                     news.push((key, wanted));
                 }
-            } else if self.told.get(&key) != Some(&wanted) {
+            } else if self.again.remove(&key) || self.told.get(&key) != Some(&wanted) {
                 self.told.insert(key.clone(), wanted.clone());
                 news.push((key, wanted));
             }
@@ -150,9 +159,11 @@ impl Frontends {
         self.told.is_empty()
     }
 
-    /// Forgets what was told about an entry, because it could not be done: it is told again.
-    pub fn forget(&mut self, key: &ServiceKey) {
-        self.told.remove(key);
+    /// Tells what is wanted of an entry once more, because it could not be done.
+    pub fn tell_again(&mut self, key: &ServiceKey) {
+        if self.told.contains_key(key) {
+            self.again.insert(key.clone());
+        }
     }
 
     /// When the share of a backend that starts slowly grows next.
@@ -166,7 +177,13 @@ impl Frontends {
         self.steps.extract_if(.., |_, at| *at <= now).map(|(key, _)| key.service).collect()
     }
 
-    fn frontend(&mut self, key: &ServiceKey, entry: &DesiredEntry, now: Duration) -> Arc<Frontend> {
+    fn frontend(
+        &mut self,
+        key: &ServiceKey,
+        entry: &DesiredEntry,
+        desired: &Desired,
+        now: Duration,
+    ) -> Arc<Frontend> {
         let length = growth(entry);
         let ramps = self.ramps.entry(key.clone()).or_default();
         let takers = entry.backends.iter().filter(|(_, backend)| backend.takes_connections());
@@ -180,7 +197,12 @@ impl Frontends {
             .iter()
             .map(|(address, backend)| FrontendBackend {
                 address: *address,
-                weight: backend.weight.saturating_mul(ramps.factor(address, length, now)),
+                // A VIP as a backend would be the proxy itself, which would connect to itself without end.
+                weight: if desired.vips.contains_key(&address.ip()) {
+                    0
+                } else {
+                    backend.weight.saturating_mul(ramps.factor(address, length, now))
+                },
                 role: backend.role,
                 local: backend.local,
             })
@@ -255,7 +277,7 @@ mod tests {
         assert_eq!(all(&mut frontends, "a 1 80: .1 .2*2\nb 1 81: .3~", 1), [""; 0]);
         assert_eq!(all(&mut frontends, "a 1 80: .1\nb 1 81: .3~", 2), ["serve a: .1"]);
         assert_eq!(all(&mut frontends, "b 1 81: .3*0", 3), ["gone a", "serve b:"]);
-        frontends.forget(&key("b 1 81"));
+        frontends.tell_again(&key("b 1 81"));
         assert_eq!(all(&mut frontends, "b 1 81: .3*0", 4), ["serve b:"]);
     }
 
@@ -279,11 +301,21 @@ mod tests {
             let news = frontends.follow(&desired(text), None, |_, _| false, has, Duration::ZERO);
             news.iter().map(|(key, wanted)| show(key, wanted)).collect::<Vec<_>>()
         };
-        assert_eq!(then(EVERYBODY), ["finish a: .1"]);
+        // Whether or not it has any right now.
+        assert_eq!(then(NOBODY), ["finish a: .1"]);
         assert_eq!(then(EVERYBODY), [""; 0]);
         assert_eq!(then(NOBODY), ["gone a"]);
         // What it never had it need not finish.
         assert_eq!(then(EVERYBODY), [""; 0]);
+    }
+
+    #[test]
+    fn a_vip_is_no_backend() {
+        let mut wanted = desired("a 1 80: .1 .2");
+        wanted.vips.insert("10.0.0.2".parse().unwrap(), Default::default());
+        let mut frontends = Frontends::default();
+        let news = frontends.follow(&wanted, None, |_, _| true, NOBODY, Duration::ZERO);
+        assert_eq!(news.iter().map(|(key, wanted)| show(key, wanted)).collect::<Vec<_>>(), ["serve a: .1"]);
     }
 
     #[test]

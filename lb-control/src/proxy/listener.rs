@@ -122,15 +122,15 @@ impl Listener {
         Ok(socket.into())
     }
 
-    /// Listens no more. What waits to be accepted is served by `worker`, unless another process has the
-    /// socket too and does it.
+    /// Listens no more. What waits to be accepted is served by `worker`. If another process has the socket,
+    /// too, it stays open there.
     pub fn close(self: &Arc<Self>, entry: &Arc<Entry>, shared: &Arc<Shared>, worker: (&Handle, usize)) {
         self.is_closed.store(true, SeqCst);
+        let (handle, number) = worker;
+        while let Accepted::One(socket, peer) = self.accept() {
+            self.serve(socket, peer, entry, shared, (handle, number));
+        }
         if !self.is_shared.load(SeqCst) {
-            let (handle, number) = worker;
-            while let Accepted::One(socket, peer) = self.accept() {
-                self.serve(socket, peer, entry, shared, (handle, number));
-            }
             // Tasks that still have it would keep it listening otherwise.
             let _ = self.socket.shutdown(Shutdown::Both);
         }

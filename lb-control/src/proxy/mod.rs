@@ -35,7 +35,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
-pub use limits::Limits;
+pub use limits::{Limits, raise_descriptors};
 pub use reader::Reader;
 pub use settings::{Inherited, Settings};
 pub use udp::IcmpErrors;

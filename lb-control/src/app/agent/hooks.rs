@@ -69,14 +69,19 @@ impl Agent {
         let before = self.modes();
         let Some(mut kernel) = self.kernel.take() else { return BTreeSet::new() };
         let link = self.link_index();
-        self.proxied.link_refused = None;
         for (index, name) in &wanted {
-            if let Err(error) = self.attach_one(&mut kernel, *index, name) {
-                if Some(*index) == link && self.settings.datapath.mode().is_none() {
-                    self.leave_to_proxy(name, &error);
-                } else {
-                    self.fail(Area::Devices, name, &error);
+            let is_link = Some(*index) == link;
+            if is_link && !self.proxied.may_attach(*index) {
+                self.leave_to_proxy(name, *index, None);
+                continue;
+            }
+            match self.attach_one(&mut kernel, *index, name) {
+                Err(error) if is_link && self.settings.datapath.mode().is_none() => {
+                    self.leave_to_proxy(name, *index, Some(&error));
                 }
+                Err(error) => self.fail(Area::Devices, name, &error),
+                Ok(()) if is_link => self.proxied.link_refused = None,
+                Ok(()) => {}
             }
         }
         let modes = modes(&kernel);

@@ -17,12 +17,17 @@ use tracing::{info, warn};
 
 use super::Agent;
 use crate::app::DatapathPolicy;
-use crate::app::handover::Heir;
+use crate::app::handover::{Heir, Predecessor};
 use crate::app::trouble::Area;
 use crate::model::{Desired, ObjectRef, Problem, Protocol, ServiceKey};
 use crate::plan::{Frontends, Proxied, Wanted};
 use crate::proxy::{Inherited, Proxy};
 use crate::view::{AttachMode, DeviceView};
+
+/// How soon a port is tried again that could not be listened on: somebody else has it.
+const RETRY_LISTENER: Duration = Duration::from_secs(30);
+/// How long it may take an agent that has taken over to serve.
+const FIRST_CONFIGURATION: Duration = Duration::from_secs(60);
 
 /// How soon a way in the kernel is tried again, while the proxy serves.
 pub(super) const RETRY_KERNEL: Duration = Duration::from_secs(10);
@@ -40,19 +45,38 @@ pub(super) struct ProxyPath {
     /// Why there is no way in the kernel at all.
     pub(super) no_kernel: Option<String>,
     /// Why no program could be attached to the link device.
-    pub(super) link_refused: Option<String>,
+    pub(super) link_refused: Option<Refused>,
     /// Listening sockets of the agent before this one.
     pub(super) inherited: Vec<Inherited>,
+    /// It waits until this one serves.
+    pub(super) predecessor: Option<Predecessor>,
     /// What that one still has connections of, and for how long it may.
     pub(super) elsewhere: Option<(BTreeSet<(SocketAddr, Protocol)>, Instant)>,
 }
 
+/// What has come of attaching to the link device. Each attempt loads programs, and a driver may reset its
+/// device for it, which looks like a change of the network: so it is not tried at each of those.
+#[derive(Clone)]
+pub(super) struct Refused {
+    index: u32,
+    why: String,
+    until: Instant,
+}
+
 impl ProxyPath {
+    /// Whether to try the link device, by its index: not right after it was refused.
+    pub(super) fn may_attach(&self, index: u32) -> bool {
+        self.link_refused.as_ref().is_none_or(|one| one.index != index || Instant::now() >= one.until)
+    }
+
     /// With what the agent before this one has given.
-    pub(super) fn new(no_kernel: Option<String>, inherited: Vec<Inherited>, drain: Duration) -> Self {
+    pub(super) fn new(no_kernel: Option<String>, mut predecessor: Option<Predecessor>) -> Self {
+        let inherited = predecessor.as_mut().map(|one| std::mem::take(&mut one.sockets)).unwrap_or_default();
         let theirs: BTreeSet<_> = inherited.iter().map(|one| (one.address, one.protocol)).collect();
-        let elsewhere = (!theirs.is_empty()).then(|| (theirs, Instant::now() + drain));
-        Self { no_kernel, inherited, elsewhere, ..Self::default() }
+        let elsewhere = predecessor.as_ref().filter(|_| !theirs.is_empty());
+        // It does not begin to end before this one serves.
+        let elsewhere = elsewhere.map(|one| (theirs, Instant::now() + one.drain + FIRST_CONFIGURATION));
+        Self { no_kernel, inherited, predecessor, elsewhere, ..Self::default() }
     }
 
     /// Entries of the kernel of which a proxy still has connections, be it this agent's or that of the
@@ -77,18 +101,21 @@ impl Agent {
             DatapathPolicy::Only(_) => None,
             DatapathPolicy::Auto => {
                 let path = &self.proxied;
-                path.no_kernel.clone().or_else(|| path.link_refused.clone())
+                path.no_kernel.clone().or_else(|| Some(path.link_refused.as_ref()?.why.clone()))
             }
         }
     }
 
-    /// Takes note that no program could be attached to the link device.
-    pub(super) fn leave_to_proxy(&mut self, device: &str, error: &anyhow::Error) {
-        let why = format!("{error:#}");
+    /// Takes note that no program could be attached to the link device, now or lately.
+    pub(super) fn leave_to_proxy(&mut self, device: &str, index: u32, error: Option<&anyhow::Error>) {
+        if let Some(error) = error {
+            let until = Instant::now() + RETRY_KERNEL;
+            self.proxied.link_refused = Some(Refused { index, why: format!("{error:#}"), until });
+        }
+        let Some(Refused { why, until, .. }) = self.proxied.link_refused.clone() else { return };
         let text = format!("{device}: {why}; the userspace proxy serves instead, which takes more CPU");
         self.trouble.extend(Area::Devices, [Problem::warning(text)]);
-        self.proxied.link_refused = Some(why);
-        self.retry_by(Instant::now() + RETRY_KERNEL);
+        self.retry_by(until);
     }
 
     /// Takes note of what the proxy is to serve, and says whether every entry has to be looked at for it.
@@ -149,6 +176,18 @@ impl Agent {
         }
     }
 
+    /// Everything that is wanted is served: the agent before this one need not, and what it has given and
+    /// nobody wants is closed.
+    pub(super) fn has_taken_over(&mut self) {
+        self.proxied.inherited.clear();
+        if let Some(proxy) = &mut self.proxied.proxy {
+            proxy.forget_inherited();
+        }
+        if let Some(predecessor) = self.proxied.predecessor.take() {
+            predecessor.we_serve();
+        }
+    }
+
     /// Looks whether connections of entries that the kernel has taken over have ended.
     pub(super) fn finish_proxied(&mut self) {
         let all = self.proxied.frontends.all();
@@ -186,20 +225,21 @@ impl Agent {
             }
         });
         let failures = match self.proxy() {
-            Ok(proxy) => proxy.apply(news),
+            // It waits for its workers now and then.
+            Ok(proxy) => tokio::task::block_in_place(|| proxy.apply(news)),
             Err(error) => {
                 for (key, _) in &news {
-                    self.proxied.frontends.forget(key);
+                    self.proxied.frontends.tell_again(key);
                 }
                 return self.fail(Area::Proxy, "the proxy", &error);
             }
         };
         for (key, error) in failures {
             let text = format!("{key}: {error:#}");
-            self.proxied.frontends.forget(&key);
+            self.proxied.frontends.tell_again(&key);
             self.trouble.extend(Area::Proxy, [Problem::error(text.clone()).about("Service", &key.service)]);
             self.proxied.failed.insert(key, text);
-            self.retry_by(Instant::now() + super::RETRY);
+            self.retry_by(Instant::now() + RETRY_LISTENER);
         }
     }
 
@@ -226,10 +266,11 @@ impl Agent {
     /// # Errors
     /// When they cannot be given.
     pub fn endow(&self, stream: UnixStream) -> Result<Heir> {
-        let heir = Heir::new(stream.into_std()?)?;
+        let stream = stream.into_std()?;
+        let heir = tokio::task::block_in_place(|| Heir::new(stream))?;
         let sockets = self.proxied.proxy.as_ref().map(Proxy::sockets).transpose()?.unwrap_or_default();
         // A few messages, to somebody who waits for them.
-        tokio::task::block_in_place(|| heir.give(&sockets))?;
+        tokio::task::block_in_place(|| heir.give(&sockets, self.settings.drain))?;
         Ok(heir)
     }
 
@@ -257,6 +298,7 @@ impl Agent {
 
     /// The link device, if the proxy serves it.
     pub(super) fn proxied_device(&self) -> Option<DeviceView> {
+        self.link_index()?;
         let reason = Some(self.proxied.why.clone()?);
         let device = self.settings.link_device.clone();
         Some(DeviceView { device, mode: AttachMode::Proxy, reason, program_id: None })

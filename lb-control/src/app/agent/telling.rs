@@ -143,7 +143,8 @@ impl Agent {
         let mut entries = self.planner.plan().desired.entries.keys();
         let none_in_maps =
             !self.unserved.is_empty() && entries.all(|key| self.unserved.contains_key(&key.service));
-        none_in_maps.then(|| "the maps take none of the Services".to_owned())
+        let who = if self.is_proxied() { "the proxy serves" } else { "the maps take" };
+        none_in_maps.then(|| format!("{who} none of the Services"))
     }
 
     /// The devices that a program is attached to, and the one that the proxy serves.
