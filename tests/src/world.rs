@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     lab::{
-        Agent, Lab, Options, is_root,
+        Agent, Lab, Options, in_kernel, is_root,
         manifest::{ECHO, HTTP, Port, ServiceSpec, UDP, manifest, vip},
     },
     traffic::Server,
@@ -51,7 +51,19 @@ impl World {
     /// # Errors
     /// When it is not in time.
     pub fn web(&self, backends: &[u8]) -> Result<(Agent<'_>, Value)> {
-        let agent = Agent::start(&self.lab, &web(backends))?;
+        self.web_with(backends, &[])
+    }
+
+    /// As [`Self::web`], by an agent that forwards in the kernel in every run.
+    ///
+    /// # Errors
+    /// When it is not in time.
+    pub fn web_in_kernel(&self, backends: &[u8]) -> Result<(Agent<'_>, Value)> {
+        self.web_with(backends, in_kernel())
+    }
+
+    fn web_with(&self, backends: &[u8], flags: &[&str]) -> Result<(Agent<'_>, Value)> {
+        let agent = Agent::start_with(&self.lab, &web(backends), flags)?;
         let status = agent.wait_ready()?;
         Ok((agent, status))
     }

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use pointsman_tests::{
     apiserver::metallb,
     cluster_world::ClusterWorld,
-    lab::{Agent, wait_for},
+    lab::{Agent, in_kernel, wait_for},
     traffic::client::http_name,
 };
 use serde_json::{Value, json};
@@ -53,7 +53,9 @@ fn nothing_is_forbidden_from_the_first_service_to_the_end() -> Result<()> {
     world.act_as_account()?;
     let world = world;
 
-    let limit = ["--max-source-ranges=2"];
+    // The limit is that of a map; and programs, unlike the proxy, serve what comes by for an address that
+    // the other node has.
+    let limit = [["--max-source-ranges=2"].as_slice(), in_kernel()].concat();
     let leader = world.agent(&limit)?;
     wait_for("a leader", || {
         let lease = world.get("Lease", "pointsman-controller")?.unwrap_or_default();

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, tc::TcAttachType};
 use pointsman_tests::{
     cluster_world::{ClusterWorld, LEASE},
-    lab::{Agent, Namespace, Options, POD, Seat, wait_for},
+    lab::{Agent, Namespace, Options, POD, Seat, is_proxied, wait_for},
     traffic::client::{http_name, who_answers},
 };
 use serde_json::{Value, json};
@@ -55,6 +55,7 @@ fn traces(namespace: &Namespace, pins: &Path) -> Result<Vec<String>> {
         lines("address", &["ip", "-o", "addr", "show", "dev", "uplink"], " 192.0.2.")?,
         lines("XDP", &["ip", "-o", "link", "show"], "prog/xdp")?,
         lines("TC", &["tc", "filter", "show", "dev", "uplink", "egress"], "pointsman")?,
+        lines("listener", &["ss", "-Hltn"], " 192.0.2.")?,
     ]
     .concat();
     // Kernels before 6.6 have no such links.
@@ -134,11 +135,13 @@ fn uninstalled_and_installed_again(flags: &[&str]) -> Result<()> {
         Ok((nodes.len() == 2).then_some(()))
     })?;
     let before = all_traces(&world)?;
-    for (kind, count) in [("address", 2), ("XDP", 2), ("TC", 1), ("pins", 2)] {
+    let programs = [("XDP", 2), ("TC", 1), ("pins", 2)];
+    let of_path = if is_proxied() { [("listener", 2)].as_slice() } else { &programs };
+    for (kind, count) in of_path.iter().copied().chain([("address", 2)]) {
         let found = before.iter().filter(|trace| trace.starts_with(kind)).count();
         ensure!(found >= count, "{found} of {kind}: this test would see nothing go: {before:#?}");
     }
-    ensure!(!held(&agent)?.is_empty() && !objects(&world)?.is_empty());
+    ensure!(held(&agent)?.is_empty() == is_proxied() && !objects(&world)?.is_empty());
 
     let said = world.clean_up()?;
     ensure!(said.contains("freed 2 Services; deleted 2 VirtualIPs and the Leases of 2 agents"), "{said}");

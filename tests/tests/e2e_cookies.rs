@@ -1,10 +1,12 @@
-//! Real connections that begin with SYN cookies.
+//! Real connections that begin with SYN cookies, which are the programs' own: a proxy's listener has those of
+//! the node's kernel.
 
 use anyhow::{Context, Result};
 use pointsman_tests::{
     lab::{
         Agent,
         agent::list,
+        in_kernel,
         manifest::{ECHO, HTTP},
         wait_for,
     },
@@ -18,10 +20,14 @@ use pointsman_tests::{
 };
 use serde_json::Value;
 
+fn agent<'lab>(world: &'lab World, backends: &[u8], flags: &[&str]) -> Result<Agent<'lab>> {
+    Agent::start_with(&world.lab, &web(backends), &[flags, in_kernel()].concat())
+}
+
 #[test]
 fn connections_work() -> Result<()> {
     let Some(world) = World::new(2)? else { return Ok(()) };
-    let agent = Agent::start_with(&world.lab, &web(&[1, 2]), &["--syn-cookies", "always"])?;
+    let agent = agent(&world, &[1, 2], &["--syn-cookies", "always"])?;
     let status = agent.wait_ready()?;
     for to in both(&status, HTTP)? {
         check_round_robin(&who_answers(&world.lab.client, to, 20)?, 2)?;
@@ -39,7 +45,7 @@ fn connections_work() -> Result<()> {
 #[test]
 fn servers_may_speak_first() -> Result<()> {
     let Some(world) = World::new(1)? else { return Ok(()) };
-    let agent = Agent::start_with(&world.lab, &web(&[1]), &["--syn-cookies", "always"])?;
+    let agent = agent(&world, &[1], &["--syn-cookies", "always"])?;
     let status = agent.wait_ready()?;
     for to in both(&status, ECHO)? {
         let before = world.servers[0].accepted();
@@ -64,7 +70,7 @@ fn given_out(agent: &Agent<'_>) -> Result<u64> {
 fn a_flood_leaves_nothing_behind() -> Result<()> {
     let Some(world) = World::new(2)? else { return Ok(()) };
     world.lab.queue_frames()?;
-    let agent = Agent::start_with(&world.lab, &web(&[1, 2]), &["--syn-cookies", "always"])?;
+    let agent = agent(&world, &[1, 2], &["--syn-cookies", "always"])?;
     let status = agent.wait_ready()?;
     for (to, echo) in both(&status, HTTP)?.into_iter().zip(both(&status, ECHO)?) {
         let mut herd = Herd::start(&world.lab.client, echo, 500)?;
@@ -94,8 +100,7 @@ fn auto_answers_a_flood_and_no_longer() -> Result<()> {
         backend.sysctl("net/ipv4/tcp_syncookies", "0")?;
     }
     world.lab.queue_frames()?;
-    let agent =
-        Agent::start_with(&world.lab, &web(&[1, 2]), &["--syn-cookies", "auto", "--max-flows", "16384"])?;
+    let agent = agent(&world, &[1, 2], &["--syn-cookies", "auto", "--max-flows", "16384"])?;
     let status = agent.wait_ready()?;
     assert_eq!(status["synCookies"], Value::Null);
     let ([to, _], [echo, _]) = (both(&status, HTTP)?, both(&status, ECHO)?);

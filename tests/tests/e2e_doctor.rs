@@ -177,7 +177,7 @@ fn missing_rights_are_named() -> Result<()> {
     has(&found, "error capabilities CAP_PERFMON");
     assert_eq!(output.status.code(), Some(1));
     // All that the container has.
-    let (found, _) = without("-all,+bpf,+perfmon,+net_admin,+net_raw")?;
+    let (found, _) = without("-all,+bpf,+perfmon,+net_admin,+net_bind_service,+net_raw")?;
     has(&found, "ok capabilities");
     has(&found, "ok xdp-programs");
     has(&found, "note xdp-native");

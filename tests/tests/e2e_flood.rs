@@ -1,4 +1,5 @@
-//! Floods: what begins does not push out what is there.
+//! Floods: what begins does not push out what is there, in the tables of the programs. SYNs to a proxy's
+//! listener are the node's own kernel's to bear.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use pointsman_tests::{
     lab::{
         Agent,
         agent::list,
+        in_kernel,
         manifest::{ECHO, HTTP, Port, ServiceSpec, manifest},
     },
     traffic::{flood::Flood, herd::Herd},
@@ -43,7 +45,8 @@ fn survives(v6: bool, connections: usize, packets: u64) -> Result<()> {
         backend.sysctl("net/ipv4/tcp_syncookies", "0")?;
     }
     world.lab.queue_frames()?;
-    let agent = Agent::start_with(&world.lab, &web(&[1, 2]), &["--max-flows", MAX_FLOWS])?;
+    let flags = [["--max-flows", MAX_FLOWS].as_slice(), in_kernel()].concat();
+    let agent = Agent::start_with(&world.lab, &web(&[1, 2]), &flags)?;
     let status = agent.wait_ready()?;
     let start = Instant::now();
     let mut herd = Herd::start(&world.lab.client, both(&status, ECHO)?[usize::from(v6)], connections)?;
@@ -91,7 +94,7 @@ fn a_client_above_its_limit_waits() -> Result<()> {
     let Some(world) = World::new(1)? else { return Ok(()) };
     let service =
         ServiceSpec::new("web", &[HTTP, ECHO], &[1]).annotated("pointsman.dev/connection-rate-limit", "1/20");
-    let agent = Agent::start(&world.lab, &manifest(&[service]))?;
+    let agent = Agent::start_with(&world.lab, &manifest(&[service]), in_kernel())?;
     let status = agent.wait_ready()?;
     for (v6, to) in [false, true].into_iter().zip(both(&status, ECHO)?) {
         let mut herd = Herd::start(&world.lab.client, to, 15)?;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
     lab::{
-        Agent, ControlGroup, HOST, Lab, Namespace, Options, POD,
+        Agent, ControlGroup, HOST, Lab, Namespace, Options, POD, in_kernel,
         manifest::{ECHO, HTTP, UDP},
         wait_for,
     },
@@ -45,13 +45,23 @@ impl Near {
         &self.world.lab
     }
 
-    fn start(&self, backends: &[u8]) -> Result<Agent<'_>> {
+    fn start(&self, backends: &[u8], flags: &[&str]) -> Result<Agent<'_>> {
         let path = self.group.path().display().to_string();
-        Agent::start_with(self.lab(), &web(backends), &["--cgroup", &path])
+        Agent::start_with(self.lab(), &web(backends), &[&["--cgroup", &path], flags].concat())
     }
 
     fn web(&self, backends: &[u8]) -> Result<(Agent<'_>, Value)> {
-        let agent = self.start(backends)?;
+        self.web_with(backends, &[])
+    }
+
+    /// By the hooks of the group, which there are beside programs alone: the proxy's listeners are
+    /// reached by sockets of the node anyhow.
+    fn web_in_kernel(&self, backends: &[u8]) -> Result<(Agent<'_>, Value)> {
+        self.web_with(backends, in_kernel())
+    }
+
+    fn web_with(&self, backends: &[u8], flags: &[&str]) -> Result<(Agent<'_>, Value)> {
+        let agent = self.start(backends, flags)?;
         let status = agent.wait_ready()?;
         Ok((agent, status))
     }
@@ -229,7 +239,7 @@ fn one_datagram_socket_talks_to_many() -> Result<()> {
 #[test]
 fn without_a_backend_the_call_fails_at_once() -> Result<()> {
     let Some(near) = Near::new(0, 1)? else { return Ok(()) };
-    let agent = near.start(&[])?;
+    let agent = near.start(&[], in_kernel())?;
     let status = agent.wait_status("the VIPs", |status| both(status, HTTP).is_ok())?;
     wait_for("the hooks", || Ok((hooks(near.lab())? == 8).then_some(())))?;
     for from in [&near.lab().edge, &near.lab().pods[0]] {
@@ -252,7 +262,7 @@ fn without_a_backend_the_call_fails_at_once() -> Result<()> {
 fn sockets_are_served_while_agents_come_and_go() -> Result<()> {
     let Some(near) = Near::new(2, 0)? else { return Ok(()) };
     let edge = &near.lab().edge;
-    let (mut agent, status) = near.web(&[1, 2])?;
+    let (mut agent, status) = near.web_in_kernel(&[1, 2])?;
     assert_eq!(hooks(near.lab())?, 8);
     let [to, _] = both(&status, HTTP)?;
     let [echo, _] = both(&status, ECHO)?;
@@ -275,7 +285,7 @@ fn sockets_are_served_while_agents_come_and_go() -> Result<()> {
 #[test]
 fn hooks_are_there_while_there_are_vips() -> Result<()> {
     let Some(near) = Near::new(1, 0)? else { return Ok(()) };
-    let (agent, _) = near.web(&[1])?;
+    let (agent, _) = near.web_in_kernel(&[1])?;
     assert_eq!(hooks(near.lab())?, 8);
     agent.write_config("")?;
     wait_for("the hooks to go", || Ok((hooks(near.lab())? == 0).then_some(())))?;
@@ -287,7 +297,8 @@ fn hooks_are_there_while_there_are_vips() -> Result<()> {
 fn a_group_that_is_none_is_told_and_nothing_else_suffers() -> Result<()> {
     let Some(world) = World::new(1)? else { return Ok(()) };
     let directory = world.lab.directory().display().to_string();
-    let agent = Agent::start_with(&world.lab, &web(&[1]), &["--cgroup", &directory])?;
+    let flags = [&["--cgroup", &directory], in_kernel()].concat();
+    let agent = Agent::start_with(&world.lab, &web(&[1]), &flags)?;
     let status = agent.wait_status("the problem", |status| {
         status["problems"].to_string().contains("is no control group of version 2")
     })?;

@@ -1,12 +1,17 @@
 //! ICMP errors reach the host whose packets they are about.
 
+use std::io::{ErrorKind, Read as _};
+
 use anyhow::Result;
 use pointsman_tests::{
     lab::{
-        Options,
+        Options, is_proxied,
         manifest::{HTTP, UDP},
     },
-    traffic::{client::http_get, probe},
+    traffic::{
+        client::{connect, http_get},
+        probe,
+    },
     world::{World, both},
 };
 
@@ -22,9 +27,11 @@ fn backends_learn_the_path_mtu() -> Result<()> {
     for to in both(&status, HTTP)? {
         let body = world.lab.client.enter(|| http_get(to, "/bytes/200000"))??;
         assert_eq!(body.len(), 200_000);
-        // Its peers are SNAT addresses: whichever they are, one route has been learned.
+        // The backend's peers are SNAT addresses: whichever they are, one route has been learned. The
+        // proxy has sent the large segments itself.
+        let sender = if is_proxied() { &world.lab.edge } else { &world.lab.backends[0] };
         let family = if to.is_ipv4() { "-4" } else { "-6" };
-        let routes = world.lab.backends[0].run(["ip", family, "route", "show", "cache"])?;
+        let routes = sender.run(["ip", family, "route", "show", "cache"])?;
         assert!(routes.contains("mtu 1400"), "no path MTU of 1400 in:\n{routes}");
     }
     Ok(())
@@ -41,8 +48,15 @@ fn a_client_hears_that_the_backends_port_is_closed() -> Result<()> {
         assert!(refusal.at_once(), "{to}: {refusal:?}");
     }
     for to in both(&status, HTTP)? {
-        let refusal = probe::tcp(&world.lab.client, to)?;
-        assert!(refusal.at_once(), "{to}: {refusal:?}");
+        if is_proxied() {
+            // It has accepted before it asks the backend, and says so as well as it still can.
+            let stream = connect(&world.lab.client, to)?;
+            let read = (&stream).read(&mut [0; 1]).map_err(|error| error.kind());
+            assert_eq!(read.err(), Some(ErrorKind::ConnectionReset), "{to}");
+        } else {
+            let refusal = probe::tcp(&world.lab.client, to)?;
+            assert!(refusal.at_once(), "{to}: {refusal:?}");
+        }
     }
     Ok(())
 }

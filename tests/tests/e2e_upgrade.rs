@@ -23,6 +23,7 @@ use pointsman_tests::{
     lab::{
         Agent, Lab, Options, POD,
         agent::list,
+        in_kernel,
         manifest::{ECHO, HTTP, UDP},
         wait_for,
     },
@@ -75,6 +76,7 @@ fn earlier<'lab>(world: &'lab World, backends: &[u8]) -> Result<(Agent<'lab>, Va
 }
 
 fn earlier_with<'lab>(world: &'lab World, backends: &[u8], flags: &[&str]) -> Result<(Agent<'lab>, Value)> {
+    let flags = &[flags, in_kernel()].concat();
     let old = old_binary();
     let mut agent = match &old {
         Some(binary) => Agent::start_from(binary, &world.lab, &web(backends), flags)?,
@@ -297,7 +299,7 @@ fn entries(pin: &Path) -> Result<u32> {
 #[test]
 fn slots_grow_and_the_other_maps_keep_their_size() -> Result<()> {
     let Some(world) = World::new(3)? else { return Ok(()) };
-    let keep = ["--on-exit", "keep"];
+    let keep = [["--on-exit", "keep"].as_slice(), in_kernel()].concat();
     let small = [keep.as_slice(), &["--max-backends", "1000", "--max-services", "100"]].concat();
     let (mut agent, status) = earlier_with(&world, &[1, 2, 3], &small)?;
     let slots = entries(&version(&world.lab, VERSION).join("slots"))?;
@@ -325,7 +327,7 @@ fn slots_grow_and_the_other_maps_keep_their_size() -> Result<()> {
 #[test]
 fn a_newer_agents_pins_are_refused_and_left_alone() -> Result<()> {
     let Some(world) = World::new(2)? else { return Ok(()) };
-    let (mut agent, status) = world.web(&[1, 2])?;
+    let (mut agent, status) = world.web_in_kernel(&[1, 2])?;
     let [to, _] = both(&status, ECHO)?;
     let flows = PingPong::start(&world.lab.client, to, 2)?;
     agent.kill();
@@ -356,7 +358,7 @@ fn a_newer_agents_pins_are_refused_and_left_alone() -> Result<()> {
 #[test]
 fn what_is_too_old_is_removed_and_all_begins_anew() -> Result<()> {
     let Some(world) = World::new(2)? else { return Ok(()) };
-    let (mut agent, status) = world.web(&[1, 2])?;
+    let (mut agent, status) = world.web_in_kernel(&[1, 2])?;
     agent.kill();
     let old = version(&world.lab, VERSION - 1);
     fs::rename(version(&world.lab, ABI_VERSION), &old)?;
@@ -378,7 +380,7 @@ fn what_is_too_old_is_removed_and_all_begins_anew() -> Result<()> {
 #[test]
 fn withdrawn_half_way_nothing_stays() -> Result<()> {
     let Some(world) = World::new(1)? else { return Ok(()) };
-    let (mut agent, _) = world.web(&[1])?;
+    let (mut agent, _) = world.web_in_kernel(&[1])?;
     agent.kill();
     age(&world.lab)?;
     agent.run()?;

@@ -24,7 +24,7 @@ const CLIENT_PORT: u16 = 40_000;
 #[test]
 fn a_vlan_tag_goes_and_comes_back() -> Result<()> {
     let Some(world) = World::new(1)? else { return Ok(()) };
-    let (_agent, status) = world.web(&[1])?;
+    let (_agent, status) = world.web_in_kernel(&[1])?;
     let lab = &world.lab;
     let source = ethernet_address(&lab.client, "eth0")?;
     let edge = ethernet_address(&lab.edge, "uplink")?;

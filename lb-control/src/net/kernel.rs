@@ -16,6 +16,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, Rou
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection};
+use tokio::task::AbortHandle;
 
 use super::way::{Link, LinkKind, Neighbour, Route, Vlan};
 use super::{addresses, neighbour_address, route_address};
@@ -282,6 +283,9 @@ const EVENT_BUFFER_BYTES: i32 = 4 << 20;
 /// Tells of changes. On a socket of its own: on that of a [`Kernel`], the changes that it makes
 /// itself would not arrive.
 pub struct Monitor {
+    /// What reads the socket. Left alone, it would keep the socket until the next message arrives, and
+    /// complain that nobody takes it.
+    connection: AbortHandle,
     messages: futures_channel::mpsc::UnboundedReceiver<(
         NetlinkMessage<RouteNetlinkMessage>,
         netlink_sys::SocketAddr,
@@ -331,8 +335,8 @@ impl Monitor {
         .context("opening a netlink socket for events")?;
         let socket = connection.socket_mut().socket_mut();
         socket.set_rx_buf_sz(EVENT_BUFFER_BYTES).context("enlarging the buffer for netlink events")?;
-        tokio::spawn(connection);
-        Ok(Self { messages })
+        let connection = tokio::spawn(connection).abort_handle();
+        Ok(Self { connection, messages })
     }
 
     /// Waits for the next change; `None` when the socket is closed.
@@ -353,5 +357,39 @@ impl Monitor {
                 _ => Change::Topology,
             });
         }
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Monitor;
+    use crate::net::testing::{self, PATIENCE};
+
+    /// Sockets of this thread's network namespace that listen for events of routing.
+    fn listening() -> usize {
+        let sockets = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+        let fields = sockets.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        fields.filter(|fields| fields[1] == "0" && u32::from_str_radix(fields[3], 16) != Ok(0)).count()
+    }
+
+    #[test]
+    fn a_monitor_takes_its_socket_along() {
+        testing::run(async |_| {
+            let monitor = Monitor::start().unwrap();
+            assert_eq!(listening(), 1);
+            drop(monitor);
+            let closed = async {
+                while listening() > 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, closed).await.expect("nobody needs the socket any more");
+        });
     }
 }

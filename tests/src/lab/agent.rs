@@ -368,6 +368,13 @@ impl Drop for Agent<'_> {
     }
 }
 
+/// Flags of an agent that forwards in the kernel in every run: for tests of what only programs do, such
+/// as packets that flow while no agent runs, pins, SYN cookies, or local backends that see the client.
+#[must_use]
+pub fn in_kernel() -> &'static [&'static str] {
+    if is_proxied() { &["--datapath", "auto"] } else { &[] }
+}
+
 /// Whether the agents of this run serve by the userspace proxy, unless a test says otherwise.
 #[must_use]
 pub fn is_proxied() -> bool {

@@ -19,7 +19,7 @@ mod topology;
 pub mod wire;
 pub(crate) mod xdp_pass;
 
-pub use agent::{Agent, Seat, wait_for};
+pub use agent::{Agent, Seat, in_kernel, is_proxied, wait_for};
 pub use control_group::ControlGroup;
 pub use extra_edge::ExtraEdge;
 pub use netns::{Namespace, Process};

@@ -6,7 +6,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{cluster_world::ClusterWorld, lab::Options, traffic::ping_pong::PingPong};
+use pointsman_tests::{
+    cluster_world::ClusterWorld,
+    lab::{Options, in_kernel},
+    traffic::ping_pong::PingPong,
+};
 use serde_json::json;
 
 use super::kit::{
@@ -100,7 +104,9 @@ fn thousands_are_set_replaced_and_cleared() -> Result<()> {
 #[test]
 fn a_list_without_room_is_closed_and_told() -> Result<()> {
     let options = Options { backends: 1, ..Options::default() };
-    with(options, &["--max-source-ranges=500"], |world, agent| {
+    // The room is that of a map.
+    let flags = [["--max-source-ranges=500"].as_slice(), in_kernel()].concat();
+    with(options, &flags, |world, agent| {
         world.pool(&POOL)?;
         let few = json!({"loadBalancerSourceRanges": list(100, 5_000, &["10.1.0.0/24", "fd01::/64"])});
         serve(world, "small", &[HTTP], &few, &[1])?;

@@ -15,7 +15,7 @@ use lb_control::dataplane::PinDirectory;
 use super::seed::{self, Cluster};
 use crate::{
     apiserver::Endpoint,
-    lab::{Agent, Lab},
+    lab::{Agent, Lab, in_kernel},
 };
 
 /// Where the agent answers probes: the network namespace is its own.
@@ -53,8 +53,10 @@ impl<'lab> Edge<'lab> {
             return agent.run();
         }
         let probes = PROBES.to_string();
-        let flags =
+        let own =
             ["--node-name", seed::NODE, "--namespace", seed::NAMESPACE, "--http-address", probes.as_str()];
+        // What is measured ends in the maps.
+        let flags = [own.as_slice(), in_kernel()].concat();
         self.agent = Some(Agent::start_in_cluster(self.lab, self.lab.seat(), &self.kubeconfig, &flags)?);
         Ok(())
     }
