@@ -162,6 +162,34 @@ impl End {
         let _ = self.socket().and_then(|socket| socket.shutdown(Shutdown::Write));
     }
 
+    /// Nothing more will be sent: from now on there is room only when the other side has taken what was,
+    /// but for what it may not have acknowledged yet of the last segment.
+    ///
+    /// # Errors
+    /// When that cannot be known.
+    pub fn says_no_more(&mut self) -> io::Result<()> {
+        let socket = match mem::replace(&mut self.fd, Fd::Lost) {
+            Fd::Plain(socket) => socket,
+            Fd::Watched(fd) => fd.into_inner(),
+            Fd::Lost => return Err(ErrorKind::NotConnected.into()),
+        };
+        // There is room when nothing is left to be sent for the first time, and what waits to be
+        // acknowledged takes no more than the smallest buffer (sk_stream_is_writeable in net/sock.h).
+        let is_set = socket.set_tcp_notsent_lowat(1).and_then(|()| socket.set_send_buffer_size(0));
+        // What is watched anew is looked at anew. Where that fails, it can still be reset.
+        self.fd = Fd::Plain(socket);
+        is_set?;
+        self.watched().map(drop)
+    }
+
+    /// Ready when there is room, or never will be.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.watched() {
+            Ok(fd) => fd.poll_write_ready(cx).map(drop),
+            Err(_) => Poll::Ready(()),
+        }
+    }
+
     /// Tells the other side that the connection failed, rather than ended.
     pub fn reset(self) {
         if let Ok(socket) = self.socket() {

@@ -3,23 +3,25 @@
 use std::{
     cell::RefCell,
     future::Future,
-    io::{self, Read},
+    io::{self, ErrorKind, Read},
+    os::fd::AsRawFd,
     pin::pin,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Context, Poll, ready},
 };
 
-use nix::libc::MSG_NOSIGNAL;
+use nix::{
+    libc::MSG_NOSIGNAL,
+    sys::socket::{MsgFlags, recv},
+};
 use tokio::task::yield_now;
 
-use super::{end::End, splice::Pipe};
+use super::{
+    end::End,
+    memory::{self, BUFFER, SMALL_BUFFER},
+    splice::Pipe,
+};
 
-/// What is read at once.
-const BUFFER: usize = 64 * 1024;
-/// What is read at once while connections of this worker hold more than [`MUCH_HELD`].
-const SMALL_BUFFER: usize = 4 * 1024;
-/// What receivers that are slower than their senders may make a worker hold before it reads less.
-const MUCH_HELD: usize = 64 * 1024 * 1024;
 /// After so many bytes others get their turn.
 const TURN: usize = 1024 * 1024;
 /// A read of so many bytes is bulk...
@@ -30,15 +32,8 @@ const BULK_READS: u8 = 3;
 const SMALL_SPLICES: u8 = 4;
 
 thread_local! {
-    static BUFFERS: RefCell<Buffers> = const { RefCell::new(Buffers { shared: Vec::new(), held: 0 }) };
-}
-
-#[derive(Debug)]
-struct Buffers {
     /// All connections of a worker read into this one.
-    shared: Vec<u8>,
-    /// Bytes that connections of this worker hold in buffers of their own.
-    held: usize,
+    static BUFFER_OF_ALL: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// One direction of a connection: from a source to a sink.
@@ -70,11 +65,16 @@ struct Held {
 
 impl Way {
     /// One that has something to say first, and perhaps nothing after it.
-    #[must_use]
-    pub fn beginning_with(bytes: Vec<u8>, has_ended: bool) -> Self {
+    fn beginning_with(bytes: Vec<u8>, has_ended: bool) -> Self {
         let mut way = Self::default();
         (way.held, way.has_ended) = (Held::new(bytes), has_ended);
         way
+    }
+
+    /// Whether something waits to be sent.
+    #[must_use]
+    pub fn has_bytes(&self) -> bool {
+        !self.held.is_empty()
     }
 
     /// Whether everything has come through.
@@ -134,8 +134,11 @@ impl Way {
         sink: &mut End,
         counter: &AtomicU64,
     ) -> Poll<Result<(), Failure>> {
-        with_buffer(|buffer| {
-            let wanted = buffer.len();
+        let wanted = memory::allows();
+        if wanted == 0 {
+            return self.poll_pass(cx, source, sink, counter);
+        }
+        with_buffer(wanted, |buffer| {
             let read = source.poll_input(cx, wanted, |mut socket| socket.read(buffer));
             let count = ready!(read).map_err(|_| Failure::Source)?;
             self.has_ended = count == 0;
@@ -153,6 +156,37 @@ impl Way {
             Poll::Ready(Ok(bytes[sent..].to_vec()))
         })
         .map_ok(|rest| self.held = Held::new(rest))
+    }
+
+    /// Takes no more from the source than the sink does, so that nothing is held. It costs a call more than
+    /// [`Self::poll_copy`].
+    fn poll_pass(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut End,
+        sink: &mut End,
+        counter: &AtomicU64,
+    ) -> Poll<Result<(), Failure>> {
+        self.bulk_reads = 0;
+        with_buffer(SMALL_BUFFER, |buffer| {
+            // What was seen is there still: it does not count as read.
+            let seen =
+                source.poll_input(cx, 0, |socket| Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_PEEK)?));
+            let count = ready!(seen).map_err(|_| Failure::Source)?;
+            self.has_ended = count == 0;
+            if self.has_ended {
+                return Poll::Ready(Ok(()));
+            }
+            let sent = ready!(poll_send(cx, sink, &buffer[..count])).map_err(|_| Failure::Sink)?;
+            let mut taken = 0;
+            while taken < sent {
+                let rest = &mut buffer[taken..sent];
+                let more = source.try_input(0, |mut socket| socket.read(rest));
+                taken += more.map_err(|_| Failure::Source)?;
+            }
+            add(counter, sent);
+            Poll::Ready(Ok(()))
+        })
     }
 
     /// Empties the pipe, then fills it: so that a source that would block is dry, and the pipe not full.
@@ -211,7 +245,7 @@ impl Drop for Way {
 
 impl Held {
     fn new(bytes: Vec<u8>) -> Self {
-        account(|held| *held += bytes.len());
+        memory::hold(bytes.len());
         Self { bytes, sent: 0 }
     }
 
@@ -230,42 +264,44 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if !self.bytes.is_empty() {
-            account(|held| *held = held.saturating_sub(self.bytes.len()));
-        }
+        memory::release(self.bytes.len());
     }
 }
 
-/// Reads what a source has to say already, up to a small buffer. `None` if it fails.
-pub fn first_words(source: &mut End, bytes: &mut Vec<u8>) -> Option<usize> {
-    with_buffer(|buffer| {
-        let buffer = &mut buffer[..SMALL_BUFFER];
-        let count = source.try_input(SMALL_BUFFER, |mut socket| socket.read(buffer));
-        let count = count.ok()?;
-        bytes.extend_from_slice(&buffer[..count]);
-        Some(count)
+/// The way of a client that has just come: it begins with `bytes`, and what the client has said already,
+/// up to a small buffer.
+///
+/// # Errors
+/// When the client has gone: the kernel tells it once, and only an end from then on.
+pub fn first_words(source: &mut End, mut bytes: Vec<u8>, counter: &AtomicU64) -> io::Result<Way> {
+    if memory::allows() == 0 {
+        return Ok(Way::beginning_with(bytes, false));
+    }
+    with_buffer(SMALL_BUFFER, |buffer| {
+        let mut has_ended = false;
+        match source.try_input(SMALL_BUFFER, |mut socket| socket.read(buffer)) {
+            Ok(count) => {
+                has_ended = count == 0;
+                add(counter, count);
+                bytes.extend_from_slice(&buffer[..count]);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        Ok((bytes, has_ended))
     })
+    .map(|(bytes, has_ended)| Way::beginning_with(bytes, has_ended))
 }
 
 fn poll_send(cx: &mut Context<'_>, sink: &mut End, bytes: &[u8]) -> Poll<io::Result<usize>> {
     sink.poll_output(cx, bytes.len(), |socket| socket.send_with_flags(bytes, MSG_NOSIGNAL))
 }
 
-fn with_buffer<T>(what: impl FnOnce(&mut [u8]) -> T) -> T {
-    BUFFERS.with_borrow_mut(|buffers| {
-        buffers.shared.resize(BUFFER, 0);
-        let length = if buffers.held > MUCH_HELD { SMALL_BUFFER } else { BUFFER };
-        what(&mut buffers.shared[..length])
+fn with_buffer<T>(length: usize, what: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER_OF_ALL.with_borrow_mut(|buffer| {
+        buffer.resize(BUFFER, 0);
+        what(&mut buffer[..length])
     })
-}
-
-fn account(how: impl FnOnce(&mut usize)) {
-    // At the end of the thread nobody needs to know.
-    let _ = BUFFERS.try_with(|buffers| {
-        if let Ok(mut buffers) = buffers.try_borrow_mut() {
-            how(&mut buffers.held);
-        }
-    });
 }
 
 /// Each counter is written by one thread.
