@@ -238,14 +238,16 @@ impl Relay {
         let moved = || counts.bytes_in.load(Relaxed).wrapping_add(counts.bytes_out.load(Relaxed));
         let before = moved();
         if !self.up.is_done() {
-            let result = self.up.poll(cx, &mut self.client, &mut self.server, &counts.bytes_in);
+            let ends_well = !self.is_broken;
+            let result = self.up.poll(cx, &mut self.client, &mut self.server, &counts.bytes_in, ends_well);
             let is_last = self.down.is_done();
             if !Self::follow(result, &mut self.up, &self.server, is_last, &mut self.is_broken) {
                 return Poll::Ready(Outcome::Failed);
             }
         }
         if !self.down.is_done() {
-            let result = self.down.poll(cx, &mut self.server, &mut self.client, &counts.bytes_out);
+            let ends_well = !self.is_broken;
+            let result = self.down.poll(cx, &mut self.server, &mut self.client, &counts.bytes_out, ends_well);
             let is_last = self.up.is_done();
             if !Self::follow(result, &mut self.down, &self.client, is_last, &mut self.is_broken) {
                 return Poll::Ready(Outcome::Failed);

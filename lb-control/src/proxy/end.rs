@@ -25,6 +25,8 @@ pub struct End {
     /// Small segments may wait for others to be acknowledged (Nagle), which the second one to be sent
     /// must not.
     nagle: Nagle,
+    /// The other side has ended: what is there to be read is the last.
+    is_ending: bool,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl End {
     /// A socket that was accepted: it has the options of the listening one.
     #[must_use]
     pub fn accepted(socket: Socket) -> Self {
-        Self { fd: Fd::Plain(socket), is_dry: false, is_full: false, nagle: Nagle::Off }
+        Self { fd: Fd::Plain(socket), is_dry: false, is_full: false, nagle: Nagle::Off, is_ending: false }
     }
 
     /// A socket that connects. It is watched from the start.
@@ -55,7 +57,7 @@ impl End {
     /// When it cannot be watched.
     pub fn connecting(socket: Socket) -> io::Result<Self> {
         let fd = Fd::Watched(watch(socket, both())?);
-        Ok(Self { fd, is_dry: true, is_full: true, nagle: Nagle::Unsent })
+        Ok(Self { fd, is_dry: true, is_full: true, nagle: Nagle::Unsent, is_ending: false })
     }
 
     /// Waits until it is connected.
@@ -96,9 +98,11 @@ impl End {
                 }
             }
         }
-        let fd = self.watched()?;
+        self.watched()?;
+        let Fd::Watched(fd) = &self.fd else { return Poll::Ready(Err(ErrorKind::NotConnected.into())) };
         loop {
             let mut guard = ready!(fd.poll_read_ready(cx))?;
+            self.is_ending = guard.ready().is_read_closed();
             match uninterrupted(|| read(fd.get_ref())) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => guard.clear_ready(),
                 result => {
@@ -111,6 +115,12 @@ impl End {
                 }
             }
         }
+    }
+
+    /// Whether nothing more comes than what is there to be read, as far as the kernel has told.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.is_ending
     }
 
     /// Takes what there is, without waiting for anything.
