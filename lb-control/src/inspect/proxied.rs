@@ -2,11 +2,11 @@
 //! other, and what is counted of it is the sum.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::metrics::entry;
-use crate::model::ServiceKey;
+use crate::model::{ObjectRef, ServiceKey};
 use crate::plan::Wanted;
 use crate::proxy::{BackendCounts, FrontendCounts};
 use crate::telemetry::metrics::{Labels, Samples, labels, table};
@@ -17,11 +17,15 @@ pub type Frontends = BTreeMap<ServiceKey, Wanted>;
 
 /// Adds what the proxy serves and has counted to the ports and backends of Services.
 pub fn add_proxied(services: &mut [ServiceView], frontends: &Frontends, counts: &[FrontendCounts]) {
-    let mut ports: HashMap<(String, std::net::IpAddr, u16), &mut PortView> = HashMap::new();
-    for port in services.iter_mut().flat_map(|service| &mut service.ports) {
-        ports.insert((port.protocol.clone(), port.vip, port.port), port);
+    let mut ports: HashMap<(ObjectRef, String, IpAddr, u16), &mut PortView> = HashMap::new();
+    for service in services {
+        let object = ObjectRef::new(&service.namespace, &service.name);
+        for port in &mut service.ports {
+            ports.insert((object.clone(), port.protocol.clone(), port.vip, port.port), port);
+        }
     }
-    let place = |key: &ServiceKey| (key.protocol.to_string(), key.vip, key.port);
+    // A Service that was deleted may have had the same address.
+    let place = |key: &ServiceKey| (key.service.clone(), key.protocol.to_string(), key.vip, key.port);
     for (key, wanted) in frontends {
         if let (Some(port), Wanted::Serve(_)) = (ports.get_mut(&place(key)), wanted) {
             serve(port, wanted);
@@ -105,8 +109,8 @@ mod tests {
     use super::*;
     use crate::inspect::overlay;
     use crate::model::{
-        BackendReport, ClientAddress, ObjectRef, PortReport, Protocol, Role, Scheduler, ServiceReport,
-        ServiceState, VipReport,
+        BackendReport, ClientAddress, PortReport, Protocol, Role, Scheduler, ServiceReport, ServiceState,
+        VipReport,
     };
     use crate::plan::Frontend;
     use crate::proxy::Refusal;
@@ -169,6 +173,16 @@ mod tests {
             }],
             Vec::new(),
         )
+    }
+
+    #[test]
+    fn what_it_has_served_earlier_is_counted() {
+        let mut views = services();
+        let mut deleted = counts();
+        deleted.key.service.name = "before".to_owned();
+        add_proxied(&mut views, &BTreeMap::new(), &[counts(), deleted]);
+        let port = &views[0].ports[0];
+        assert_eq!((port.served_by, port.counters.new_flows), (ServedBy::Kernel, 7));
     }
 
     #[test]
