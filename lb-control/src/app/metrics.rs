@@ -126,7 +126,7 @@ mod tests {
         VipReport,
     };
     use crate::plan::{CookiePhase, Fill, testing::pool};
-    use crate::proxy::{FrontendCounts, Refusal};
+    use crate::proxy::{FrontendCounts, Refusal, Totals};
     use crate::telemetry::metrics::{Outcome, Recorder};
     use crate::view::{AttachMode, DeviceView};
 
@@ -290,7 +290,7 @@ mod tests {
         recorder.collect(&mut samples);
         MapReading::sample().collect(&mut samples);
         health(&[checked()], &Counts::default(), true, &mut samples);
-        collect_proxied(&[counts()], true, &mut samples);
+        collect_proxied(&[counts()], &Totals::default(), true, &mut samples);
         let text = samples.text().unwrap();
         for metric in table::ALL {
             let name = metric.name;

@@ -18,7 +18,7 @@ use crate::inspect::{Frontends, MapReading, PinnedMaps, add_proxied, collect_pro
 use crate::model::{ObjectRef, Problem, ServiceReport};
 use crate::plan::{CookiePhase, Fill};
 use crate::probe::Counts;
-use crate::proxy::{FrontendCounts, Reader};
+use crate::proxy::{FrontendCounts, Reader, Totals};
 use crate::telemetry::metrics::{CONTENT_TYPE, Recorder, Samples, table};
 use crate::view::{
     AgentView, BackendView, DeviceView, DropView, FlowTableView, FlowView, ProblemView, ServedBy,
@@ -127,9 +127,9 @@ impl Shared {
         *self.proxy.write().unwrap_or_else(PoisonError::into_inner) = reader;
     }
 
-    fn proxy_counts(&self) -> Option<Vec<FrontendCounts>> {
+    fn proxy_counts(&self) -> Option<(Vec<FrontendCounts>, Totals)> {
         let reader = self.proxy.read().unwrap_or_else(PoisonError::into_inner).clone();
-        reader.map(|reader| reader.counts())
+        reader.map(|reader| (reader.counts(), reader.totals()))
     }
 
     /// Takes over how full the flow tables are.
@@ -198,7 +198,7 @@ impl Inspect for Shared {
         view.devices = published.devices.clone();
         view.problems = published.problems.iter().map(problem).collect();
         view.flow_tables = published.flows.iter().flat_map(|flows| &flows.tables).map(flow_table).collect();
-        view.services = services(view.services, &published, &self.proxy_counts().unwrap_or_default());
+        view.services = services(view.services, &published, &self.proxy_counts().unwrap_or_default().0);
         Ok(view)
     }
 
@@ -231,7 +231,7 @@ impl Inspect for Shared {
             MapReading::new(&self.counters, self.metrics_per_backend)?.collect(&mut samples);
         }
         if let Some(counts) = self.proxy_counts() {
-            collect_proxied(&counts, self.metrics_per_backend, &mut samples);
+            collect_proxied(&counts.0, &counts.1, self.metrics_per_backend, &mut samples);
         }
         Ok((CONTENT_TYPE, samples.text()?))
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::metrics::entry;
 use crate::model::{ObjectRef, ServiceKey};
 use crate::plan::Wanted;
-use crate::proxy::{BackendCounts, FrontendCounts};
+use crate::proxy::{BackendCounts, FrontendCounts, Totals};
 use crate::telemetry::metrics::{Labels, Samples, labels, table};
 use crate::view::{BackendView, ConnectionLimitView, PortView, ServedBy, ServiceView};
 
@@ -81,7 +81,7 @@ fn add_backend(view: &mut BackendView, counts: &BackendCounts) {
 }
 
 /// Adds what the proxy has counted to metrics.
-pub fn collect_proxied(counts: &[FrontendCounts], per_backend: bool, samples: &mut Samples) {
+pub fn collect_proxied(counts: &[FrontendCounts], totals: &Totals, per_backend: bool, samples: &mut Samples) {
     let mut open = 0;
     let mut ejected = 0;
     for one in counts {
@@ -100,6 +100,11 @@ pub fn collect_proxied(counts: &[FrontendCounts], per_backend: bool, samples: &m
             samples.count(&table::BACKEND_NEW_FLOWS, &labels, backend.connections);
         }
     }
+    for (reason, count) in &totals.refused {
+        samples.count(&table::PROXY_REFUSED, &labels([reason.name()]), *count);
+    }
+    samples.plain(&table::PROXY_HELD_BYTES, totals.held_bytes as f64);
+    samples.count(&table::PROXY_SHORTAGES, &labels([]), totals.shortages);
     samples.plain(&table::PROXY_CONNECTIONS, open as f64);
     samples.plain(&table::PROXY_EJECTED, ejected as f64);
 }
@@ -212,7 +217,7 @@ mod tests {
     #[test]
     fn metrics_add_up() {
         let mut samples = Samples::default();
-        collect_proxied(&[counts()], true, &mut samples);
+        collect_proxied(&[counts()], &Totals::default(), true, &mut samples);
         let text = samples.text().unwrap();
         for line in [
             "pointsman_proxy_connections 2.0",

@@ -21,7 +21,7 @@ use crate::app::handover::{Heir, Predecessor};
 use crate::app::trouble::Area;
 use crate::model::{Desired, ObjectRef, Problem, Protocol, ServiceKey};
 use crate::plan::{Frontends, Proxied, Wanted};
-use crate::proxy::{Inherited, Proxy};
+use crate::proxy::{Inherited, Proxy, Reader};
 use crate::view::{AttachMode, DeviceView};
 
 /// How soon a port is tried again that could not be listened on: somebody else has it.
@@ -40,6 +40,8 @@ pub(super) struct ProxyPath {
     pub(super) frontends: Frontends,
     /// Why it serves everything; `None` if it does not.
     pub(super) why: Option<String>,
+    /// What is counted, also of proxies that there were: counters must not fall.
+    pub(super) counted: Reader,
     /// Entries that it cannot serve, and why.
     pub(super) failed: BTreeMap<ServiceKey, String>,
     /// Why there is no way in the kernel at all.
@@ -168,11 +170,10 @@ impl Agent {
     /// Closes what is the kernel's, or nobody's.
     pub(super) fn close_proxied(&mut self, gone: Vec<(ServiceKey, Wanted)>) {
         self.tell_proxy(gone);
-        if self.proxied.frontends.is_empty()
-            && let Some(proxy) = self.proxied.proxy.take()
-        {
-            self.shared.proxied(None);
-            drop(proxy);
+        let entries = &self.planner.plan().desired.entries;
+        self.proxied.counted.forget(|key| !entries.contains_key(key));
+        if self.proxied.frontends.is_empty() {
+            self.proxied.proxy = None;
         }
     }
 
@@ -248,7 +249,8 @@ impl Agent {
         let path = &mut self.proxied;
         if path.proxy.is_none() {
             let inherited = std::mem::take(&mut path.inherited);
-            let proxy = Proxy::start(self.settings.proxy.clone(), inherited)
+            let (settings, counted) = (self.settings.proxy.clone(), path.counted.clone());
+            let proxy = Proxy::start_counting(settings, inherited, counted)
                 .context("starting the proxy's workers")?;
             self.shared.proxied(Some(proxy.reader()));
             path.proxy = Some(proxy);
@@ -281,7 +283,6 @@ impl Agent {
 
     /// Takes the proxy out, to end it.
     pub fn take_proxy(&mut self) -> Option<Proxy> {
-        self.shared.proxied(None);
         self.proxied.proxy.take()
     }
 

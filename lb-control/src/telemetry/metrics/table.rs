@@ -130,6 +130,10 @@ metrics! {
         "Connections (UDP: sessions) that the userspace proxy has; absent while it serves nothing.";
     PROXY_REFUSED = Counter "pointsman_proxy_refused_total" ["reason"]
         "Connections that the userspace proxy refused or could not pass on.";
+    PROXY_HELD_BYTES = Gauge "pointsman_proxy_held_bytes" []
+        "Bytes that the userspace proxy holds for receivers that are slower than their senders.";
+    PROXY_SHORTAGES = Counter "pointsman_proxy_shortages_total" []
+        "How often connections had to wait to be accepted by the userspace proxy, for want of file descriptors or memory.";
     PROXY_EJECTED = Gauge "pointsman_proxy_ejected_backends" []
         "Backends that the userspace proxy avoids for a while, since connects to them failed.";
 
