@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use lb_common::abi::ABI_VERSION;
 use pointsman_tests::{
     lab::{
         Agent, Lab,
@@ -137,8 +138,17 @@ fn change_overs_break_nothing() -> Result<()> {
             !list(status, "services").is_empty() && served_by(status, "web").iter().all(|found| found == by)
         })?;
         load.wait_requests(200).with_context(|| format!("after {by}\n{}", agent.log()))?;
-        for flows in &flows {
-            flows.wait_exchanges(30)?;
+        for (number, flows) in flows.iter().enumerate() {
+            flows.wait_exchanges(30).with_context(|| {
+                let look = |line: &[&str]| world.lab.edge.run(line).unwrap_or_default();
+                format!(
+                    "{number} after {by}\n{}{}\n{}\n{}",
+                    look(&["ss", "-tanpi"]),
+                    agent.cli(&["flows"]).unwrap_or_default(),
+                    agent.cli(&["drops"]).unwrap_or_default(),
+                    agent.log()
+                )
+            })?;
         }
     }
     for flows in flows {
@@ -150,7 +160,7 @@ fn change_overs_break_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Programs that an earlier agent has left go when no flow needs them.
+/// Programs that an earlier agent has left stay for the flows that need them.
 #[test]
 fn what_the_kernel_has_is_finished_there() -> Result<()> {
     let Some(world) = World::new(1)? else { return Ok(()) };
@@ -165,6 +175,7 @@ fn what_the_kernel_has_is_finished_there() -> Result<()> {
     assert!(served_by(&status, "web").iter().all(|by| by == "proxy"));
     goes_round(&world, &status, 1)?;
     flows.wait_exchanges(50)?;
+    assert!(world.lab.pin_directory().join(format!("v{ABI_VERSION}/config")).exists(), "flows need it");
     assert!(flows.stop()?.broken.is_empty());
     Ok(())
 }

@@ -51,7 +51,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Measure, beside baselines: datapath, …
+    /// Measure, beside baselines: datapath, control, proxy
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Demo { args } => lab(std::iter::once("demo".into()).chain(args).collect()),
         Task::Lab { args } => lab(args),
-        Task::Bench { args } => run::with_agent(Purpose::Bench, Profile::Release, "pointsman-bench", &args),
+        Task::Bench { args } => run::bench(&args),
         Task::Fuzz { args } => run::fuzz(&args),
         Task::Gen(args) => generate::run(&args),
         Task::Image(args) => image::run(&args),

@@ -33,6 +33,19 @@ pub fn with_agent(purpose: Purpose, profile: Profile, binary: &str, args: &[OsSt
     become_program(command)
 }
 
+/// `cargo xtask bench`: as [`with_agent`]; `proxy` goes without those to compare with that cannot be
+/// installed.
+pub fn bench(args: &[OsString]) -> Result<()> {
+    let help = args.iter().any(|arg| arg == "--help" || arg == "-h");
+    if args.first().is_some_and(|first| first == "proxy")
+        && !help
+        && let Err(error) = setup::ensure(&packages::for_purpose(Purpose::Proxies))
+    {
+        eprintln!("Some of the proxies to compare with are left out: {error:#}");
+    }
+    with_agent(Purpose::Bench, Profile::Release, "pointsman-bench", args)
+}
+
 /// Runs a fuzz target; lists the targets when none is given.
 pub fn fuzz(args: &[OsString]) -> Result<()> {
     if !workspace::root().join("fuzz/Cargo.toml").exists() {

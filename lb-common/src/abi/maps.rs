@@ -49,7 +49,7 @@ pub const DEFAULT_SOCKETS: u32 = 65_536;
 
 /// Copies that the flow cache has room for on each CPU and for each family, unless configured; 0 is
 /// no cache.
-pub const DEFAULT_FLOW_CACHE: u32 = 4_096;
+pub const DEFAULT_FLOW_CACHE: u32 = 16_384;
 
 maps! {
     /// Established IPv4 flows: hash, [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow), two entries a flow.

@@ -24,6 +24,11 @@ pub struct ProxyArgs {
     /// TCP connections that the proxy may have at once. Without: as many as file descriptors allow
     #[arg(long, value_name = "NUMBER", help_heading = "Userspace proxy")]
     pub proxy_max_connections: Option<usize>,
+    /// What TCP connections of the proxy may hold, all together, in MiB of the agent's memory and of pipes.
+    /// Then each reads no more than it can pass on at once
+    #[arg(long, value_name = "MIB", default_value_t = 256, help_heading = "Userspace proxy",
+          value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    pub proxy_max_buffers: u32,
     /// How long connections of the proxy may go on when the agent is asked to end, or has handed over
     #[arg(long, env = "DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 20,
           help_heading = "Userspace proxy", value_parser = clap::value_parser!(u64).range(0..=864_000))]
@@ -39,6 +44,9 @@ impl ProxyArgs {
             connect_timeout: Duration::from_secs(self.proxy_connect_seconds),
             idle_timeout_tcp: Duration::from_secs(self.proxy_idle_seconds),
             max_connections: self.proxy_max_connections,
+            max_buffers: usize::try_from(self.proxy_max_buffers)
+                .unwrap_or(usize::MAX)
+                .saturating_mul(1 << 20),
             ..Settings::default()
         }
     }

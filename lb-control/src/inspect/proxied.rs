@@ -17,18 +17,20 @@ pub type Frontends = BTreeMap<ServiceKey, Wanted>;
 
 /// Adds what the proxy serves and has counted to the ports and backends of Services.
 pub fn add_proxied(services: &mut [ServiceView], frontends: &Frontends, counts: &[FrontendCounts]) {
-    let counts: HashMap<&ServiceKey, &FrontendCounts> = counts.iter().map(|one| (&one.key, one)).collect();
     let mut ports: HashMap<(String, std::net::IpAddr, u16), &mut PortView> = HashMap::new();
     for port in services.iter_mut().flat_map(|service| &mut service.ports) {
         ports.insert((port.protocol.clone(), port.vip, port.port), port);
     }
+    let place = |key: &ServiceKey| (key.protocol.to_string(), key.vip, key.port);
     for (key, wanted) in frontends {
-        let Some(port) = ports.get_mut(&(key.protocol.to_string(), key.vip, key.port)) else { continue };
-        if let Wanted::Serve(_) = wanted {
+        if let (Some(port), Wanted::Serve(_)) = (ports.get_mut(&place(key)), wanted) {
             serve(port, wanted);
         }
-        if let Some(counts) = counts.get(key) {
-            add(port, counts);
+    }
+    // Also of those that it has served earlier.
+    for one in counts {
+        if let Some(port) = ports.get_mut(&place(&one.key)) {
+            add(port, one);
         }
     }
 }

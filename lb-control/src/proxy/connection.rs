@@ -32,6 +32,9 @@ const TRIES: usize = 3;
 /// A connection that is there for so long is asked to find out when its backend is gone: most are not.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// How long a side may take for what was sent before it is told that the other one has failed.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// A connection that counts.
 #[derive(Debug)]
 pub struct Connection {
@@ -42,6 +45,17 @@ pub struct Connection {
 
 /// A backend's share in a connection.
 struct Share(Arc<Backend>);
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Both sides ended it.
+    Normal,
+    /// One of the two failed.
+    Failed,
+    /// It is not wanted any more, or was idle for too long.
+    Cut,
+}
 
 /// Both sockets, and what goes on between them.
 struct Relay {
@@ -61,13 +75,13 @@ impl Connection {
     /// Counts it, unless there are too many.
     #[must_use]
     pub fn begin(shared: &Arc<Shared>, entry: &Arc<Entry>, worker: usize) -> Option<Self> {
-        if shared.open.fetch_add(1, Relaxed) >= shared.limits.connections {
+        if shared.open.fetch_add(1, Relaxed) >= shared.most_connections() {
             shared.closes();
             entry.counters.refuse(Refusal::TooMany);
             return None;
         }
         shared.loads[worker].fetch_add(1, Relaxed);
-        entry.counters.shard(worker).accepted.fetch_add(1, Relaxed);
+        entry.counters.shard(worker).begun.fetch_add(1, Relaxed);
         Some(Self { shared: Arc::clone(shared), entry: Arc::clone(entry), worker })
     }
 
@@ -78,11 +92,13 @@ impl Connection {
         if self.entry.admit(&table, peer.ip(), clock::now()).is_err() {
             return client.reset();
         }
-        let mut words = self.header(&table, peer);
-        let read = first_words(&mut client, &mut words);
-        self.entry.counters.shard(self.worker).bytes_in.fetch_add(read.unwrap_or(0) as u64, Relaxed);
+        let counts = self.entry.counters.shard(self.worker);
+        let Ok(up) = first_words(&mut client, self.header(&table, peer), &counts.bytes_in) else {
+            // It has gone. No backend needs to hear of it.
+            return client.reset();
+        };
         let mut registration = Registration::default();
-        let server = self.server(&table, peer, !words.is_empty(), &mut registration).await;
+        let server = self.server(&table, peer, up.has_bytes(), &mut registration).await;
         let (server, share) = match server {
             Ok(found) => found,
             Err(refusal) => {
@@ -91,20 +107,46 @@ impl Connection {
             }
         };
         drop(table);
+        counts.accepted.fetch_add(1, Relaxed);
         let mut relay = Relay {
             client,
             server,
-            up: Way::beginning_with(words, read == Some(0)),
+            up,
             down: Way::default(),
             is_broken: false,
             idle_at: 0,
             settled_at: clock::milliseconds() + clock::in_milliseconds(SETTLED),
         };
-        let is_normal = poll_fn(|cx| relay.poll(cx, &self, &share.0, &mut registration)).await;
-        if !is_normal {
-            relay.client.reset();
-            relay.server.reset();
+        let outcome = poll_fn(|cx| relay.poll(cx, &self, &share.0, &mut registration)).await;
+        match outcome {
+            Outcome::Normal => {}
+            Outcome::Cut => {
+                relay.client.reset();
+                relay.server.reset();
+            }
+            Outcome::Failed => self.reset_late([relay.client, relay.server], &share.0, registration).await,
         }
+    }
+
+    /// A backend that closes with something unread resets the connection after its answer: a client that
+    /// is slow gets the answer first. So does a backend what its client has sent.
+    async fn reset_late(&self, mut ends: [End; 2], backend: &Backend, mut registration: Registration) {
+        let deadline = clock::milliseconds() + clock::in_milliseconds(LAST_WORDS);
+        for end in &mut ends {
+            if end.says_no_more().is_err() {
+                continue;
+            }
+            poll_fn(|cx| {
+                let is_cut = backend.is_gone() || self.shared.is_over.load(Relaxed);
+                if is_cut || clock::milliseconds() >= deadline {
+                    return Poll::Ready(());
+                }
+                registration.wake_at(cx, deadline);
+                end.poll_room(cx)
+            })
+            .await;
+        }
+        ends.into_iter().for_each(End::reset);
     }
 
     /// Goes from backend to backend until one accepts. The reason for a failure is `None` if the
@@ -180,37 +222,39 @@ impl Drop for Share {
 }
 
 impl Relay {
-    /// Ready when it has ended: says whether both sides ended it, rather than a failure.
+    /// Ready when it has ended.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         connection: &Connection,
         backend: &Backend,
         registration: &mut Registration,
-    ) -> Poll<bool> {
+    ) -> Poll<Outcome> {
         let shared = &connection.shared;
         if backend.is_gone() || shared.is_over.load(Relaxed) {
-            return Poll::Ready(false);
+            return Poll::Ready(Outcome::Cut);
         }
         let counts = connection.entry.counters.shard(connection.worker);
         let moved = || counts.bytes_in.load(Relaxed).wrapping_add(counts.bytes_out.load(Relaxed));
         let before = moved();
         if !self.up.is_done() {
-            let result = self.up.poll(cx, &mut self.client, &mut self.server, &counts.bytes_in);
+            let ends_well = !self.is_broken;
+            let result = self.up.poll(cx, &mut self.client, &mut self.server, &counts.bytes_in, ends_well);
             let is_last = self.down.is_done();
             if !Self::follow(result, &mut self.up, &self.server, is_last, &mut self.is_broken) {
-                return Poll::Ready(false);
+                return Poll::Ready(Outcome::Failed);
             }
         }
         if !self.down.is_done() {
-            let result = self.down.poll(cx, &mut self.server, &mut self.client, &counts.bytes_out);
+            let ends_well = !self.is_broken;
+            let result = self.down.poll(cx, &mut self.server, &mut self.client, &counts.bytes_out, ends_well);
             let is_last = self.up.is_done();
             if !Self::follow(result, &mut self.down, &self.client, is_last, &mut self.is_broken) {
-                return Poll::Ready(false);
+                return Poll::Ready(Outcome::Failed);
             }
         }
         if self.up.is_done() && self.down.is_done() {
-            return Poll::Ready(!self.is_broken);
+            return Poll::Ready(if self.is_broken { Outcome::Failed } else { Outcome::Normal });
         }
         self.poll_deadline(cx, &shared.settings, registration, before != moved())
     }
@@ -244,13 +288,13 @@ impl Relay {
         settings: &Settings,
         registration: &mut Registration,
         has_moved: bool,
-    ) -> Poll<bool> {
+    ) -> Poll<Outcome> {
         let now = clock::milliseconds();
         if has_moved || self.idle_at == 0 {
             self.idle_at = now + clock::in_milliseconds(settings.idle_timeout_tcp);
         }
         if now >= self.idle_at {
-            return Poll::Ready(false);
+            return Poll::Ready(Outcome::Cut);
         }
         if now >= self.settled_at {
             self.settled_at = u64::MAX;

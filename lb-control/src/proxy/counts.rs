@@ -70,7 +70,7 @@ impl Refusal {
 pub struct FrontendCounts {
     /// Which.
     pub key: ServiceKey,
-    /// Connections (TCP) or sessions (UDP) that a backend was chosen for.
+    /// Connections (TCP) that a backend accepted, or sessions (UDP) that one was chosen for.
     pub accepted: u64,
     /// Those that there are.
     pub open: u64,
@@ -82,6 +82,29 @@ pub struct FrontendCounts {
     pub bytes_out: u64,
     /// Of each backend.
     pub backends: Vec<BackendCounts>,
+}
+
+impl FrontendCounts {
+    /// The sum with what was counted before it was served anew.
+    #[must_use]
+    pub fn after(mut self, earlier: Self) -> Self {
+        self.accepted += earlier.accepted;
+        self.bytes_in += earlier.bytes_in;
+        self.bytes_out += earlier.bytes_out;
+        for ((_, count), (_, before)) in self.refused.iter_mut().zip(earlier.refused) {
+            *count += before;
+        }
+        for before in earlier.backends {
+            match self.backends.iter_mut().find(|backend| backend.address == before.address) {
+                Some(backend) => {
+                    backend.connections += before.connections;
+                    backend.connect_failures += before.connect_failures;
+                }
+                None => self.backends.push(before),
+            }
+        }
+        self
+    }
 }
 
 /// What was counted of a backend since it became one.
@@ -111,8 +134,10 @@ pub struct EntryCounters {
 #[repr(align(64))]
 pub struct Shard {
     /// Connections that came.
+    pub begun: AtomicU64,
+    /// Those of them that got a backend.
     pub accepted: AtomicU64,
-    /// Connections that ended.
+    /// Those that ended, with a backend or without.
     pub ended: AtomicU64,
     /// Bytes from clients.
     pub bytes_in: AtomicU64,
@@ -146,7 +171,7 @@ impl EntryCounters {
     pub fn open(&self) -> u64 {
         // What ended is read first: a connection that comes and goes in between must not make it negative.
         let ended = self.sum(|shard| &shard.ended);
-        self.sum(|shard| &shard.accepted).saturating_sub(ended)
+        self.sum(|shard| &shard.begun).saturating_sub(ended)
     }
 
     /// All of it, without the backends.

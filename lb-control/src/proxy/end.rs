@@ -25,6 +25,8 @@ pub struct End {
     /// Small segments may wait for others to be acknowledged (Nagle), which the second one to be sent
     /// must not.
     nagle: Nagle,
+    /// The other side has ended: what is there to be read is the last.
+    is_ending: bool,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl End {
     /// A socket that was accepted: it has the options of the listening one.
     #[must_use]
     pub fn accepted(socket: Socket) -> Self {
-        Self { fd: Fd::Plain(socket), is_dry: false, is_full: false, nagle: Nagle::Off }
+        Self { fd: Fd::Plain(socket), is_dry: false, is_full: false, nagle: Nagle::Off, is_ending: false }
     }
 
     /// A socket that connects. It is watched from the start.
@@ -55,7 +57,7 @@ impl End {
     /// When it cannot be watched.
     pub fn connecting(socket: Socket) -> io::Result<Self> {
         let fd = Fd::Watched(watch(socket, both())?);
-        Ok(Self { fd, is_dry: true, is_full: true, nagle: Nagle::Unsent })
+        Ok(Self { fd, is_dry: true, is_full: true, nagle: Nagle::Unsent, is_ending: false })
     }
 
     /// Waits until it is connected.
@@ -96,9 +98,11 @@ impl End {
                 }
             }
         }
-        let fd = self.watched()?;
+        self.watched()?;
+        let Fd::Watched(fd) = &self.fd else { return Poll::Ready(Err(ErrorKind::NotConnected.into())) };
         loop {
             let mut guard = ready!(fd.poll_read_ready(cx))?;
+            self.is_ending = guard.ready().is_read_closed();
             match uninterrupted(|| read(fd.get_ref())) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => guard.clear_ready(),
                 result => {
@@ -111,6 +115,12 @@ impl End {
                 }
             }
         }
+    }
+
+    /// Whether nothing more comes than what is there to be read, as far as the kernel has told.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.is_ending
     }
 
     /// Takes what there is, without waiting for anything.
@@ -160,6 +170,34 @@ impl End {
     pub fn finish(&self) {
         // Whoever has gone need not be told.
         let _ = self.socket().and_then(|socket| socket.shutdown(Shutdown::Write));
+    }
+
+    /// Nothing more will be sent: from now on there is room only when the other side has taken what was,
+    /// but for what it may not have acknowledged yet of the last segment.
+    ///
+    /// # Errors
+    /// When that cannot be known.
+    pub fn says_no_more(&mut self) -> io::Result<()> {
+        let socket = match mem::replace(&mut self.fd, Fd::Lost) {
+            Fd::Plain(socket) => socket,
+            Fd::Watched(fd) => fd.into_inner(),
+            Fd::Lost => return Err(ErrorKind::NotConnected.into()),
+        };
+        // There is room when nothing is left to be sent for the first time, and what waits to be
+        // acknowledged takes no more than the smallest buffer (sk_stream_is_writeable in net/sock.h).
+        let is_set = socket.set_tcp_notsent_lowat(1).and_then(|()| socket.set_send_buffer_size(0));
+        // What is watched anew is looked at anew. Where that fails, it can still be reset.
+        self.fd = Fd::Plain(socket);
+        is_set?;
+        self.watched().map(drop)
+    }
+
+    /// Ready when there is room, or never will be.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.watched() {
+            Ok(fd) => fd.poll_write_ready(cx).map(drop),
+            Err(_) => Poll::Ready(()),
+        }
     }
 
     /// Tells the other side that the connection failed, rather than ended.

@@ -5,7 +5,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::Settings;
 
 /// A connection has a socket to the client and one to the backend.
-const DESCRIPTORS_EACH: usize = 2;
+pub const DESCRIPTORS_EACH: usize = 2;
 /// One of so many file descriptors may be an end of a pipe.
 const SHARE_OF_PIPES: usize = 16;
 /// One of so many file descriptors may be a listening socket that is there for speed only.
@@ -16,8 +16,10 @@ const SHARE_OF_LISTENERS: usize = 16;
 pub struct Limits {
     /// File descriptors of the process.
     pub descriptors: usize,
-    /// TCP connections.
+    /// TCP connections, as long as nothing but they needs file descriptors.
     pub connections: usize,
+    /// File descriptors for connections, and for sockets at VIPs.
+    pub sockets: usize,
     /// Pipes of one worker.
     pub pipes: usize,
     /// As long as there are no more listening sockets than this, each worker may get its own.
@@ -29,15 +31,21 @@ impl Limits {
     #[must_use]
     pub fn of(descriptors: usize, settings: &Settings) -> Self {
         let pipes = descriptors / SHARE_OF_PIPES / 2;
-        let own_listeners = descriptors / SHARE_OF_LISTENERS;
-        let rest = descriptors.saturating_sub(settings.reserved_descriptors + 2 * pipes + own_listeners);
-        let possible = (rest / DESCRIPTORS_EACH).max(1);
+        let sockets = descriptors.saturating_sub(settings.reserved_descriptors + 2 * pipes);
+        let possible = (sockets / DESCRIPTORS_EACH).max(1);
         Self {
             descriptors,
             connections: settings.max_connections.map_or(possible, |wanted| wanted.min(possible)),
+            sockets,
             pipes: pipes / settings.threads(),
-            own_listeners,
+            own_listeners: descriptors / SHARE_OF_LISTENERS,
         }
+    }
+
+    /// How many TCP connections there may be while there are so many other sockets. At least one.
+    #[must_use]
+    pub fn connections_beside(&self, others: usize) -> usize {
+        self.connections.min(self.sockets.saturating_sub(others) / DESCRIPTORS_EACH).max(1)
     }
 }
 
@@ -58,9 +66,14 @@ mod tests {
         let settings = Settings { workers: 2, ..Settings::default() };
         let limits = Limits::of(20_000, &settings);
         assert_eq!((limits.pipes, limits.own_listeners), (312, 1_250));
-        assert_eq!(limits.connections, (20_000 - 512 - 1_250 - 1_250) / 2);
+        assert_eq!(limits.sockets, 20_000 - 512 - 1_250);
+        assert_eq!(limits.connections, limits.sockets / 2);
+        assert_eq!(limits.connections_beside(0), limits.connections);
+        assert_eq!(limits.connections_beside(10_000), (limits.sockets - 10_000) / 2);
+        assert_eq!(limits.connections_beside(19_000), 1, "rather one than none");
         assert_eq!(Limits::of(64, &settings).connections, 1);
         let few = Settings { max_connections: Some(7), ..settings };
-        assert_eq!(Limits::of(20_000, &few).connections, 7);
+        let limits = Limits::of(20_000, &few);
+        assert_eq!((limits.connections, limits.connections_beside(10_000)), (7, 7));
     }
 }

@@ -22,10 +22,7 @@ use nix::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, runtime::Handle, sync::Notify, time::sleep};
 
-use super::{
-    Settings, connection::Connection, counts::Refusal, entry::Entry, shared::Shared, source_filter,
-    watch::watch,
-};
+use super::{Settings, connection::Connection, entry::Entry, shared::Shared, source_filter, watch::watch};
 
 /// So many connections are accepted before others get their turn.
 const BATCH: usize = 64;
@@ -141,11 +138,18 @@ impl Listener {
     pub async fn run(self: Arc<Self>, entry: Arc<Entry>, shared: Arc<Shared>, worker: usize) {
         let mut closed = pin!(self.closes.notified());
         closed.as_mut().enable();
-        let Ok(fd) = watch(Arc::clone(&self), Interest::READABLE) else {
-            return entry.counters.refuse(Refusal::Descriptors);
-        };
         let handle = Handle::current();
         let mut pause = PAUSES[0];
+        let fd = loop {
+            if self.is_closed.load(SeqCst) {
+                return;
+            }
+            match watch(Arc::clone(&self), Interest::READABLE) {
+                Ok(fd) => break fd,
+                // The kernel has no memory, or fs.epoll.max_user_watches are in use.
+                Err(_) => sleep(PAUSES[1]).await,
+            }
+        };
         while !self.is_closed.load(SeqCst) {
             let ready = tokio::select! {
                 () = &mut closed => break,
@@ -164,7 +168,8 @@ impl Listener {
                     }
                     Accepted::Failed => {}
                     Accepted::NoRoom => {
-                        entry.counters.refuse(Refusal::Descriptors);
+                        // It waits, and is served when there is room.
+                        shared.shortages.fetch_add(1, Relaxed);
                         sleep(pause).await;
                         pause = (pause * 2).min(PAUSES[1]);
                         break;

@@ -13,6 +13,7 @@ mod end;
 mod entry;
 mod limits;
 mod listener;
+mod memory;
 mod reader;
 mod registry;
 mod settings;
@@ -28,15 +29,18 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     os::fd::OwnedFd,
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
 pub use limits::{Limits, raise_descriptors};
-pub use reader::Reader;
+pub use reader::{Reader, Totals};
 pub use settings::{Inherited, Settings};
 pub use udp::IcmpErrors;
 
@@ -62,8 +66,6 @@ pub struct Proxy {
     services: BTreeMap<ServiceKey, Served>,
     reader: Reader,
     inherited: HashMap<(SocketAddr, Protocol), Vec<OwnedFd>>,
-    /// Listening sockets that there are.
-    listeners: usize,
 }
 
 #[derive(Debug)]
@@ -79,6 +81,14 @@ impl Proxy {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(settings: Settings, inherited: Vec<Inherited>) -> Result<Self> {
+        Self::start_counting(settings, inherited, Reader::default())
+    }
+
+    /// As [`Self::start`], with the reader of a proxy that was dropped: the counts go on.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start_counting(settings: Settings, inherited: Vec<Inherited>, reader: Reader) -> Result<Self> {
         let limits = Limits::of(limits::raise_descriptors(), &settings);
         let threads = settings.threads();
         let shared = Arc::new(Shared::new(settings, limits));
@@ -87,15 +97,9 @@ impl Proxy {
         let handles =
             shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
         let udp = Udp::start(handles, &shared)?;
-        let mut proxy = Self {
-            shared,
-            udp,
-            workers,
-            services: BTreeMap::new(),
-            reader: Reader::default(),
-            inherited: HashMap::new(),
-            listeners: 0,
-        };
+        reader.follow(&shared);
+        let mut proxy =
+            Self { shared, udp, workers, services: BTreeMap::new(), reader, inherited: HashMap::new() };
         for one in inherited {
             proxy.inherited.entry((one.address, one.protocol)).or_default().push(one.socket);
         }
@@ -278,13 +282,16 @@ impl Proxy {
             let listener = Listener::inherited(socket, entry, settings);
             listeners.push(listener.with_context(|| format!("{key}: taking over its socket"))?);
         }
-        let has_room = self.listeners + workers <= self.shared.limits.own_listeners;
+        let has_room = self.shared.listeners.load(Relaxed) + workers <= self.shared.limits.own_listeners;
         let wanted = if settings.own_listeners && has_room { workers } else { 1 };
+        if !self.shared.has_room_at_vips(wanted) {
+            bail!("{key}: no file descriptor is left for its socket: raise the limit of open files");
+        }
         while listeners.len() < wanted {
             let listener = Listener::open(address, entry, settings);
             listeners.push(listener.with_context(|| format!("{key}: listening on {address}"))?);
         }
-        self.listeners += listeners.len();
+        self.shared.listeners.fetch_add(listeners.len(), Relaxed);
         let is_shared = listeners.len() < workers;
         for (number, listener) in listeners.into_iter().map(Arc::new).enumerate() {
             for (index, worker) in self.workers.iter().enumerate() {
@@ -303,8 +310,14 @@ impl Proxy {
         for (number, listener) in std::mem::take(&mut served.listeners).into_iter().enumerate() {
             let index = number % self.workers.len();
             listener.close(&served.entry, &self.shared, (&self.workers[index].handle, index));
-            self.listeners -= 1;
+            self.shared.listeners.fetch_sub(1, Relaxed);
         }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.reader.end();
     }
 }
 

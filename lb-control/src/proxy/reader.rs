@@ -2,31 +2,157 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
 };
 
-use super::{clock, counts::FrontendCounts, entry::Entry};
+use super::{
+    clock,
+    counts::{FrontendCounts, Refusal},
+    entry::Entry,
+    shared::Shared,
+};
 use crate::model::ServiceKey;
 
-/// Tells what the proxy counts, from other threads.
+/// Of so many entries that are served no more the counts are kept.
+const KEPT: usize = 16_384;
+
+/// Tells what the proxy counts, from other threads. What it tells of an entry goes on where it was when
+/// the entry is served again, also by another proxy that is given the same reader, until it is forgotten:
+/// counters must not fall.
 #[derive(Clone, Debug, Default)]
-pub struct Reader(Arc<RwLock<BTreeMap<ServiceKey, Arc<Entry>>>>);
+pub struct Reader(Arc<RwLock<State>>);
+
+/// What belongs to no entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Refusals of entries that were forgotten, by reason: all of [`Refusal::ALL`]. They are to be added to
+    /// those of the entries.
+    pub refused: Vec<(Refusal, u64)>,
+    /// Bytes that connections hold in buffers and pipes at this time.
+    pub held_bytes: u64,
+    /// How often a connection had to wait to be accepted because there was no file descriptor, or no memory.
+    pub shortages: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: BTreeMap<ServiceKey, Arc<Entry>>,
+    /// Counts of entries, up to when they were no longer served.
+    gone: BTreeMap<ServiceKey, FrontendCounts>,
+    /// Refusals of those that were forgotten.
+    refused: [u64; Refusal::ALL.len()],
+    shared: Option<Arc<Shared>>,
+    /// Of proxies before this one.
+    shortages: u64,
+}
 
 impl Reader {
-    /// What was counted.
+    /// What was counted of each entry.
     #[must_use]
     pub fn counts(&self) -> Vec<FrontendCounts> {
-        let entries = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // Not under the lock: an entry's turn would wait for all.
+        let (entries, gone) = {
+            let state = self.read();
+            (state.entries.clone(), state.gone.clone())
+        };
         let now = clock::now();
-        entries.values().map(|entry| entry.counts(now)).collect()
+        let mut all = gone;
+        for (key, entry) in entries {
+            let counts = entry.counts(now);
+            match all.remove(&key) {
+                Some(earlier) => drop(all.insert(key, counts.after(earlier))),
+                None => drop(all.insert(key, counts)),
+            }
+        }
+        all.into_values().collect()
+    }
+
+    /// What belongs to no entry.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let state = self.read();
+        let shared = state.shared.as_ref();
+        Totals {
+            refused: Refusal::ALL.map(|why| (why, state.refused[why as usize])).into(),
+            held_bytes: shared.map_or(0, |shared| shared.memory.held() as u64),
+            shortages: state.shortages + shared.map_or(0, |shared| shared.shortages.load(Relaxed)),
+        }
+    }
+
+    /// Forgets what was counted of entries that are served no more, and will not be again: those of a
+    /// Service that was deleted. Of entries that are served nothing is forgotten.
+    pub fn forget(&self, is_gone: impl Fn(&ServiceKey) -> bool) {
+        let mut state = self.write();
+        let keys: Vec<_> = state.gone.keys().filter(|key| is_gone(key)).cloned().collect();
+        for key in keys.iter().filter(|key| !state.entries.contains_key(*key)).collect::<Vec<_>>() {
+            state.forget(key);
+        }
+    }
+
+    /// From now on it tells of this proxy.
+    pub(super) fn follow(&self, shared: &Arc<Shared>) {
+        self.end();
+        self.write().shared = Some(Arc::clone(shared));
+    }
+
+    /// The proxy has ended.
+    pub(super) fn end(&self) {
+        let mut state = self.write();
+        for (key, entry) in std::mem::take(&mut state.entries) {
+            state.retire(key, &entry);
+        }
+        if let Some(shared) = state.shared.take() {
+            state.shortages += shared.shortages.load(SeqCst);
+        }
     }
 
     /// Takes an entry in, or out.
     pub(super) fn has(&self, key: &ServiceKey, entry: Option<&Arc<Entry>>) {
-        let mut entries = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        match entry {
-            Some(entry) => drop(entries.insert(key.clone(), Arc::clone(entry))),
-            None => drop(entries.remove(key)),
+        let mut state = self.write();
+        let before = match entry {
+            Some(entry) => state.entries.insert(key.clone(), Arc::clone(entry)),
+            None => state.entries.remove(key),
+        };
+        if let Some(before) = before
+            && !entry.is_some_and(|entry| Arc::ptr_eq(entry, &before))
+        {
+            state.retire(key.clone(), &before);
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn retire(&mut self, key: ServiceKey, entry: &Entry) {
+        if self.gone.len() >= KEPT && !self.gone.contains_key(&key) {
+            let first = self.gone.keys().find(|key| !self.entries.contains_key(*key)).cloned();
+            first.iter().for_each(|first| self.forget(first));
+        }
+        let mut counts = entry.counts(clock::now());
+        counts.open = 0;
+        for backend in &mut counts.backends {
+            (backend.open, backend.ejected) = (0, false);
+        }
+        let counts = match self.gone.remove(&key) {
+            Some(earlier) => counts.after(earlier),
+            None => counts,
+        };
+        self.gone.insert(key, counts);
+    }
+
+    fn forget(&mut self, key: &ServiceKey) {
+        for (why, count) in self.gone.remove(key).into_iter().flat_map(|counts| counts.refused) {
+            self.refused[why as usize] += count;
         }
     }
 }

@@ -19,6 +19,9 @@ pub struct Settings {
     pub idle_timeout_udp: Duration,
     /// How many TCP connections there may be; `None` for as many as file descriptors allow.
     pub max_connections: Option<usize>,
+    /// How many bytes TCP connections may hold in buffers and pipes of the process, all together. Then each
+    /// reads no more than it can pass on at once.
+    pub max_buffers: usize,
     /// After how long without traffic a peer is asked whether it is still there.
     pub keepalive: Duration,
     /// How many connections wait to be accepted, for each listening socket; the kernel cuts it to
@@ -41,6 +44,7 @@ impl Default for Settings {
             idle_timeout_tcp: Duration::from_secs(7_200),
             idle_timeout_udp: Duration::from_secs(180),
             max_connections: None,
+            max_buffers: 256 << 20,
             keepalive: Duration::from_secs(60),
             backlog: 4_096,
             own_listeners: false,

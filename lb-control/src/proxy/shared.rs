@@ -1,16 +1,20 @@
 //! What all workers share.
 
 use std::sync::{
-    OnceLock,
+    Arc, OnceLock,
     atomic::{
-        AtomicBool, AtomicUsize,
+        AtomicBool, AtomicU64, AtomicUsize,
         Ordering::{Relaxed, SeqCst},
     },
 };
 
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::{Settings, limits::Limits};
+use super::{
+    Settings,
+    limits::{DESCRIPTORS_EACH, Limits},
+    memory::Memory,
+};
 
 /// Up to so many connections are a few.
 const FEW: usize = 8;
@@ -22,8 +26,18 @@ pub struct Shared {
     pub settings: Settings,
     /// How much it may have open.
     pub limits: Limits,
+    /// What connections hold.
+    pub memory: Arc<Memory>,
     /// Connections that there are.
     pub open: AtomicUsize,
+    /// Listening sockets (TCP) that there are.
+    pub listeners: AtomicUsize,
+    /// Sockets at VIPs (UDP) that there are.
+    pub ways: AtomicUsize,
+    /// Sessions (UDP) that there are.
+    pub sessions: AtomicUsize,
+    /// How often a connection had to wait to be accepted because there was no file descriptor, or no memory.
+    pub shortages: AtomicU64,
     /// Those of each worker.
     pub loads: Box<[AtomicUsize]>,
     /// The runtimes of the workers, once all have started.
@@ -43,10 +57,15 @@ impl Shared {
         let loads = (0..settings.threads()).map(|_| AtomicUsize::new(0)).collect();
         Self {
             loads,
+            memory: Arc::new(Memory::new(settings.max_buffers)),
             handles: OnceLock::new(),
             settings,
             limits,
             open: AtomicUsize::new(0),
+            listeners: AtomicUsize::new(0),
+            ways: AtomicUsize::new(0),
+            sessions: AtomicUsize::new(0),
+            shortages: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),
             has_ended: Notify::new(),
@@ -71,6 +90,29 @@ impl Shared {
         if self.open.fetch_sub(1, SeqCst) == 1 && self.is_draining.load(SeqCst) {
             self.has_ended.notify_one();
         }
+    }
+
+    /// How many connections there may be, beside the sockets at VIPs and of sessions.
+    #[must_use]
+    pub fn most_connections(&self) -> usize {
+        self.limits.connections_beside(self.at_vips() + self.sessions.load(Relaxed))
+    }
+
+    /// How many more sessions there may be, beside the connections that there are.
+    #[must_use]
+    pub fn left_for_sessions(&self) -> usize {
+        let all = self.limits.connections_beside(self.at_vips()) * DESCRIPTORS_EACH;
+        all.saturating_sub(self.open() * DESCRIPTORS_EACH + self.sessions.load(Relaxed))
+    }
+
+    /// Whether so many more sockets at VIPs leave the rest of the agent its file descriptors.
+    #[must_use]
+    pub fn has_room_at_vips(&self, more: usize) -> bool {
+        self.at_vips() + more <= self.limits.sockets
+    }
+
+    fn at_vips(&self) -> usize {
+        self.listeners.load(Relaxed) + self.ways.load(Relaxed)
     }
 
     /// Connections that there are.

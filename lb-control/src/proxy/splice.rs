@@ -11,6 +11,8 @@ use nix::{
     unistd::pipe2,
 };
 
+use super::memory;
+
 /// What a pipe is made to hold, where that is allowed.
 const WANTED_CAPACITY: i32 = 1 << 20;
 /// So many empty pipes are kept for later.
@@ -43,10 +45,10 @@ pub fn allow(maximum: usize) {
 }
 
 impl Pipe {
-    /// An empty one, unless there are as many as there may be.
+    /// An empty one, unless there are as many as there may be, or too much is held.
     #[must_use]
     pub fn take() -> Option<Self> {
-        POOL.with_borrow_mut(|pool| {
+        let pipe = POOL.with_borrow_mut(|pool| {
             if let Some(pipe) = pool.idle.pop() {
                 return Some(pipe);
             }
@@ -56,7 +58,12 @@ impl Pipe {
             let pipe = Self::create()?;
             pool.all += 1;
             Some(pipe)
-        })
+        })?;
+        if memory::take_pipe(pipe.capacity) {
+            return Some(pipe);
+        }
+        pipe.keep();
+        None
     }
 
     fn create() -> Option<Self> {
@@ -69,6 +76,11 @@ impl Pipe {
 
     /// Gives it back. If something is in it, it is closed.
     pub fn give_back(self) {
+        memory::give_pipe(self.capacity);
+        self.keep();
+    }
+
+    fn keep(self) {
         POOL.with_borrow_mut(|pool| {
             if self.filled == 0 && pool.idle.len() < KEPT {
                 pool.idle.push(self);

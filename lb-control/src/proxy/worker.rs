@@ -14,7 +14,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{clock, registry, shared::Shared, splice};
+use super::{clock, memory, registry, shared::Shared, splice};
 
 /// How finely deadlines are kept: an eighth of the shortest timeout, within these bounds.
 const TICKS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(500)];
@@ -40,8 +40,10 @@ impl Worker {
         let (stop, stopped) = oneshot::channel();
         let tick = tick(shared);
         let pipes = shared.limits.pipes;
+        let shares = Arc::clone(&shared.memory);
         let run = move || {
             splice::allow(pipes);
+            memory::share(shares);
             runtime.block_on(async {
                 let mut stopped = stopped;
                 let mut ticks = interval(tick);

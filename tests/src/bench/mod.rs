@@ -10,6 +10,7 @@ pub mod machine;
 pub mod net;
 pub mod packets;
 pub mod product;
+pub mod proxy;
 pub mod report;
 pub mod sustained;
 mod variants;

@@ -97,8 +97,10 @@ impl Report {
         text += &format!("{:<60} {:>10} {:>10} {:>10}  {:<8} n\n", "", "min", "median", "max", "unit");
         for Series { name, unit, values } in &self.series {
             let (min, median, max) = spread(values);
-            text +=
-                &format!("{name:<60} {min:>10.1} {median:>10.1} {max:>10.1}  {unit:<8} {}\n", values.len());
+            // CPU seconds for a gigabyte are small numbers.
+            let digits = if max.abs() < 10.0 { 3 } else { 1 };
+            let [min, median, max] = [min, median, max].map(|value| format!("{value:>10.digits$}"));
+            text += &format!("{name:<60} {min} {median} {max}  {unit:<8} {}\n", values.len());
         }
         text += &format!("\n{:<64} {:>8} {:>8} {:>8} {:>8}\n", "expected", "bound", "min", "median", "max");
         for Expectation { what, bound, at_most, values, met } in &self.expectations {

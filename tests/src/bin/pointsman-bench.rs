@@ -1,6 +1,7 @@
-//! `pointsman-bench datapath` and `pointsman-bench control`: what the datapath and the control plane
+//! `pointsman-bench datapath`, `proxy` and `control`: what the datapath, the proxy and the control plane
 //! cost, beside baselines of the same run.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use pointsman_tests::bench::cost::{self, Effort};
 use pointsman_tests::bench::live;
 use pointsman_tests::bench::machine::{self, Machine};
 use pointsman_tests::bench::net::Namespace;
+use pointsman_tests::bench::proxy;
 use pointsman_tests::bench::report::Report;
 use pointsman_tests::bench::sustained;
 
@@ -28,6 +30,12 @@ enum Command {
     Datapath(Datapath),
     /// Costs of an agent that follows a large cluster. Needs root, and the agent in POINTSMAN_BIN.
     Control(Control),
+    /// The proxy beside HAProxy, nginx, a plain relay and the kernel's paths. Needs root, and the agent in
+    /// POINTSMAN_BIN; HAProxy and nginx are left out where they are not installed.
+    Proxy(Proxy),
+    /// A plain relay of `copy_bidirectional`: one of those that the proxy is compared with.
+    #[command(hide = true)]
+    Relay { listen: SocketAddr, backends: Vec<SocketAddr> },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -86,6 +94,28 @@ struct Control {
     rest: Option<u32>,
 }
 
+#[derive(clap::Args)]
+struct Proxy {
+    /// Few and short repetitions: for a look, not for a claim.
+    #[arg(long)]
+    quick: bool,
+    /// Writes every repetition to a file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only one section; may be repeated.
+    #[arg(long)]
+    only: Vec<proxy::Section>,
+    /// Only peers whose name contains this; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    peer: Vec<String>,
+    /// How often everything is measured (5, or 2 with --quick).
+    #[arg(long)]
+    repetitions: Option<usize>,
+    /// Length of each number's measurement in seconds (2, or 0.5 with --quick).
+    #[arg(long)]
+    seconds: Option<f64>,
+}
+
 fn main() -> Result<()> {
     let mut report = Report::new(Machine::read()?);
     let file = match Options::parse().command {
@@ -108,6 +138,24 @@ fn main() -> Result<()> {
             }
             options.json
         }
+        Command::Proxy(options) => {
+            let choose = |whole, quick| if options.quick { quick } else { whole };
+            let scale = proxy::Scale {
+                sections: options.only,
+                repetitions: options.repetitions.unwrap_or(choose(5.0, 2.0) as usize),
+                length: Duration::from_secs_f64(options.seconds.unwrap_or(choose(2.0, 0.5))),
+                peers: options.peer,
+            };
+            let result = proxy::measure(&mut report, &scale);
+            print!("{}", proxy::table(&report));
+            if let Err(error) = result {
+                // What was measured until then took long.
+                print!("{}", report.table());
+                return Err(error);
+            }
+            options.json
+        }
+        Command::Relay { listen, backends } => return proxy::relay::run(listen, &backends),
     };
     print!("{}", report.table());
     if let Some(file) = file {

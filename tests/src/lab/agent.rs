@@ -50,8 +50,8 @@ pub struct Agent<'lab> {
     flags: Vec<String>,
     kubeconfig: Option<PathBuf>,
     process: Option<Process>,
-    /// The agent before this one, which has handed over and finishes.
-    previous: Option<Process>,
+    /// Agents before this one, which have handed over and finish.
+    previous: Vec<Process>,
 }
 
 impl<'lab> Agent<'lab> {
@@ -108,7 +108,7 @@ impl<'lab> Agent<'lab> {
             )
         })?;
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Ok(Self { lab, seat, binary: binary.into(), flags, kubeconfig, process: None, previous: None })
+        Ok(Self { lab, seat, binary: binary.into(), flags, kubeconfig, process: None, previous: Vec::new() })
     }
 
     /// From its next start on, the agent is this binary.
@@ -243,17 +243,17 @@ impl<'lab> Agent<'lab> {
     /// When none runs, or the new one cannot be started.
     pub fn hand_over(&mut self, flags: &[&str]) -> Result<()> {
         ensure!(self.process.is_some(), "no agent runs that could hand over");
-        self.previous = self.process.take();
+        self.previous.extend(self.process.take());
         self.use_flags(&[flags, &["--take-over"]].concat());
         self.run()
     }
 
-    /// Waits until the agent that has handed over has ended.
+    /// Waits until the last agent that has handed over has ended.
     ///
     /// # Errors
     /// When there is none, or it does not end in time.
     pub fn previous_ended(&mut self) -> Result<ExitStatus> {
-        let mut process = self.previous.take().context("no agent has handed over")?;
+        let mut process = self.previous.pop().context("no agent has handed over")?;
         wait_for("the previous agent to end", || Ok(process.child().try_wait()?))
     }
 
@@ -364,7 +364,7 @@ impl Drop for Agent<'_> {
             eprintln!("--- log of the agent\n{}---", self.log());
         }
         self.process = None;
-        self.previous = None;
+        self.previous.clear();
     }
 }
 

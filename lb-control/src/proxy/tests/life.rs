@@ -96,13 +96,62 @@ fn without_file_descriptors_it_waits() {
         std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect()
     };
     socket.connect(&vip(&key).into()).unwrap();
-    eventually("it is told", || refused(&proxy, Refusal::Descriptors) > 0);
-    let told = refused(&proxy, Refusal::Descriptors);
+    let shortages = || proxy.reader().totals().shortages;
+    eventually("it is told", || shortages() > 2);
     assert_eq!(exchange(&mut first, "b"), "b");
-    assert!(told < 100, "it spins: {told}");
+    let (before, begin) = (shortages(), Instant::now());
+    eventually("it tries again", || shortages() > before + 2);
+    let pause = begin.elapsed() / u32::try_from(shortages() - before).unwrap();
+    assert!(pause > Duration::from_millis(5), "it spins: {pause:?}");
+    assert_eq!(refused(&proxy, Refusal::Descriptors), 0, "it waits, and is not refused");
     drop(fills);
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(exchange(&mut stream, "c"), "c");
+}
+
+/// What was counted stays when an entry is served no more, and goes on when it is served again.
+#[test]
+fn counts_never_fall() {
+    let (mut proxy, key) = (start(), key());
+    let (server, gone) = (named("a"), |proxy: &mut Proxy| {
+        proxy.apply(vec![(key.clone(), crate::plan::Wanted::Gone)]);
+    });
+    let reader = proxy.reader();
+    let told = |accepted: u64, refused: u64| {
+        let counts = reader.counts();
+        assert_eq!(counts.len(), 1, "{counts:?}");
+        let sum: u64 = counts[0].refused.iter().map(|(_, count)| count).sum();
+        let backend = counts[0].backends.iter().find(|backend| backend.address == server).unwrap();
+        assert_eq!((counts[0].accepted, sum, backend.connections), (accepted, refused, accepted));
+    };
+    serve(&mut proxy, frontend(&key, &[server]));
+    assert_eq!(whose(&key), "a");
+    gone(&mut proxy);
+    told(1, 0);
+    assert_eq!(reader.counts()[0].open, 0);
+    serve(&mut proxy, frontend(&key, &[server]));
+    told(1, 0);
+    assert_eq!(whose(&key), "a");
+    serve(&mut proxy, frontend(&key, &[server, nobody()]));
+    drop(proxy);
+    told(2, 0);
+
+    let mut proxy = Proxy::start_counting(settings(), Vec::new(), reader.clone()).unwrap();
+    let ranges = vec!["192.0.2.0/24".parse().unwrap()];
+    let mut closed = frontend(&key, &[nobody()]);
+    serve(&mut proxy, closed.clone());
+    refusal(&key);
+    closed.backends = frontend(&key, &[server]).backends;
+    closed.source_ranges = ranges.into();
+    serve(&mut proxy, closed);
+    told(2, 1);
+    reader.forget(|_| true);
+    assert_eq!(reader.counts()[0].accepted, 2, "it is served");
+    gone(&mut proxy);
+    told(2, 1);
+    reader.forget(|forgotten| *forgotten == key);
+    assert_eq!(reader.counts(), []);
+    assert!(reader.totals().refused.contains(&(Refusal::ConnectFailed, 1)), "{:?}", reader.totals());
 }

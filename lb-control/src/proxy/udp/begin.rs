@@ -95,7 +95,9 @@ impl Engine {
                     let backend = Arc::clone(&table.backends[index]);
                     backend.opens();
                     backend.took();
+                    entry.counters.shard(self.worker).begun.fetch_add(1, Relaxed);
                     entry.counters.shard(self.worker).accepted.fetch_add(1, Relaxed);
+                    self.shared.proxy.sessions.fetch_add(1, Relaxed);
                     let session = Session::new(Arc::clone(&entry), backend, socket, now);
                     return self.start(way, client, session, all, now);
                 }
@@ -151,8 +153,8 @@ impl Engine {
     /// How many sessions there may be: as many as TCP leaves file descriptors for, and always some.
     pub(super) fn bound(&self) -> usize {
         let Shared { proxy, bound, .. } = &self.shared;
-        let left = proxy.limits.connections.saturating_sub(proxy.open()) * 2;
-        (*bound).min((left / proxy.settings.threads()).max(LEAST))
+        let left = proxy.left_for_sessions() / proxy.settings.threads();
+        (*bound).min((self.sessions.len() + left).max(LEAST))
     }
 
     /// Ends the session that can best be done without.

@@ -170,7 +170,7 @@ impl Engine {
         way.table = way.entry.table();
         let shard = way.entry.counters.shard(self.worker);
         // Most entries of a large cluster have none at any time.
-        if shard.accepted.load(Relaxed) != shard.ended.load(Relaxed) {
+        if shard.begun.load(Relaxed) != shard.ended.load(Relaxed) {
             self.end_all(|of, session| of == id && session.backend.is_gone());
         }
     }
@@ -418,6 +418,7 @@ impl Engine {
         if let Some((_, session)) = self.sessions.remove(token) {
             session.backend.closes();
             session.entry.counters.shard(self.worker).ended.fetch_add(1, Relaxed);
+            self.shared.proxy.sessions.fetch_sub(1, Relaxed);
         }
     }
 

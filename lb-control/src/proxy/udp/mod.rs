@@ -21,6 +21,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, PoisonError,
+        atomic::Ordering::Relaxed,
         mpsc::{self, Receiver},
     },
     time::Duration,
@@ -61,8 +62,8 @@ pub struct Udp {
     entries: BTreeMap<ServiceKey, Served>,
     own: OwnAddresses,
     teller: Arc<Teller>,
-    /// Sockets at VIPs, and as long as there are no more than these, each worker gets its own.
-    ways: usize,
+    shared: Arc<shared::Shared>,
+    /// As long as there are no more sockets at VIPs than these, each worker gets its own.
     own_ways: usize,
     last_way: u32,
     /// Entries whose sockets are there only for sessions of backends that take no new ones.
@@ -116,7 +117,7 @@ impl Udp {
             entries: BTreeMap::new(),
             own,
             teller,
-            ways: 0,
+            shared: Arc::clone(proxy),
             own_ways: proxy.limits.descriptors / SHARE_OF_WAYS,
             last_way: 0,
             lingering: BTreeSet::new(),
@@ -230,7 +231,10 @@ impl Udp {
         let entry = Arc::clone(&served.entry);
         let address = address(key);
         let all = self.workers.len();
-        let wanted = if self.ways + all <= self.own_ways { all } else { 1 };
+        let wanted = if self.shared.ways.load(Relaxed) + all <= self.own_ways { all } else { 1 };
+        if !self.shared.has_room_at_vips(wanted) {
+            bail!("{key}: no file descriptor is left for its socket: raise the limit of open files");
+        }
         let mut sockets = Vec::new();
         for socket in inherited {
             let socket = socket::inherited(socket, &entry);
@@ -255,7 +259,7 @@ impl Udp {
             let add = Order::Add(way.number, Arc::clone(&entry), Arc::clone(&way.socket));
             answers.extend(self.order(way.worker, add));
         }
-        self.ways += ways.len();
+        self.shared.ways.fetch_add(ways.len(), Relaxed);
         if let Some(served) = self.entries.get_mut(key) {
             served.ways = ways;
         }
@@ -273,7 +277,7 @@ impl Udp {
         if ways.is_empty() {
             return;
         }
-        self.ways -= ways.len();
+        self.shared.ways.fetch_sub(ways.len(), Relaxed);
         self.own.write().unwrap_or_else(PoisonError::into_inner).remove(&(key.vip, key.port));
         let answers =
             ways.iter().filter_map(|way| self.order(way.worker, Order::Remove(way.number))).collect();
