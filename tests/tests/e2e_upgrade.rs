@@ -72,11 +72,10 @@ fn old_binary() -> Option<PathBuf> {
 /// An agent of the previous version that has served a Service and does not run any more. Its next start
 /// is the agent under test.
 fn earlier<'lab>(world: &'lab World, backends: &[u8]) -> Result<(Agent<'lab>, Value)> {
-    earlier_with(world, backends, &["--on-exit", "keep"])
+    earlier_with(world, backends, &[["--on-exit", "keep"].as_slice(), in_kernel()].concat())
 }
 
 fn earlier_with<'lab>(world: &'lab World, backends: &[u8], flags: &[&str]) -> Result<(Agent<'lab>, Value)> {
-    let flags = &[flags, in_kernel()].concat();
     let old = old_binary();
     let mut agent = match &old {
         Some(binary) => Agent::start_from(binary, &world.lab, &web(backends), flags)?,

@@ -14,7 +14,9 @@ use super::metrics;
 use crate::dataplane::collect::Sweep;
 use crate::dataplane::{Counters, PinDirectory};
 use crate::http::Inspect;
-use crate::inspect::{Frontends, MapReading, PinnedMaps, add_proxied, collect_proxied, overlay};
+use crate::inspect::{
+    Frontends, MapReading, PinnedMaps, add_proxied, collect_backends, collect_proxied, overlay,
+};
 use crate::model::{ObjectRef, Problem, ServiceReport};
 use crate::plan::{CookiePhase, Fill};
 use crate::probe::Counts;
@@ -229,6 +231,9 @@ impl Inspect for Shared {
         self.recorder.collect(&mut samples);
         if self.maps.is_there() {
             MapReading::new(&self.counters, self.metrics_per_backend)?.collect(&mut samples);
+        } else {
+            let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+            collect_backends(&published.frontends, &mut samples);
         }
         if let Some(counts) = self.proxy_counts() {
             collect_proxied(&counts.0, &counts.1, self.metrics_per_backend, &mut samples);

@@ -16,5 +16,5 @@ pub use flows::{flow_views, service_refs};
 pub use metrics::MapReading;
 pub use overlay::overlay;
 pub use pinned::{PinnedMaps, device_views, drop_views};
-pub use proxied::{Frontends, add_proxied, collect_proxied};
+pub use proxied::{Frontends, add_proxied, collect_backends, collect_proxied};
 pub use traffic::{Traffic, traffic};

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::metrics::entry;
-use crate::model::{ObjectRef, ServiceKey};
+use crate::model::{ObjectRef, Role, ServiceKey};
 use crate::plan::Wanted;
 use crate::proxy::{BackendCounts, FrontendCounts, Totals};
 use crate::telemetry::metrics::{Labels, Samples, labels, table};
@@ -80,6 +80,20 @@ fn add_backend(view: &mut BackendView, counts: &BackendCounts) {
     }
 }
 
+/// Adds how many backends the proxy has, where no maps tell of all backends.
+pub fn collect_backends(frontends: &Frontends, samples: &mut Samples) {
+    let (mut active, mut terminating) = (0, 0);
+    for wanted in frontends.values() {
+        let Wanted::Serve(frontend) = wanted else { continue };
+        let takes = frontend.backends.iter().filter(|backend| backend.role == Role::Active).count();
+        active += takes;
+        terminating += frontend.backends.len() - takes;
+    }
+    for (state, count) in [("active", active), ("terminating", terminating)] {
+        samples.level(&table::BACKENDS, &labels([state]), count as f64);
+    }
+}
+
 /// Adds what the proxy has counted to metrics.
 pub fn collect_proxied(counts: &[FrontendCounts], totals: &Totals, per_backend: bool, samples: &mut Samples) {
     let mut open = 0;
@@ -114,10 +128,9 @@ mod tests {
     use super::*;
     use crate::inspect::overlay;
     use crate::model::{
-        BackendReport, ClientAddress, PortReport, Protocol, Role, Scheduler, ServiceReport, ServiceState,
-        VipReport,
+        BackendReport, ClientAddress, PortReport, Protocol, Scheduler, ServiceReport, ServiceState, VipReport,
     };
-    use crate::plan::Frontend;
+    use crate::plan::{Frontend, FrontendBackend};
     use crate::proxy::Refusal;
 
     fn key() -> ServiceKey {
@@ -212,6 +225,33 @@ mod tests {
         add_proxied(&mut views, &[(key(), Wanted::Finish(frontend()))].into(), &[counts()]);
         let port = &views[0].ports[0];
         assert_eq!((port.served_by, port.counters.bytes_out), (ServedBy::Kernel, 20));
+    }
+
+    #[test]
+    fn backends_are_told_by_their_state() {
+        let backend = |address: &str, role| FrontendBackend {
+            address: address.parse().unwrap(),
+            weight: 1,
+            role,
+            local: false,
+        };
+        let backends = vec![
+            backend("10.0.0.1:8080", Role::Active),
+            backend("10.0.0.2:8080", Role::Active),
+            backend("10.0.0.3:8080", Role::Terminating),
+        ];
+        let frontend = Arc::new(Frontend { backends, ..(*frontend()).clone() });
+        let other = ServiceKey { port: 81, ..key() };
+        let mut samples = Samples::default();
+        let frontends =
+            [(key(), Wanted::Serve(Arc::clone(&frontend))), (other, Wanted::Finish(frontend))].into();
+        collect_backends(&frontends, &mut samples);
+        let text = samples.text().unwrap();
+        for line in
+            ["pointsman_backends{state=\"active\"} 2.0", "pointsman_backends{state=\"terminating\"} 1.0"]
+        {
+            assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
+        }
     }
 
     #[test]
