@@ -5,7 +5,7 @@ use lb_common::abi::{ABI_VERSION, previous};
 use super::facts::*;
 use super::*;
 
-const ALL: u64 = 1 << 12 | 1 << 13 | 1 << 38 | 1 << 39;
+const ALL: u64 = 1 << 10 | 1 << 12 | 1 << 13 | 1 << 38 | 1 << 39;
 
 fn tried(ability: Ability, device: &str, outcome: Outcome) -> Trial {
     Trial { ability, device: device.into(), outcome }
@@ -140,6 +140,7 @@ fn whatever_is_wrong_has_a_way_out() {
 #[test]
 fn rights() {
     let with = |bits: u64| healthy().changed(|facts| facts.process.capabilities = bits);
+    finds(&with(ALL & !(1 << 10)), &["warning capabilities CAP_NET_BIND_SERVICE"]);
     finds(&with(ALL & !(1 << 13)), &["warning capabilities CAP_NET_RAW"]);
     finds(&with(ALL & !(1 << 38)), &["error capabilities CAP_PERFMON"]);
     // What administrators may do includes BPF and PERFMON.
