@@ -10,10 +10,13 @@ use anyhow::Result;
 use pointsman_tests::{
     lab::{
         Lab,
-        agent::{Agent, list},
+        agent::{Agent, list, wait_for},
         manifest::{ECHO, UDP, manifest},
     },
-    traffic::client::{connect, half_close, tally, udp_exchange},
+    traffic::{
+        Server,
+        client::{connect, half_close, tally, udp_exchange},
+    },
     world::{World, both, web_service},
 };
 use serde_json::Value;
@@ -77,7 +80,14 @@ fn least_connections_go_where_few_are_open() -> Result<()> {
     let status = agent.wait_ready()?;
     agent.wait_status("three backends", |status| is_spread(status, "least-connections", 3))?;
     for to in both(&status, ECHO)? {
-        let open = || connect(&world.lab.client, to);
+        // One after the other, also for the proxy, which chooses a backend only after it has accepted.
+        let accepted = || world.servers.iter().map(Server::accepted).sum::<u64>();
+        let open = || -> Result<TcpStream> {
+            let before = accepted();
+            let stream = connect(&world.lab.client, to)?;
+            wait_for("a backend to accept it", || Ok((accepted() > before).then_some(())))?;
+            Ok(stream)
+        };
         let name = |stream: &TcpStream| half_close(stream, b"who");
         let held: Vec<_> = (0..9).map(|_| open()).collect::<Result<_>>()?;
         // Those of one: idle backends take turns.
