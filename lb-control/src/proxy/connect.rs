@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     io::{self, ErrorKind},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     task::Poll,
 };
 
@@ -19,7 +19,9 @@ use super::{clock, counts::Refusal, end::End, registry::Registration};
 #[derive(Clone, Copy, Debug)]
 pub struct Wish {
     /// The address that it is to come from.
-    pub from: Option<SocketAddr>,
+    pub from: Option<IpAddr>,
+    /// Whether that is the client's, and not one of this node.
+    pub is_transparent: bool,
     /// Whether bytes wait to be sent: then the handshake's last segment carries them.
     pub has_bytes: bool,
     /// Until when it must have come about, in milliseconds of [`clock`].
@@ -70,7 +72,11 @@ fn begin(to: SocketAddr, wish: Wish) -> Result<End, Failed> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP)).map_err(failed)?;
     if let Some(from) = wish.from {
-        bind(&socket, from, to).map_err(|_| Failed::Here(Refusal::Transparent))?;
+        let refused = |error: io::Error| match wish.is_transparent {
+            true => Failed::Here(Refusal::Transparent),
+            false => failed(error),
+        };
+        bind(&socket, from, to, wish.is_transparent).map_err(refused)?;
     }
     if wish.has_bytes {
         // Without it there is one more segment on the way.
@@ -83,19 +89,19 @@ fn begin(to: SocketAddr, wish: Wish) -> Result<End, Failed> {
     End::connecting(socket).map_err(failed)
 }
 
-/// Lets a connection come from an address that is not this node's.
-fn bind(socket: &Socket, from: SocketAddr, to: SocketAddr) -> io::Result<()> {
+/// Lets a connection come from an address, which need not be this node's.
+fn bind(socket: &Socket, from: IpAddr, to: SocketAddr, is_transparent: bool) -> io::Result<()> {
     if from.is_ipv4() != to.is_ipv4() {
         return Err(ErrorKind::Unsupported.into());
     }
-    if from.is_ipv4() {
-        socket.set_ip_transparent_v4(true)?;
-    } else {
-        socket.set_ip_transparent_v6(true)?;
+    match from {
+        _ if !is_transparent => {}
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
     }
     // The port is chosen with the connection: then it need not differ from those of other backends.
     setsockopt(socket, IpBindAddressNoPort, &true)?;
-    socket.bind(&SocketAddr::new(from.ip(), 0).into())
+    socket.bind(&SocketAddr::new(from, 0).into())
 }
 
 /// Errors that say nothing of the backend.

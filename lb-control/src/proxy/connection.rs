@@ -168,7 +168,12 @@ impl Connection {
             let backend = &share.0;
             let timeout = clock::in_milliseconds(self.shared.settings.connect_timeout);
             let wish = Wish {
-                from: is_transparent.then_some(peer),
+                from: if is_transparent {
+                    Some(peer.ip())
+                } else {
+                    self.shared.settings.source(backend.address, peer)
+                },
+                is_transparent,
                 has_bytes,
                 deadline: clock::milliseconds() + timeout,
             };

@@ -1,6 +1,10 @@
 //! What the proxy is told once.
 
-use std::{net::SocketAddr, os::fd::OwnedFd, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    time::Duration,
+};
 
 use socket2::TcpKeepalive;
 
@@ -11,6 +15,8 @@ use crate::model::Protocol;
 pub struct Settings {
     /// Threads; 0 for one for each CPU.
     pub workers: usize,
+    /// Addresses of the node that backends see; where there is none of a family, the kernel chooses.
+    pub sources: Vec<IpAddr>,
     /// How long a backend may take to accept a connection.
     pub connect_timeout: Duration,
     /// How long nothing may pass on a TCP connection.
@@ -39,6 +45,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             workers: 0,
+            sources: Vec::new(),
             connect_timeout: Duration::from_secs(5),
             // Longer than TCP keepalive's two hours would be for nothing: peers that are gone are found.
             idle_timeout_tcp: Duration::from_secs(7_200),
@@ -61,6 +68,14 @@ impl Settings {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         }
+    }
+
+    /// The address of the node that a backend is to see of a client: the same one for its next connection
+    /// from that port.
+    pub(super) fn source(&self, backend: SocketAddr, client: SocketAddr) -> Option<IpAddr> {
+        let fitting = || self.sources.iter().filter(|one| one.is_ipv4() == backend.is_ipv4());
+        let count = fitting().count();
+        if count == 0 { None } else { fitting().nth(usize::from(client.port()) % count).copied() }
     }
 
     pub(super) fn tcp_keepalive(&self) -> TcpKeepalive {

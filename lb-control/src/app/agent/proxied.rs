@@ -21,7 +21,7 @@ use crate::app::handover::{Heir, Predecessor};
 use crate::app::trouble::Area;
 use crate::model::{Desired, ObjectRef, Problem, Protocol, ServiceKey};
 use crate::plan::{Frontends, Proxied, Wanted};
-use crate::proxy::{Inherited, Proxy, Reader};
+use crate::proxy::{Inherited, Proxy, Reader, Settings};
 use crate::view::{AttachMode, DeviceView};
 
 /// How soon a port is tried again that could not be listened on: somebody else has it.
@@ -249,7 +249,9 @@ impl Agent {
         let path = &mut self.proxied;
         if path.proxy.is_none() {
             let inherited = std::mem::take(&mut path.inherited);
-            let (settings, counted) = (self.settings.proxy.clone(), path.counted.clone());
+            let counted = path.counted.clone();
+            let settings =
+                Settings { sources: self.settings.snat_addresses.clone(), ..self.settings.proxy.clone() };
             let proxy = Proxy::start_counting(settings, inherited, counted)
                 .context("starting the proxy's workers")?;
             self.shared.proxied(Some(proxy.reader()));

@@ -205,3 +205,14 @@ fn one_that_does_not_answer_is_given_up() {
     let counts = proxy.counts().remove(0);
     assert_eq!((counts.backends[0].connect_failures, counts.backends[0].open), (2, 0));
 }
+
+#[test]
+fn backends_see_the_address_that_was_chosen() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let key = key();
+    let sources = vec!["127.0.0.77".parse().unwrap(), "::1".parse().unwrap()];
+    let mut proxy = Proxy::start(Settings { sources, ..settings() }, Vec::new()).unwrap();
+    serve(&mut proxy, frontend(&key, &[listener.local_addr().unwrap()]));
+    let _client = client(&key);
+    assert_eq!(listener.accept().unwrap().1.ip().to_string(), "127.0.0.77");
+}

@@ -90,7 +90,7 @@ impl Engine {
             // Rather the one that has failed than none.
             let again = || entry.choose(&table, client, &[], now).filter(|_| why.is_none());
             let Some(index) = choice.or_else(again) else { break };
-            match self.open(table.backends[index].address) {
+            match self.open(table.backends[index].address, client) {
                 Ok(socket) => {
                     let backend = Arc::clone(&table.backends[index]);
                     backend.opens();
@@ -138,13 +138,14 @@ impl Engine {
     }
 
     /// A socket to a backend; one that was idle for long makes room for it.
-    fn open(&mut self, backend: SocketAddr) -> Result<OwnedFd, Errno> {
-        match session::open(backend) {
+    fn open(&mut self, backend: SocketAddr, client: SocketAddr) -> Result<OwnedFd, Errno> {
+        let from = self.shared.proxy.settings.source(backend, client);
+        match session::open(backend, from) {
             Err(Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN | Errno::EADDRNOTAVAIL)
                 if self.sessions.len() > 0 =>
             {
                 self.displace();
-                session::open(backend)
+                session::open(backend, from)
             }
             result => result,
         }

@@ -2,7 +2,7 @@
 
 use std::{
     io::IoSliceMut,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -12,8 +12,8 @@ use nix::{
     cmsg_space,
     errno::Errno,
     sys::socket::{
-        AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, recvmsg,
-        setsockopt, socket, sockopt,
+        AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect,
+        recvmsg, setsockopt, socket, sockopt,
     },
 };
 
@@ -76,11 +76,12 @@ pub struct Trouble {
     pub payload: Vec<u8>,
 }
 
-/// A socket that sends to a backend and gets its datagrams, and no others.
+/// A socket that sends to a backend, from an address of this node if one is named, and gets its datagrams,
+/// and no others.
 ///
 /// # Errors
 /// `EMFILE`, `ENFILE`: no file descriptors. `EAGAIN`, `EADDRNOTAVAIL`: no local ports. Others: no way there.
-pub fn open(backend: SocketAddr) -> Result<OwnedFd, Errno> {
+pub fn open(backend: SocketAddr, from: Option<IpAddr>) -> Result<OwnedFd, Errno> {
     let family = if backend.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(family, SockType::Datagram, flags, None)?;
@@ -89,6 +90,10 @@ pub fn open(backend: SocketAddr) -> Result<OwnedFd, Errno> {
         setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
     } else {
         setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+    }
+    if let Some(from) = from {
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
     }
     connect(socket.as_raw_fd(), &SockaddrStorage::from(backend))?;
     Ok(socket)
@@ -179,7 +184,7 @@ mod tests {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             // A port that was free a moment ago.
             let backend = UdpSocket::bind(address).unwrap().local_addr().unwrap();
-            let socket = open(backend).unwrap();
+            let socket = open(backend, None).unwrap();
             assert_eq!(trouble(&socket), None);
             send(socket.as_raw_fd(), b"hello", MsgFlags::empty()).unwrap();
             let mut waiting = [PollFd::new(std::os::fd::AsFd::as_fd(&socket), PollFlags::POLLIN)];
