@@ -19,10 +19,12 @@ use nix::{
     errno::Errno,
     libc::{SOCK_CLOEXEC, SOCK_NONBLOCK},
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Protocol, Socket, Type};
 use tokio::{io::Interest, runtime::Handle, sync::Notify, time::sleep};
 
-use super::{Settings, connection::Connection, entry::Entry, shared::Shared, source_filter, watch::watch};
+use super::{
+    Settings, connection::Connection, entry::Entry, shared::Shared, source_filter, vip, watch::watch,
+};
 
 /// So many connections are accepted before others get their turn.
 const BATCH: usize = 64;
@@ -59,16 +61,7 @@ impl Listener {
     /// # Errors
     /// Those of the kernel: `EADDRINUSE` if a process that does not share it has the address.
     pub fn open(address: SocketAddr, entry: &Entry, settings: &Settings) -> io::Result<Self> {
-        let kind = Type::STREAM.nonblocking().cloexec();
-        let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
-        if address.is_ipv4() {
-            socket.set_freebind_v4(true)?;
-        } else {
-            socket.set_only_v6(true)?;
-            socket.set_freebind_v6(true)?;
-        }
+        let socket = vip::socket(address, Type::STREAM, Protocol::TCP)?;
         let listener = Self::with(socket, entry, settings)?;
         listener.socket.bind(&address.into())?;
         listener.socket.listen(settings.backlog)?;

@@ -21,6 +21,7 @@ mod shared;
 mod source_filter;
 mod splice;
 mod udp;
+mod vip;
 mod watch;
 mod way;
 mod worker;

@@ -7,9 +7,9 @@ use std::{
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Protocol, Socket, Type};
 
-use crate::proxy::{entry::Entry, source_filter};
+use crate::proxy::{entry::Entry, source_filter, vip};
 
 /// What waits to be read, and to leave: a burst of all clients goes by one socket. In bytes as the kernel
 /// counts them, several hundred for the smallest datagram.
@@ -20,17 +20,7 @@ const BUFFER: usize = 8 << 20;
 /// # Errors
 /// Those of the kernel: `EADDRINUSE` if somebody who does not share it has the address.
 pub fn open(address: SocketAddr, entry: &Entry) -> io::Result<OwnedFd> {
-    let kind = Type::DGRAM.nonblocking().cloexec();
-    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::UDP))?;
-    // Beside others on the node that have the port at all addresses, if they allow it: the VIP is ours.
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    if address.is_ipv4() {
-        socket.set_freebind_v4(true)?;
-    } else {
-        socket.set_only_v6(true)?;
-        socket.set_freebind_v6(true)?;
-    }
+    let socket = vip::socket(address, Type::DGRAM, Protocol::UDP)?;
     // Beyond the sysctl's limit if that is allowed (CAP_NET_ADMIN), else up to it.
     if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
         let _ = socket.set_recv_buffer_size(BUFFER);
