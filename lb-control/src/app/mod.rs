@@ -59,6 +59,8 @@ pub struct Settings {
     pub default_class: bool,
     /// Device that gets the VIPs.
     pub link_device: String,
+    /// Further devices that clients come in by.
+    pub client_devices: Vec<String>,
     /// Directory of the pins.
     pub pin_directory: PathBuf,
     /// Unix socket that answers `pointsman status`.
@@ -129,6 +131,18 @@ impl Settings {
             Source::Files(_) => false,
             Source::Cluster(_) => true,
         }
+    }
+
+    /// Whether clients come in by this device, as far as the settings say.
+    #[must_use]
+    pub fn is_of_clients(&self, device: &str) -> bool {
+        self.link_device == device || self.client_devices.iter().any(|one| one == device)
+    }
+
+    /// The devices that clients come in by.
+    #[must_use]
+    pub fn devices_of_clients(&self) -> Vec<String> {
+        [&self.link_device].into_iter().chain(&self.client_devices).cloned().collect()
     }
 }
 
