@@ -89,6 +89,12 @@ impl Backend {
         !self.is_failing.load(Relaxed) || self.with_ejection(|ejection| ejection.admits(now))
     }
 
+    /// Whether new connections avoid it. Asking changes nothing, unlike [`Self::admits`].
+    #[must_use]
+    pub fn is_out(&self, now: Duration) -> bool {
+        self.is_failing.load(Relaxed) && self.with_ejection(|ejection| ejection.is_out(now))
+    }
+
     /// Connections to it are to be reset.
     pub fn goes(&self) {
         self.is_gone.store(true, Relaxed);
@@ -108,7 +114,7 @@ impl Backend {
             connections: self.connections.load(Relaxed),
             open: self.open(),
             connect_failures: self.failures.load(Relaxed),
-            ejected: self.is_failing.load(Relaxed) && self.with_ejection(|ejection| ejection.is_out(now)),
+            ejected: self.is_out(now),
         }
     }
 
