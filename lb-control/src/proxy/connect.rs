@@ -78,15 +78,13 @@ fn begin(to: SocketAddr, wish: Wish) -> Result<End, Failed> {
         };
         bind(&socket, from, to, wish.is_transparent).map_err(refused)?;
     }
-    if wish.has_bytes {
-        // Without it there is one more segment on the way.
-        let _ = socket.set_tcp_quickack(false);
-    }
+    // Without it there is one more segment on the way.
+    let acks_wait = wish.has_bytes && socket.set_tcp_quickack(false).is_ok();
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(failed(error)),
         _ => {}
     }
-    End::connecting(socket).map_err(failed)
+    End::connecting(socket, acks_wait).map_err(failed)
 }
 
 /// Lets a connection come from an address, which need not be this node's.
