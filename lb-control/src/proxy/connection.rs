@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    mem,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -67,6 +68,8 @@ struct Relay {
     is_broken: bool,
     /// When it has been idle for too long; 0 before it is known.
     idle_at: u64,
+    /// Bytes that the two had not acknowledged when it seemed idle; `usize::MAX` before that.
+    unacknowledged: usize,
     /// When it is too old to be without keepalive.
     settled_at: u64,
 }
@@ -115,6 +118,7 @@ impl Connection {
             down: Way::default(),
             is_broken: false,
             idle_at: 0,
+            unacknowledged: usize::MAX,
             settled_at: clock::milliseconds() + clock::in_milliseconds(SETTLED),
         };
         let outcome = poll_fn(|cx| relay.poll(cx, &self, &share.0, &mut registration)).await;
@@ -261,7 +265,9 @@ impl Relay {
         if self.up.is_done() && self.down.is_done() {
             return Poll::Ready(if self.is_broken { Outcome::Failed } else { Outcome::Normal });
         }
-        self.poll_deadline(cx, &shared.settings, registration, before != moved())
+        // Of both, each time.
+        let has_sent = self.up.has_sent() | self.down.has_sent();
+        self.poll_deadline(cx, &shared.settings, registration, has_sent || before != moved())
     }
 
     /// What comes of how a way went. Says whether the other one goes on.
@@ -297,9 +303,13 @@ impl Relay {
         let now = clock::milliseconds();
         if has_moved || self.idle_at == 0 {
             self.idle_at = now + clock::in_milliseconds(settings.idle_timeout_tcp);
+            self.unacknowledged = usize::MAX;
         }
         if now >= self.idle_at {
-            return Poll::Ready(Outcome::Cut);
+            if !self.is_taken() {
+                return Poll::Ready(Outcome::Cut);
+            }
+            self.idle_at = now + clock::in_milliseconds(settings.idle_timeout_tcp);
         }
         if now >= self.settled_at {
             self.settled_at = u64::MAX;
@@ -307,5 +317,13 @@ impl Relay {
         }
         registration.wake_at(cx, self.idle_at.min(self.settled_at));
         Poll::Pending
+    }
+
+    /// Whether one of the two still takes what the kernel has for it, of which nobody tells: megabytes may
+    /// wait there. When it is asked for the first time it may be so; from then on less must be left.
+    fn is_taken(&mut self) -> bool {
+        let left = self.client.unacknowledged() + self.server.unacknowledged();
+        let before = mem::replace(&mut self.unacknowledged, left);
+        left > 0 && left < before
     }
 }

@@ -4,6 +4,7 @@ use std::{
     io::{self, ErrorKind},
     mem,
     net::Shutdown,
+    os::fd::AsRawFd,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -220,6 +221,17 @@ impl End {
         }
     }
 
+    /// Bytes that were sent and that the other side has not acknowledged.
+    #[must_use]
+    pub fn unacknowledged(&self) -> usize {
+        let Ok(socket) = self.socket() else { return 0 };
+        let mut count: libc::c_int = 0;
+        #[expect(unsafe_code, reason = "a request that no library wraps safely")]
+        // SAFETY: the kernel writes an `int`, which lives through the call (tcp(7), SIOCOUTQ).
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+        if result == 0 { usize::try_from(count).unwrap_or(0) } else { 0 }
+    }
+
     /// Tells the other side that the connection failed, rather than ended.
     pub fn reset(self) {
         if let Ok(socket) = self.socket() {
@@ -309,7 +321,7 @@ mod tests {
     #[tokio::test]
     async fn acknowledgements_wait_for_the_first_bytes_only() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        // Kernels differ in when they begin to delay: at the first bytes since Linux 6.5.
+        // net.ipv4.tcp_pingpong_thresh, and before there was that, the kernel's version, tell when it delays.
         if acknowledges_at_once(&listener, |socket| End::connecting(socket, false)).await {
             println!("this kernel does not delay yet");
         }
