@@ -112,6 +112,12 @@ impl Listener {
         Ok(socket.into())
     }
 
+    /// Accepts no more, and leaves what waits to the kernel, or to another process that has the socket, too.
+    pub fn stop(&self) {
+        self.is_closed.store(true, SeqCst);
+        self.closes.notify_waiters();
+    }
+
     /// Listens no more. What waits to be accepted is served by `worker`. If another process has the socket,
     /// too, it stays open there.
     pub fn close(self: &Arc<Self>, entry: &Arc<Entry>, shared: &Arc<Shared>, worker: (&Handle, usize)) {

@@ -34,7 +34,8 @@ use std::{
         Arc,
         atomic::Ordering::{Relaxed, SeqCst},
     },
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -58,7 +59,7 @@ use shared::Shared;
 use udp::Udp;
 use worker::Worker;
 
-/// The proxy. Dropping it ends its threads, and all connections.
+/// The proxy. Dropping it resets all connections and ends its threads, which may take a second.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
@@ -191,7 +192,7 @@ impl Proxy {
     }
 
     /// Accepts no more, waits until all connections have ended or for so long, then resets the rest.
-    /// Gives how many were reset.
+    /// Gives how many were reset. Whoever does not wait for it resets them at once.
     pub async fn drain(mut self, deadline: Duration) -> u64 {
         self.shared.is_draining.store(true, SeqCst);
         let keys: Vec<_> = self.services.keys().cloned().collect();
@@ -213,7 +214,7 @@ impl Proxy {
                 self.shared.has_ended.notified().await;
             }
         };
-        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
+        let _ = tokio::time::timeout(RESETS, ended).await;
         rest
     }
 
@@ -318,10 +319,20 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        // Sockets that are just closed say that everything was sent: half an answer would look like all of it.
+        self.services.values().flat_map(|served| &served.listeners).for_each(|listener| listener.stop());
+        self.shared.is_over.store(true, SeqCst);
+        self.workers.iter().for_each(Worker::wake_all);
+        let begin = Instant::now();
+        while self.shared.open() > 0 && begin.elapsed() < RESETS {
+            thread::sleep(Duration::from_millis(1));
+        }
         self.reader.end();
     }
 }
 
+/// How long connections may take to be reset rather than closed.
+const RESETS: Duration = Duration::from_secs(1);
 /// How long answers of backends may take that are under way when the proxy ends.
 const ANSWERS: Duration = Duration::from_secs(2);
 

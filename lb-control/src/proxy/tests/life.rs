@@ -43,6 +43,43 @@ fn a_drain_has_a_deadline() {
     }
 }
 
+fn exchanging(proxy: &mut Proxy, key: &ServiceKey) -> Vec<TcpStream> {
+    serve(proxy, frontend(key, &[echo()]));
+    let mut streams: Vec<_> = (0..30).map(|_| client(key)).collect();
+    streams.iter_mut().for_each(|stream| assert_eq!(exchange(stream, "a"), "a"));
+    streams
+}
+
+fn are_reset(streams: Vec<TcpStream>) {
+    for mut stream in streams {
+        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+}
+
+/// An end would make half an answer look like all of it.
+#[test]
+fn who_is_dropped_is_reset() {
+    let (mut proxy, key) = (start(), key());
+    let streams = exchanging(&mut proxy, &key);
+    drop(proxy);
+    are_reset(streams);
+    // As the agent does when the last entry goes.
+    let mut proxy = start();
+    let streams = exchanging(&mut proxy, &key);
+    proxy.apply(vec![(key, Wanted::Gone)]);
+    drop(proxy);
+    are_reset(streams);
+}
+
+#[test]
+fn a_drain_that_is_interrupted_resets() {
+    let (mut proxy, key) = (start(), key());
+    let streams = exchanging(&mut proxy, &key);
+    let interrupted = async { tokio::time::timeout(Duration::from_millis(50), proxy.drain(PATIENCE)).await };
+    assert!(runtime().block_on(interrupted).is_err());
+    are_reset(streams);
+}
+
 /// No connection is refused or reset while one proxy takes over from another, which then drains.
 #[test]
 fn sockets_are_handed_over() {
