@@ -10,6 +10,7 @@ use std::{
 };
 
 use socket2::Socket;
+use tokio::time::sleep;
 
 use super::{
     Settings,
@@ -19,6 +20,7 @@ use super::{
     counts::Refusal,
     end::End,
     entry::{Entry, Table},
+    listener::PAUSES,
     registry::Registration,
     shared::Shared,
     way::{Failure, Way, first_words},
@@ -170,19 +172,11 @@ impl Connection {
             tried[number] = index;
             let share = Share::of(&table.backends[index]);
             let backend = &share.0;
-            let timeout = clock::in_milliseconds(self.shared.settings.connect_timeout);
-            let wish = Wish {
-                from: if is_transparent {
-                    Some(peer.ip())
-                } else {
-                    self.shared.settings.source(backend.address, peer)
-                },
-                is_transparent,
-                has_bytes,
-                deadline: clock::milliseconds() + timeout,
-            };
-            let is_wanted = || !backend.is_gone() && !self.shared.is_over.load(Relaxed);
-            match connect(backend.address, wish, registration, is_wanted).await {
+            let settings = &self.shared.settings;
+            let from = if is_transparent { Some(peer.ip()) } else { settings.source(backend.address, peer) };
+            // From when on it may take that long is for `connect` to say.
+            let wish = Wish { from, is_transparent, has_bytes, deadline: 0 };
+            match self.connect(backend, wish, registration).await {
                 Ok(end) => {
                     backend.succeeded();
                     return Ok((end, share));
@@ -191,12 +185,39 @@ impl Connection {
                     backend.failed(clock::now());
                     why = Refusal::ConnectFailed;
                 }
+                Err(Failed::Here(Refusal::Descriptors)) => return Err(Some(Refusal::Descriptors)),
                 Err(Failed::Here(refusal)) => why = refusal,
                 Err(Failed::Unwanted) if self.shared.is_over.load(Relaxed) => return Err(None),
                 Err(Failed::Unwanted) => why = Refusal::ConnectFailed,
             }
         }
         Err(Some(why))
+    }
+
+    /// Connects to a backend. If there is no file descriptor for it, the client waits: as long as a backend
+    /// may take to accept.
+    async fn connect(
+        &self,
+        backend: &Backend,
+        wish: Wish,
+        registration: &mut Registration,
+    ) -> Result<End, Failed> {
+        let timeout = clock::in_milliseconds(self.shared.settings.connect_timeout);
+        let is_wanted = || !backend.is_gone() && !self.shared.is_over.load(Relaxed);
+        let (begin, mut pause) = (clock::milliseconds(), PAUSES[0]);
+        loop {
+            let now = clock::milliseconds();
+            let wish = Wish { deadline: now + timeout, ..wish };
+            match connect(backend.address, wish, registration, is_wanted).await {
+                Err(Failed::Here(Refusal::Descriptors)) if !is_wanted() => return Err(Failed::Unwanted),
+                Err(Failed::Here(Refusal::Descriptors)) if now < begin + timeout => {
+                    self.shared.shortages.fetch_add(1, Relaxed);
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES[1]);
+                }
+                result => return result,
+            }
+        }
     }
 
     fn header(&self, table: &Table, peer: SocketAddr) -> Vec<u8> {

@@ -68,6 +68,9 @@ pub struct Proxy {
     services: BTreeMap<ServiceKey, Served>,
     reader: Reader,
     inherited: HashMap<(SocketAddr, Protocol), Vec<OwnedFd>>,
+    /// How long it may still wait for file descriptors, so that what waits at a socket that is closed can be
+    /// accepted.
+    patience: Duration,
 }
 
 #[derive(Debug)]
@@ -100,8 +103,9 @@ impl Proxy {
             shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
         let udp = Udp::start(handles, &shared)?;
         reader.follow(&shared);
+        let (services, inherited_by_address, patience) = (BTreeMap::new(), HashMap::new(), Duration::ZERO);
         let mut proxy =
-            Self { shared, udp, workers, services: BTreeMap::new(), reader, inherited: HashMap::new() };
+            Self { shared, udp, workers, services, reader, inherited: inherited_by_address, patience };
         for one in inherited {
             proxy.inherited.entry((one.address, one.protocol)).or_default().push(one.socket);
         }
@@ -119,6 +123,7 @@ impl Proxy {
     pub fn apply(&mut self, changes: Vec<(ServiceKey, Wanted)>) -> Vec<(ServiceKey, anyhow::Error)> {
         let mut failed = Vec::new();
         let mut are_reset = false;
+        self.patience = LAST_ACCEPTS;
         for (key, wanted) in changes {
             let result = match key.protocol {
                 Protocol::Tcp => self.apply_one(&key, wanted, &mut are_reset),
@@ -195,6 +200,7 @@ impl Proxy {
     /// Gives how many were reset. Whoever does not wait for it resets them at once.
     pub async fn drain(mut self, deadline: Duration) -> u64 {
         self.shared.is_draining.store(true, SeqCst);
+        self.patience = LAST_ACCEPTS;
         let keys: Vec<_> = self.services.keys().cloned().collect();
         keys.iter().for_each(|key| self.close(key));
         let ended = async {
@@ -311,7 +317,8 @@ impl Proxy {
         let Some(served) = self.services.get_mut(key) else { return };
         for (number, listener) in std::mem::take(&mut served.listeners).into_iter().enumerate() {
             let index = number % self.workers.len();
-            listener.close(&served.entry, &self.shared, (&self.workers[index].handle, index));
+            let worker = (&self.workers[index].handle, index);
+            listener.close(&served.entry, &self.shared, worker, &mut self.patience);
             self.shared.listeners.fetch_sub(1, Relaxed);
         }
     }
@@ -331,6 +338,8 @@ impl Drop for Proxy {
     }
 }
 
+/// How long all sockets that are closed together may wait for file descriptors.
+const LAST_ACCEPTS: Duration = Duration::from_secs(1);
 /// How long connections may take to be reset rather than closed.
 const RESETS: Duration = Duration::from_secs(1);
 /// How long answers of backends may take that are under way when the proxy ends.
