@@ -42,8 +42,6 @@ const AT_FIRST: usize = 4;
 const BULK: usize = 8;
 /// Clients of which it is remembered that a backend has refused them.
 const REFUSED_CLIENTS: usize = 4_096;
-/// A backend that has not refused anything for so long is there, even if it never answers.
-const SILENCE_IS_CONSENT: Duration = Duration::from_secs(1);
 /// In the number that epoll gives back: it is about a VIP's socket.
 const WAY: u64 = 1 << 63;
 
@@ -301,9 +299,7 @@ impl Engine {
             self.fail(token, why, now);
             return sent.datagrams > 0;
         }
-        if now.saturating_sub(session.began) > SILENCE_IS_CONSENT {
-            session.backend.answers();
-        }
+        session.untroubled_since = session.backend.met_no_trouble(session.untroubled_since, now);
         self.sessions.client_sent(token, now);
         true
     }

@@ -32,8 +32,8 @@ pub struct Session {
     pub backend: Arc<Backend>,
     /// Connected to the backend.
     pub socket: OwnedFd,
-    /// When it began.
-    pub began: Duration,
+    /// Since when what is sent to the backend has met no trouble, as far as that says that it is there.
+    pub untroubled_since: Duration,
     /// The longest datagrams that go to the backend several at once.
     pub widest: usize,
     /// Bytes of the client's last datagram: what an error would be about.
@@ -56,7 +56,7 @@ impl Session {
             entry,
             backend,
             socket,
-            began: now,
+            untroubled_since: now,
             widest: SIZE,
             last_length: 0,
             is_bulk: false,
