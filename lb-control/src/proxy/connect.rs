@@ -72,9 +72,11 @@ fn begin(to: SocketAddr, wish: Wish) -> Result<End, Failed> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP)).map_err(failed)?;
     if let Some(from) = wish.from {
-        let refused = |error: io::Error| match wish.is_transparent {
-            true => Failed::Here(Refusal::Transparent),
-            false => failed(error),
+        let refused = |error: io::Error| match error.raw_os_error().map(Errno::from_raw) {
+            _ if wish.is_transparent => Failed::Here(Refusal::Transparent),
+            // No port is chosen yet: it is about the address.
+            Some(Errno::EADDRNOTAVAIL) => Failed::Here(Refusal::SourceMissing),
+            _ => failed(error),
         };
         bind(&socket, from, to, wish.is_transparent).map_err(refused)?;
     }
