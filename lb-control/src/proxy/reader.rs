@@ -33,7 +33,8 @@ pub struct Totals {
     pub refused: Vec<(Refusal, u64)>,
     /// Bytes that connections hold in buffers and pipes at this time.
     pub held_bytes: u64,
-    /// How often a connection had to wait to be accepted because there was no file descriptor, or no memory.
+    /// How often a connection had to wait, to be accepted or to get a socket to its backend, because there was
+    /// no file descriptor, or no memory.
     pub shortages: u64,
 }
 

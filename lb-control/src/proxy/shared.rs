@@ -36,7 +36,8 @@ pub struct Shared {
     pub ways: AtomicUsize,
     /// Sessions (UDP) that there are.
     pub sessions: AtomicUsize,
-    /// How often a connection had to wait to be accepted because there was no file descriptor, or no memory.
+    /// How often a connection had to wait, to be accepted or to get a socket to its backend, because there was
+    /// no file descriptor, or no memory.
     pub shortages: AtomicU64,
     /// Those of each worker.
     pub loads: Box<[AtomicUsize]>,

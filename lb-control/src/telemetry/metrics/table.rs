@@ -133,7 +133,7 @@ metrics! {
     PROXY_HELD_BYTES = Gauge "pointsman_proxy_held_bytes" []
         "Bytes that the userspace proxy holds for receivers that are slower than their senders.";
     PROXY_SHORTAGES = Counter "pointsman_proxy_shortages_total" []
-        "How often connections had to wait to be accepted by the userspace proxy, for want of file descriptors or memory.";
+        "How often connections of the userspace proxy had to wait, to be accepted or for a socket to their backend, for want of file descriptors or memory.";
     PROXY_EJECTED = Gauge "pointsman_proxy_ejected_backends" []
         "Backends that the userspace proxy avoids for a while, since connects to them failed.";
 

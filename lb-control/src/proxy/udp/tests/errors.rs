@@ -96,6 +96,17 @@ fn where_no_way_leads_is_told_as_such() {
 }
 
 #[test]
+fn an_address_that_is_not_here_costs_no_session() {
+    let sources = vec!["192.0.2.77".parse().unwrap()];
+    let mut proxy = Proxy::start(Settings { sources, ..Settings::default() }, Vec::new()).unwrap();
+    let key = key();
+    serve(&mut proxy, frontend(&key, &[echo()]));
+    client(&key).send(b"hello").unwrap();
+    eventually("it is told", || refused(&proxy, Refusal::SourceMissing) == 1);
+    assert_eq!(counts(&proxy).backends[0].connect_failures, 0);
+}
+
+#[test]
 fn too_many_sessions_push_out_those_that_may_be_made_up() {
     let settings = Settings { workers: 1, max_connections: Some(1), ..Settings::default() };
     let mut proxy = Proxy::start(settings, Vec::new()).unwrap();
