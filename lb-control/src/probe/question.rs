@@ -24,7 +24,7 @@ use crate::model::{CheckKind, CheckTarget};
 const MOST: usize = 4_096;
 /// For so long the rest of an answer is taken although nobody needs it: servers tell of clients that go
 /// in the middle of it.
-const COURTESY: Duration = Duration::from_millis(100);
+pub(super) const COURTESY: Duration = Duration::from_millis(100);
 
 /// Asks, and waits for the answer for as long as the check says.
 pub(super) async fn ask(target: &CheckTarget) -> Outcome {
@@ -37,12 +37,28 @@ pub(super) async fn ask(target: &CheckTarget) -> Outcome {
     };
     let CheckKind::Http { path, host } = &target.check.kind else { return Outcome::Healthy };
     let request = request(path, host.as_deref(), target.address);
-    match timeout_at(deadline, get(&mut stream, &request)).await {
-        Ok(Ok(200..=399)) => Outcome::Healthy,
-        Ok(Ok(status)) => Outcome::Status(status),
-        Ok(Err(outcome)) => outcome,
-        Err(_) => Outcome::NoAnswer(limit),
+    let answered = match timeout_at(deadline, get(&mut stream, &request)).await {
+        Ok(Ok(answered)) => answered,
+        Ok(Err(outcome)) => return outcome,
+        Err(_) => return Outcome::NoAnswer(limit),
+    };
+    if answered.takes_more {
+        // The answer is known: what this takes does not count.
+        let _ = timeout(COURTESY, take_rest(&mut stream, MOST - answered.read)).await;
     }
+    match answered.status {
+        200..=399 => Outcome::Healthy,
+        status => Outcome::Status(status),
+    }
+}
+
+/// What is known of an answer once its status is.
+struct Answered {
+    status: u16,
+    /// So many bytes have been read.
+    read: usize,
+    /// Whether the request was taken, so that the backend may still be writing.
+    takes_more: bool,
 }
 
 /// A connection that is reset when it is dropped: else each question would leave a port of this node in
@@ -88,7 +104,7 @@ fn request(path: &str, host: Option<&str>, address: SocketAddr) -> String {
 }
 
 /// The status of the answer to a request.
-async fn get(stream: &mut TcpStream, request: &str) -> Result<u16, Outcome> {
+async fn get(stream: &mut TcpStream, request: &str) -> Result<Answered, Outcome> {
     // Whoever answers without reading the request may have closed already: its answer counts.
     let written = stream.write_all(request.as_bytes()).await;
     let mut answer = Vec::with_capacity(512);
@@ -106,11 +122,7 @@ async fn get(stream: &mut TcpStream, request: &str) -> Result<u16, Outcome> {
             Reading::More => {}
             Reading::Bad => return Err(Outcome::NotHttp),
             Reading::Status(status) => {
-                if written.is_ok() {
-                    let rest = take_rest(stream, MOST - answer.len());
-                    let _ = timeout(COURTESY, rest).await;
-                }
-                return Ok(status);
+                return Ok(Answered { status, read: answer.len(), takes_more: written.is_ok() });
             }
         }
     }

@@ -83,6 +83,35 @@ async fn who_does_not_answer_in_time_fails() {
     assert_eq!(asked("http timeout=50ms", None).await.0, Outcome::NoAnswer(limit));
 }
 
+/// A server that keeps its connections open, whatever the request says.
+#[tokio::test]
+async fn an_answer_in_time_counts_although_the_connection_stays() {
+    let (listener, address) = listener().await;
+    let server = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n").await.unwrap();
+            let error = stream.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+    });
+    // Less time than what is spent on the rest of the answer.
+    let target = target(address, "http timeout=90ms");
+    assert!(target.check.timeout < question::COURTESY);
+    // A machine that is busy may take longer for it now and then.
+    let mut outcome = Outcome::Closed;
+    for _ in 0..20 {
+        outcome = question::ask(&target).await;
+        if outcome == Outcome::Healthy {
+            break;
+        }
+    }
+    assert_eq!(outcome, Outcome::Healthy);
+    assert!(!server.is_finished());
+    server.abort();
+}
+
 /// A server that sends interim answers for ever.
 #[tokio::test]
 async fn no_more_than_so_much_is_read() {
