@@ -30,7 +30,8 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "MIB", default_value_t = 256, help_heading = "Userspace proxy",
           value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
     pub proxy_max_buffers: u32,
-    /// How long connections of the proxy may go on when the agent is asked to end, or has handed over
+    /// How long connections of the proxy may go on when the agent is asked to end, which serves meanwhile, or
+    /// has handed over
     #[arg(long, env = "DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 20,
           help_heading = "Userspace proxy", value_parser = clap::value_parser!(u64).range(0..=864_000))]
     pub drain_seconds: u64,

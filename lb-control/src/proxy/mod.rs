@@ -161,6 +161,12 @@ impl Proxy {
         self.shared.open() as u64 + self.udp.total()
     }
 
+    /// Connections (TCP) of all.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        self.shared.open()
+    }
+
     /// What was counted.
     #[must_use]
     pub fn counts(&self) -> Vec<FrontendCounts> {

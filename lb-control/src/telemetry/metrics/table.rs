@@ -56,7 +56,7 @@ metrics! {
     UPTIME = Gauge "pointsman_uptime_seconds" []
         "Time since the agent started.";
     READY = Gauge "pointsman_ready" []
-        "1 if the first configuration is in use and a program is attached, or the proxy serves, as /readyz.";
+        "1 if the first configuration is in use and a program is attached, or the proxy serves, and the agent was not asked to end, as /readyz.";
     LEADER = Gauge "pointsman_leader" []
         "1 on the node whose agent gives out addresses and writes the status of Services.";
 
