@@ -24,8 +24,7 @@ pub struct Ending {
 impl Ending {
     /// Somebody asks for the end while the proxy has so many connections, which may take so long. Says
     /// whether to end now: if there is nothing to wait for, or they have asked before.
-    pub fn asked(&mut self, connections: usize, drain: Duration) -> bool {
-        let now = Instant::now();
+    pub fn asked(&mut self, now: Instant, connections: usize, drain: Duration) -> bool {
         if self.until.is_some() {
             warn!(connections, "asked to end once more: not waiting for connections any longer");
             self.until = Some(now);
@@ -46,14 +45,14 @@ impl Ending {
     }
 
     /// Whether to end now that there are so many connections.
-    pub fn is_over(&mut self, connections: usize) -> bool {
-        self.look_at = Some(Instant::now() + LOOK);
-        connections == 0 || self.until.is_some_and(|until| Instant::now() + LAST >= until)
+    pub fn is_over(&mut self, now: Instant, connections: usize) -> bool {
+        self.look_at = Some(now + LOOK);
+        connections == 0 || self.until.is_some_and(|until| now + LAST >= until)
     }
 
     /// How long connections may still go on; so long if nobody has asked for the end.
-    pub fn left(&self, drain: Duration) -> Duration {
-        self.until.map_or(drain, |until| until.saturating_duration_since(Instant::now()))
+    pub fn left(&self, now: Instant, drain: Duration) -> Duration {
+        self.until.map_or(drain, |until| until.saturating_duration_since(now))
     }
 }
 
@@ -63,32 +62,33 @@ mod tests {
 
     const DRAIN: Duration = Duration::from_secs(20);
 
-    #[tokio::test(start_paused = true)]
-    async fn as_long_as_there_are_connections() {
-        let mut ending = Ending::default();
-        assert_eq!((ending.look_at(), ending.left(DRAIN)), (None, DRAIN));
-        assert!(!ending.asked(2, DRAIN));
-        tokio::time::sleep_until(ending.look_at().unwrap()).await;
-        assert!(!ending.is_over(1) && ending.is_over(0));
-        assert_eq!(ending.left(DRAIN), DRAIN - LOOK);
+    #[test]
+    fn as_long_as_there_are_connections() {
+        let (mut ending, now) = (Ending::default(), Instant::now());
+        assert_eq!((ending.look_at(), ending.left(now, DRAIN)), (None, DRAIN));
+        assert!(!ending.asked(now, 2, DRAIN));
+        assert_eq!(ending.look_at(), Some(now + LOOK));
+        assert!(!ending.is_over(now + LOOK, 1) && ending.is_over(now + LOOK, 0));
+        assert_eq!(ending.left(now + LOOK, DRAIN), DRAIN - LOOK);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn and_no_longer_than_told() {
-        let mut ending = Ending::default();
-        assert!(!ending.asked(2, DRAIN));
-        tokio::time::advance(DRAIN - LAST - LOOK).await;
-        assert!(!ending.is_over(2));
-        tokio::time::sleep_until(ending.look_at().unwrap()).await;
-        assert!(ending.is_over(2));
-        assert_eq!(ending.left(DRAIN), LAST);
+    #[test]
+    fn and_no_longer_than_told() {
+        let (mut ending, now) = (Ending::default(), Instant::now());
+        assert!(!ending.asked(now, 2, DRAIN));
+        let last = now + DRAIN - LAST;
+        assert!(!ending.is_over(last - LOOK, 2));
+        assert_eq!(ending.look_at(), Some(last));
+        assert!(ending.is_over(last, 2));
+        assert_eq!(ending.left(last, DRAIN), LAST);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn at_once_with_nothing_to_wait_for_or_when_asked_again() {
-        assert!(Ending::default().asked(0, DRAIN) && Ending::default().asked(2, Duration::ZERO));
+    #[test]
+    fn at_once_with_nothing_to_wait_for_or_when_asked_again() {
+        let now = Instant::now();
+        assert!(Ending::default().asked(now, 0, DRAIN) && Ending::default().asked(now, 2, Duration::ZERO));
         let mut ending = Ending::default();
-        assert!(!ending.asked(2, DRAIN) && ending.asked(2, DRAIN));
-        assert_eq!(ending.left(DRAIN), Duration::ZERO);
+        assert!(!ending.asked(now, 2, DRAIN) && ending.asked(now, 2, DRAIN));
+        assert_eq!(ending.left(now, DRAIN), Duration::ZERO);
     }
 }

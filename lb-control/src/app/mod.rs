@@ -206,7 +206,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         let is_in_cluster = cluster.is_some();
         let proxy = give_up(agent, cluster, &heir).await;
         let served = follow(heir, &mut signals).await;
-        drain(proxy, ending.left(settings.drain), &mut signals).await;
+        drain(proxy, ending.left(Instant::now(), settings.drain), &mut signals).await;
         served?;
         if is_in_cluster {
             // A pod that ends is started again, and would take over in its turn.
@@ -215,7 +215,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         return Ok(());
     }
     let is_uninstalled = matches!(end, End::Uninstallation);
-    let left = ending.left(settings.drain);
+    let left = ending.left(Instant::now(), settings.drain);
     let left = if is_uninstalled { left } else { left.min(ending::LAST) };
     drain(agent.take_proxy(), left, &mut signals).await;
     leave(agent, cluster, is_uninstalled, settings.keep_on_exit).await?;
@@ -397,12 +397,12 @@ async fn serve(
         tokio::select! {
             biased;
             () = signals.next() => {
-                if ending.asked(agent.connections(), agent.drain()) {
+                if ending.asked(Instant::now(), agent.connections(), agent.drain()) {
                     return Ok((End::Signal, ending));
                 }
                 shared.publish(|published| published.is_ending = true);
             }
-            () = at(ending.look_at()) => if ending.is_over(agent.connections()) {
+            () = at(ending.look_at()) => if ending.is_over(Instant::now(), agent.connections()) {
                 return Ok((End::Signal, ending));
             },
             () = uninstallation(cluster.as_deref_mut()) => return Ok((End::Uninstallation, ending)),

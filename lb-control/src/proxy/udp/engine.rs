@@ -478,7 +478,7 @@ mod tests {
     #[test]
     fn it_ticks_while_there_is_no_end_of_work() {
         let (mut engine, way) = engine(UdpSocket::bind("127.0.0.1:0").unwrap());
-        let at = |milliseconds| Duration::from_millis(1_000_000 + milliseconds);
+        let at = |milliseconds: u64| Duration::from_millis(1_000_000 + milliseconds);
         engine.round(at(0));
         engine.ways.get_mut(&way).unwrap().widest = 1;
         for (now, widest) in [(1, 1), (499, 1), (500, SIZE)] {
