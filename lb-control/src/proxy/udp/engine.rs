@@ -42,6 +42,8 @@ const AT_FIRST: usize = 4;
 const BULK: usize = 8;
 /// Clients of which it is remembered that a backend has refused them.
 const REFUSED_CLIENTS: usize = 4_096;
+/// How often what changes with time is looked at.
+pub const TICK: Duration = Duration::from_millis(500);
 /// In the number that epoll gives back: it is about a VIP's socket.
 const WAY: u64 = 1 << 63;
 
@@ -102,6 +104,7 @@ pub struct Engine {
     /// Datagrams of sessions that are there, and sessions that may begin, in this round.
     pub(super) served: usize,
     room: usize,
+    ticked: Duration,
     is_draining: bool,
 }
 
@@ -125,6 +128,7 @@ impl Engine {
             replies: Vec::new(),
             served: 0,
             room: MANY,
+            ticked: Duration::ZERO,
             is_draining: false,
             shared,
         })
@@ -182,8 +186,12 @@ impl Engine {
         self.end_all(|_, session| !session.is_waiting);
     }
 
-    /// One round. Says whether another one has something to do already.
+    /// One round, at least each [`TICK`] while there are sessions. Says whether another one has something to do already.
     pub fn round(&mut self, now: Duration) -> bool {
+        if now.saturating_sub(self.ticked) >= TICK {
+            self.ticked = now;
+            self.tick();
+        }
         self.room = if self.served > 0 { FEW } else { MANY };
         self.served = 0;
         let has_more = self.watch();
@@ -383,8 +391,9 @@ impl Engine {
         self.replies = replies;
     }
 
-    /// From time to time: ways' MTUs may have changed, and TCP may need more than before.
-    pub fn tick(&mut self) {
+    /// From time to time, however much there is to do: ways' MTUs may have changed, and TCP may need more than
+    /// before.
+    fn tick(&mut self) {
         self.ways.values_mut().for_each(|way| way.widest = SIZE);
         while self.sessions.len() > self.bound() {
             self.displace();
@@ -422,5 +431,59 @@ impl Engine {
         let all = self.sessions.iter().filter(|(_, (way, _), session)| which(*way, session));
         let tokens: Vec<_> = all.map(|(token, ..)| token).collect();
         tokens.into_iter().for_each(|token| self.end(token));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::{
+        model::{ClientAddress, ObjectRef, Protocol, Scheduler, ServiceKey},
+        plan::Frontend,
+        proxy::{Limits, Settings},
+    };
+
+    /// An engine with one entry, which has no backends, and the number of its way.
+    fn engine(socket: UdpSocket) -> (Engine, u32) {
+        let settings = Settings { workers: 1, ..Settings::default() };
+        let limits = Limits::of(1_024, &settings);
+        let seconds = Duration::from_secs;
+        let shared = Shared {
+            own: OwnAddresses::default(),
+            teller: Arc::new(Teller::new()),
+            proxy: Arc::new(shared::Shared::new(settings, limits)),
+            bound: 100,
+            timeouts: Timeouts { unreplied: seconds(30), replied: seconds(60) },
+        };
+        let address = socket.local_addr().unwrap();
+        let service = ObjectRef { namespace: "test".into(), name: "dns".into() };
+        let frontend = Frontend {
+            key: ServiceKey { service, protocol: Protocol::Udp, vip: address.ip(), port: address.port() },
+            backends: Vec::new(),
+            slots: Vec::new(),
+            scheduler: Scheduler::RoundRobin,
+            source_ranges: Arc::default(),
+            affinity: None,
+            connection_limit: None,
+            client_address: ClientAddress::Path,
+        };
+        let mut engine = Engine::new(0, shared).unwrap();
+        let entry = Arc::new(Entry::new(Arc::new(frontend), 1));
+        engine.add(7, entry, Arc::new(socket.into())).unwrap();
+        (engine, 7)
+    }
+
+    #[test]
+    fn it_ticks_while_there_is_no_end_of_work() {
+        let (mut engine, way) = engine(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let at = |milliseconds: u64| Duration::from_millis(1_000_000 + milliseconds);
+        engine.round(at(0));
+        engine.ways.get_mut(&way).unwrap().widest = 1;
+        for (now, widest) in [(1, 1), (499, 1), (500, SIZE)] {
+            engine.round(at(now));
+            assert_eq!(engine.ways[&way].widest, widest, "{now}");
+        }
     }
 }
