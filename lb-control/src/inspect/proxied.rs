@@ -123,6 +123,9 @@ pub fn collect_proxied(counts: &[FrontendCounts], totals: &Totals, per_backend: 
     for (result, count) in [("sent", told), ("not_sent", untold)] {
         samples.count(&table::PROXY_ICMP_ERRORS, &labels([result]), count);
     }
+    for (direction, count) in ["in", "out"].into_iter().zip(totals.lost) {
+        samples.count(&table::PROXY_LOST_DATAGRAMS, &labels([direction]), count);
+    }
     samples.plain(&table::PROXY_CONNECTIONS, open as f64);
     samples.plain(&table::PROXY_EJECTED, ejected as f64);
 }
@@ -262,7 +265,8 @@ mod tests {
     fn metrics_add_up() {
         let mut samples = Samples::default();
         let icmp_errors = IcmpErrors { told: 5, untold: 4 };
-        collect_proxied(&[counts()], &Totals { icmp_errors, ..Totals::default() }, true, &mut samples);
+        let totals = Totals { icmp_errors, lost: [7, 8], ..Totals::default() };
+        collect_proxied(&[counts()], &totals, true, &mut samples);
         let text = samples.text().unwrap();
         for line in [
             "pointsman_proxy_connections 2.0",
@@ -270,6 +274,8 @@ mod tests {
             "pointsman_proxy_refused_total{reason=\"source_range\"} 3",
             "pointsman_proxy_icmp_errors_total{result=\"sent\"} 5",
             "pointsman_proxy_icmp_errors_total{result=\"not_sent\"} 4",
+            "pointsman_proxy_lost_datagrams_total{direction=\"in\"} 7",
+            "pointsman_proxy_lost_datagrams_total{direction=\"out\"} 8",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
         }

@@ -36,6 +36,8 @@ pub struct Totals {
     pub shortages: u64,
     /// ICMP errors for clients of UDP.
     pub icmp_errors: IcmpErrors,
+    /// Datagrams that were not passed on, from clients and to clients.
+    pub lost: [u64; 2],
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +57,7 @@ struct State {
 struct Sums {
     shortages: u64,
     icmp_errors: IcmpErrors,
+    lost: [u64; 2],
 }
 
 impl Reader {
@@ -82,13 +85,14 @@ impl Reader {
     #[must_use]
     pub fn totals(&self) -> Totals {
         let state = self.read();
-        let Sums { shortages, icmp_errors } = state.sums();
+        let Sums { shortages, icmp_errors, lost } = state.sums();
         let held = state.now.as_ref().map_or(0, |(shared, _)| shared.memory.held());
         Totals {
             refused: Refusal::ALL.map(|why| (why, state.refused[why as usize])).into(),
             held_bytes: held as u64,
             shortages,
             icmp_errors,
+            lost,
         }
     }
 
@@ -144,14 +148,15 @@ impl Reader {
 impl State {
     /// Those of all proxies.
     fn sums(&self) -> Sums {
-        let Sums { mut shortages, mut icmp_errors } = self.before;
+        let Sums { mut shortages, mut icmp_errors, mut lost } = self.before;
         if let Some((shared, teller)) = &self.now {
             shortages += shared.shortages.load(Relaxed);
             let IcmpErrors { told, untold } = teller.counts();
             icmp_errors.told += told;
             icmp_errors.untold += untold;
+            lost.iter_mut().zip(&shared.lost).for_each(|(sum, count)| *sum += count.load(Relaxed));
         }
-        Sums { shortages, icmp_errors }
+        Sums { shortages, icmp_errors, lost }
     }
 
     fn retire(&mut self, key: ServiceKey, entry: &Entry) {
