@@ -102,7 +102,7 @@ impl Proxy {
         let handles =
             shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
         let udp = Udp::start(handles, &shared)?;
-        reader.follow(&shared);
+        reader.follow(&shared, udp.teller());
         let (services, inherited_by_address, patience) = (BTreeMap::new(), HashMap::new(), Duration::ZERO);
         let mut proxy =
             Self { shared, udp, workers, services, reader, inherited: inherited_by_address, patience };
@@ -177,12 +177,6 @@ impl Proxy {
     #[must_use]
     pub fn reader(&self) -> Reader {
         self.reader.clone()
-    }
-
-    /// ICMP errors that clients of UDP got, and did not get.
-    #[must_use]
-    pub fn icmp_errors(&self) -> IcmpErrors {
-        self.udp.icmp_errors()
     }
 
     /// Duplicates of the listening sockets, to hand over. From then on what waits to be accepted when one

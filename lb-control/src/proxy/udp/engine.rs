@@ -307,6 +307,7 @@ impl Engine {
             self.fail(token, why, now);
             return sent.datagrams > 0;
         }
+        self.lost(0, sent.lost);
         session.untroubled_since = session.backend.met_no_trouble(session.untroubled_since, now);
         self.sessions.client_sent(token, now);
         true
@@ -372,6 +373,7 @@ impl Engine {
     /// Sends clients what backends have sent.
     fn answer(&mut self) {
         let mut replies = std::mem::take(&mut self.replies);
+        let mut lost = 0;
         // Keeps the order of each client's.
         replies.sort_by_key(|reply| reply.way);
         for replies in replies.chunk_by(|a, b| a.way == b.way) {
@@ -386,9 +388,19 @@ impl Engine {
                 .collect();
             let sent = batch::send(&way.socket, &all, &mut way.widest);
             way.entry.counters.shard(self.worker).bytes_out.fetch_add(sent.bytes, Relaxed);
+            lost += sent.lost;
         }
         replies.clear();
         self.replies = replies;
+        self.lost(1, lost);
+    }
+
+    /// Counts datagrams that were not passed on: from clients 0, to clients 1.
+    fn lost(&self, direction: usize, count: u64) {
+        // All workers share it.
+        if count > 0 {
+            self.shared.proxy.lost[direction].fetch_add(count, Relaxed);
+        }
     }
 
     /// From time to time, however much there is to do: ways' MTUs may have changed, and TCP may need more than
@@ -437,12 +449,14 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::{net::UdpSocket, os::fd::AsRawFd};
 
     use super::*;
     use crate::{
         model::{ClientAddress, ObjectRef, Protocol, Scheduler, ServiceKey},
         plan::Frontend,
         proxy::{Limits, Settings},
+        proxy::{Limits, Settings, backend::Backend},
     };
 
     /// An engine with one entry, which has no backends, and the number of its way.
@@ -485,5 +499,31 @@ mod tests {
             engine.round(at(now));
             assert_eq!(engine.ways[&way].widest, widest, "{now}");
         }
+    }
+
+    /// What sockets do not take is counted, in either direction.
+    #[test]
+    fn what_is_lost_is_counted() {
+        let (mut engine, way) = engine(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let lost = |engine: &Engine| engine.shared.proxy.lost.each_ref().map(|count| count.load(Relaxed));
+        let (client, now) = (SocketAddr::from(([127, 0, 0, 1], 9)), Duration::from_secs(1_000));
+        let target = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = target.local_addr().unwrap();
+        let socket = session::open(address, None).unwrap();
+        // It takes nothing from now on (EPIPE), which says nothing of the backend.
+        nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write).unwrap();
+        let entry = Arc::clone(&engine.ways[&way].entry);
+        let session = Session::new(entry, Arc::new(Backend::new(address)), socket, now);
+        let token = engine.sessions.insert((way, client), session, now);
+        let one = Outgoing { to: None, bytes: b"hello", segment: 5 };
+        assert!(engine.forward(token, &[one, one], now));
+        assert_eq!(lost(&engine), [2, 0]);
+
+        engine.buffers = vec![vec![0; SIZE].into()];
+        // Not an address that a socket of IPv4 sends to.
+        let from = "[2001:db8::1]:9".parse().unwrap();
+        engine.replies.push(Reply { way, buffer: 0, what: Received { from, length: 5, segment: 5 } });
+        engine.answer();
+        assert_eq!(lost(&engine), [2, 1]);
     }
 }

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::*;
+use crate::proxy::IcmpErrors;
 
 /// Where nobody listens.
 fn nobody() -> SocketAddr {
@@ -29,6 +30,12 @@ fn a_refusal_reaches_the_client_and_the_next_backend_is_tried() {
     assert_eq!(whose(&client), "b");
     let counts = counts(&proxy);
     assert_eq!((counts.accepted, counts.backends[0].connect_failures), (2, 1));
+    // The count goes on when another proxy follows.
+    let reader = proxy.reader();
+    let expected = IcmpErrors { told: 1, untold: 0 };
+    assert_eq!(reader.totals().icmp_errors, expected);
+    drop(proxy);
+    assert_eq!(reader.totals().icmp_errors, expected);
 }
 
 #[test]
