@@ -448,14 +448,12 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
     use std::{net::UdpSocket, os::fd::AsRawFd};
 
     use super::*;
     use crate::{
         model::{ClientAddress, ObjectRef, Protocol, Scheduler, ServiceKey},
         plan::Frontend,
-        proxy::{Limits, Settings},
         proxy::{Limits, Settings, backend::Backend},
     };
 
