@@ -281,14 +281,14 @@ impl Agent {
         }
     }
 
-    /// Looks for our filters of TC, where there are no links (before Linux 6.6): what somebody has taken
+    /// Looks for our filters of TC, where there are no links: what somebody has taken
     /// away is attached anew with the others, and what an agent has left that was killed is replaced.
     pub(super) async fn find_filters(&mut self) {
-        if !self.kernel.as_ref().is_some_and(|kernel| kernel.exits.uses_filters()) {
-            return;
-        }
         let wanted = self.devices_wanted();
         let Some(kernel) = &mut self.kernel else { return };
+        if !kernel.exits.uses_filters() && !kernel.devices.classifiers().uses_filters() {
+            return;
+        }
         for classifiers in [kernel.devices.classifiers(), &mut kernel.exits] {
             let attached: BTreeSet<_> = classifiers.attached().map(|(index, _)| index).collect();
             let leaving = classifiers.direction() == Direction::Egress;
@@ -326,12 +326,18 @@ impl Agent {
         }
         let on_device = link.and_then(|link| link.xdp_program);
         kernel.devices.check(index, on_device);
-        // Redirection first: the program may need it with the first packet.
-        kernel.maps.allow_device(index)?;
+        // XDP cannot send by a device in TC, whatever the routes say: not for a moment, either, since a
+        // flow would keep that for its way to the client.
+        let may_redirect = kernel.devices.mode(index) != Some(Mode::Tc);
+        if may_redirect {
+            // First: the program may need it with the first packet.
+            kernel.maps.allow_device(index)?;
+        }
         let mode = kernel.devices.attach(&mut kernel.programs, index, name)?.mode;
-        if mode == Mode::Tc {
-            // XDP cannot send by it, whatever the routes say.
+        if mode == Mode::Tc && may_redirect {
             kernel.maps.forbid_device(index)?;
+            // What flows have found in between is asked for anew, once the maps have this.
+            self.config.route_generation = self.config.route_generation.wrapping_add(1).max(1);
         }
         Ok(())
     }
