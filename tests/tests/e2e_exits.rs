@@ -1,6 +1,6 @@
 //! The egress program on kernels without links for TC: as a filter.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use anyhow::{Context, Result};
 use aya::{EbpfLoader, programs::SchedClassifier};
@@ -140,5 +140,73 @@ fn filters_are_adopted_and_replaced() -> Result<()> {
     assert_eq!(filters(&lab)?, Vec::<String>::new());
     pins.remove()?;
     assert!(!Path::new(&lab.pin_directory()).exists());
+    Ok(())
+}
+
+/// From here on, the kernel answers this thread as one without links does (bpf(2), `BPF_LINK_CREATE`).
+fn refuse_links() -> Result<()> {
+    const LINK_CREATE: u32 = 28;
+    let instruction = |code: u32, yes, no, value| libc::sock_filter {
+        code: u16::try_from(code).unwrap_or_default(),
+        jt: yes,
+        jf: no,
+        k: value,
+    };
+    // struct seccomp_data: the number of the call, then the architecture, the instruction, six arguments.
+    let load = |offset| instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
+    let is = |value, otherwise| instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, otherwise, value);
+    let end = |value| instruction(libc::BPF_RET | libc::BPF_K, 0, 0, value);
+    let mut program = [
+        load(0),
+        is(u32::try_from(libc::SYS_bpf)?, 3),
+        load(16),
+        is(LINK_CREATE, 1),
+        end(libc::SECCOMP_RET_ERRNO | libc::EINVAL.cast_unsigned()),
+        end(libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: u16::try_from(program.len())?, filter: program.as_mut_ptr() };
+    // SAFETY: the program lives until the call returns, and the kernel copies it.
+    #[expect(unsafe_code, reason = "nix has no seccomp")]
+    let refused = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+            || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) != 0
+    };
+    if refused { Err(io::Error::last_os_error().into()) } else { Ok(()) }
+}
+
+/// A filter takes its place, on this device; where there are links, another agent has one again.
+#[test]
+fn a_link_that_is_refused_is_a_filter() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let Ok(object) = object() else {
+        println!("SKIP: the kernel programs are not built");
+        return Ok(());
+    };
+    let lab = Lab::new(Options { backends: 0, ..Options::default() })?;
+    let pins = PinDirectory::new(&lab.pin_directory());
+    pins.prepare()?;
+    let index = uplink(&lab)?;
+    let attach = || -> Result<bool> {
+        let mut ebpf = loaded(&object)?;
+        let program: &mut SchedClassifier =
+            ebpf.program_mut(EGRESS_PROGRAM).context("no program")?.try_into()?;
+        let mut exits = Classifiers::new(pins.clone(), Direction::Egress);
+        exits.attach(program, index, "uplink")?;
+        exits.attach(program, index, "uplink")?;
+        exits.keep_only(&[index])?;
+        Ok(exits.uses_filters())
+    };
+    let has_links = lab.edge.enter(|| attach().map(|uses_filters| !uses_filters))??;
+    lab.edge.enter(|| Classifiers::new(pins.clone(), Direction::Egress).keep_only(&[]))??;
+    let refused = lab.edge.enter(|| refuse_links().and_then(|()| attach()))??;
+    assert!(refused);
+    assert_eq!(filters(&lab)?.len(), 1);
+    lab.edge.enter(attach)??;
+    assert_eq!(filters(&lab)?.len(), usize::from(!has_links));
+    lab.edge.enter(|| Classifiers::new(pins.clone(), Direction::Egress).keep_only(&[]))??;
+    assert_eq!(filters(&lab)?, Vec::<String>::new());
+    pins.remove()?;
     Ok(())
 }

@@ -1,9 +1,21 @@
 //! TC in place of XDP, and beside it: devices that XDP cannot send by.
 
-use std::{collections::BTreeMap, fs, io::ErrorKind};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use anyhow::{Context, Result};
-use lb_common::abi::ABI_VERSION;
+use aya::maps::{DevMapHash, Map, MapData};
+use lb_common::abi::{ABI_VERSION, maps as abi_maps};
+use lb_control::{
+    dataplane::{KernelMaps, PinDirectory},
+    ports::MapStore,
+};
+use nix::net::if_::if_nametoindex;
 use pointsman_tests::{
     lab::{
         Agent, Lan, Options,
@@ -140,6 +152,39 @@ fn backends_in_an_overlay() -> Result<()> {
     assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "xdp-native")]));
     everything_works(&world, &status, 3, IN_A_TUNNEL)?;
     learns_mtu(&world, &status, 1_450)
+}
+
+/// Not even for a moment: what a flow finds then, it keeps.
+#[test]
+fn xdp_is_never_led_to_a_device_in_tc() -> Result<()> {
+    let Some(world) = World::with(Options { lan: Lan::Vxlan, ..Options::default() })? else { return Ok(()) };
+    let (_agent, status) = chosen(&world)?;
+    assert_eq!(modes(&status)?, BTreeMap::from([("lan", "tc"), ("uplink", "xdp-native")]));
+    let lan = world.lab.edge.enter(|| if_nametoindex("lan"))??;
+    let pins = PinDirectory::new(&world.lab.pin_directory());
+    let maps = KernelMaps::from_pins(&pins)?;
+    let generation = || anyhow::Ok(maps.config()?.context("no settings")?.route_generation);
+    let data = MapData::from_pin(pins.map(abi_maps::DEVICES))?;
+    let devices: DevMapHash<MapData> = Map::DevMapHash(data).try_into()?;
+    let has_ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let seen = scope.spawn(|| {
+            let mut seen = 0_u32;
+            while !has_ended.load(Ordering::Relaxed) {
+                seen += u32::from(devices.get(lan, 0).is_ok());
+            }
+            seen
+        });
+        let changed = (1..30).try_for_each(|n| {
+            let before = generation()?;
+            world.lab.edge.ip_batch(&format!("route add 192.0.2.{n}/32 dev uplink"))?;
+            wait_for("the agent to notice", || Ok((generation()? != before).then_some(())))
+        });
+        has_ended.store(true, Ordering::Relaxed);
+        changed?;
+        assert_eq!(seen.join().unwrap_or(u32::MAX), 0);
+        Ok(())
+    })
 }
 
 /// Behind a router, whose errors are about packets of the node: they are translated for the client.

@@ -16,14 +16,16 @@ use super::shared::Shared;
 use super::start::check_device;
 use super::trouble::{Area, Trouble};
 use super::{DatapathPolicy, Settings};
-use crate::dataplane::PinDirectory;
 use crate::dataplane::collect::Sweep;
+use crate::dataplane::{PinDirectory, linked_devices};
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem, Severity};
 use crate::net::next_hops::{Ask, NextHops, Refreshed};
 use crate::net::{Change, Kernel as Network, addresses};
 use crate::plan::ipam::{self, Ipam};
-use crate::plan::{self, Addressing, Compiler, CookiePhase, Effects, FlowTableWatch, Paths, Planner, Scope};
+use crate::plan::{
+    self, Addressing, Compiler, CookiePhase, Effects, FlowTableWatch, Leaving, Paths, Planner, Scope,
+};
 use crate::probe::Probes;
 use crate::source::Update;
 
@@ -56,6 +58,8 @@ pub struct Agent {
     /// What the datapath is to do about SYN cookies, if it can.
     cookies: CookiePhase,
     paths: Paths,
+    /// Devices that are kept although nothing leads by them any more.
+    leaving: Leaving,
     /// Whether something has happened that may have moved the way back to clients.
     routes_changed: bool,
     /// Whether routes to backends may be others than before.
@@ -112,6 +116,11 @@ impl Agent {
             Addressing::Decides(Box::new(ipam))
         };
         let planner = Planner::new(settings.default_class, settings.node.clone(), addressing);
+        let mut leaving = Leaving::default();
+        if kernel.is_some() {
+            let left = linked_devices(&pins)?.into_iter();
+            left.filter_map(|device| device.name).for_each(|name| leaving.adopt(name));
+        }
         let probes = Probes::start();
         let shared = Arc::new(Shared::new(&pins, settings.metrics_per_backend, probes.counts()));
         let agent = Self {
@@ -125,6 +134,7 @@ impl Agent {
             config,
             cookies,
             paths: Paths::new(),
+            leaving,
             routes_changed: false,
             ask_routes: false,
             network_known: false,
@@ -287,6 +297,10 @@ impl Agent {
         self.shared.swept(sweep);
         if self.settings.datapath == DatapathPolicy::Proxy && sweep.kept == 0 && self.is_proxied() {
             self.leave_kernel();
+        }
+        // While the maps may lead by devices that are left, these stay.
+        if !self.maps_incomplete && self.leaving.swept(&sweep.sources) {
+            self.leave_unused();
         }
         let problems = self.flow_tables.look(&sweep.tables);
         self.trouble.replace(Area::Flows, problems);

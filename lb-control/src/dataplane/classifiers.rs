@@ -1,7 +1,8 @@
 //! The TC programs on devices: attached by pinned links, or as filters where the kernel knows no such
-//! links (before Linux 6.6).
+//! links (Linux brought them with 6.6, distributions also with earlier ones): what works is found by trying.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::fs;
 use std::io;
 use std::mem;
@@ -13,14 +14,13 @@ use aya::programs::tc::{
     NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle,
     qdisc_add_clsact,
 };
-use aya::util::KernelVersion;
 use tracing::{info, warn};
 
 use super::PinDirectory;
 use super::links::device_name;
 
-/// Linux 6.6 brought links for TC (`tcx`).
-const LINKS_SINCE: (u8, u8, u16) = (6, 6, 0);
+/// Every network namespace has it.
+const LOOPBACK: &str = "lo";
 
 /// Priority and handle of the filter, by which it is found again.
 const PRIORITY: u16 = 0x504d;
@@ -84,12 +84,20 @@ impl Way {
     }
 }
 
+/// A device that the program is attached to.
+#[derive(Clone, Debug)]
+struct Attached {
+    name: String,
+    way: Way,
+}
+
 /// All devices that a TC program is attached to, in one direction.
 pub struct Classifiers {
     pins: PinDirectory,
     direction: Direction,
+    /// The way that is tried first.
     way: Way,
-    attached: BTreeMap<u32, String>,
+    attached: BTreeMap<u32, Attached>,
     /// Devices with a filter of ours that has no sign.
     unsigned: BTreeSet<u32>,
 }
@@ -98,9 +106,10 @@ impl Classifiers {
     /// No device yet.
     #[must_use]
     pub fn new(pins: PinDirectory, direction: Direction) -> Self {
-        let (major, minor, patch) = LINKS_SINCE;
-        let since = KernelVersion::new(major, minor, patch);
-        let has_links = KernelVersion::current().is_ok_and(|current| current >= since);
+        // A kernel without such links does not know the question either; every other answer is left to
+        // attaching.
+        let asked = SchedClassifier::query_tcx(LOOPBACK, direction.attach_type());
+        let has_links = asked.err().is_none_or(|error| !is_unknown(&error));
         let way = if has_links { Way::Link } else { Way::Filter };
         Self { pins, direction, way, attached: BTreeMap::new(), unsigned: BTreeSet::new() }
     }
@@ -111,11 +120,16 @@ impl Classifiers {
         Self { way: Way::Filter, ..Self::new(pins, direction) }
     }
 
-    /// Whether the program is attached by filters, which others can take away unseen: see
+    /// Whether the program is attached by filters anywhere, which others can take away unseen: see
     /// [`Self::forget_missing`].
     #[must_use]
     pub fn uses_filters(&self) -> bool {
-        self.way == Way::Filter
+        self.way == Way::Filter || self.attached.values().any(|found| found.way == Way::Filter)
+    }
+
+    /// How the program is attached to a device, or would be.
+    fn way_on(&self, ifindex: u32) -> Way {
+        self.attached.get(&ifindex).map_or(self.way, |found| found.way)
     }
 
     /// Which packets the program sees.
@@ -128,7 +142,7 @@ impl Classifiers {
     /// not among them, it is to be attached anew.
     pub fn forget_missing(&mut self, ifindex: u32, filters: impl IntoIterator<Item = (u16, u32)>) {
         let is_there = filters.into_iter().any(|found| found == (PRIORITY, HANDLE.into()));
-        if self.uses_filters() && !is_there && self.attached.remove(&ifindex).is_some() {
+        if self.way_on(ifindex) == Way::Filter && !is_there && self.attached.remove(&ifindex).is_some() {
             warn!(ifindex, "the filter of {} is not on its device any more", self.direction.purpose());
             // Nothing is left that could be replaced.
             if let Err(error) = remove(&self.pin(ifindex, Way::Filter)) {
@@ -155,7 +169,7 @@ impl Classifiers {
 
     /// The devices that the program is attached to.
     pub fn attached(&self) -> impl Iterator<Item = (u32, &str)> {
-        self.attached.iter().map(|(index, name)| (*index, name.as_str()))
+        self.attached.iter().map(|(index, found)| (*index, found.name.as_str()))
     }
 
     /// Attaches the program to a device, or replaces the one that is there from before, without a
@@ -165,13 +179,25 @@ impl Classifiers {
     /// When the kernel refuses.
     pub fn attach(&mut self, program: &mut SchedClassifier, ifindex: u32, name: &str) -> Result<()> {
         let purpose = self.direction.purpose();
-        let done = match self.way {
+        let mut way = self.way_on(ifindex);
+        let mut done = match way {
             Way::Link => self.attach_link(program, ifindex, name),
             Way::Filter => self.attach_filter(program, ifindex, name),
         };
+        let is_new = !self.attached.contains_key(&ifindex);
+        if way == Way::Link
+            && is_new
+            && let Err(error) = &done
+            && is_unknown(error.as_ref())
+        {
+            info!(device = name, "no link for {purpose}, but a filter: {error:#}");
+            way = Way::Filter;
+            done = self.attach_filter(program, ifindex, name);
+        }
         done.with_context(|| format!("attaching {purpose} to {name} (needs CAP_NET_ADMIN)"))?;
-        if self.attached.insert(ifindex, name.to_owned()).is_none() {
-            info!(device = name, way = self.way.name(self.direction), "{purpose} is attached");
+        self.attached.insert(ifindex, Attached { name: name.to_owned(), way });
+        if is_new {
+            info!(device = name, way = way.name(self.direction), "{purpose} is attached");
         }
         Ok(())
     }
@@ -243,7 +269,9 @@ impl Classifiers {
             let Some((ifindex, way, direction)) = pin else { continue };
             // One of the previous version that is there beside ours is not the one that is in use.
             let is_old = self.attached.contains_key(&ifindex) && self.pins.is_earlier(&path);
-            if direction != self.direction || wanted.contains(&ifindex) && way == self.way && !is_old {
+            if direction != self.direction
+                || wanted.contains(&ifindex) && way == self.way_on(ifindex) && !is_old
+            {
                 continue;
             }
             if !is_old {
@@ -288,11 +316,18 @@ pub(super) fn detach_filter(pin: &Path) {
 
 /// Whether there is a queueing discipline already, of somebody else or of an earlier agent: it stays
 /// when filters go, since others may have theirs there.
-fn is_there(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut causes = std::iter::successors(Some(error), |error| error.source());
-    causes.any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.raw_os_error() == Some(libc::EEXIST))
-    })
+fn is_there(error: &(dyn Error + 'static)) -> bool {
+    os_error(error) == Some(libc::EEXIST)
+}
+
+/// Whether the kernel does not know what it was asked for, as those without links for TC answer.
+fn is_unknown(error: &(dyn Error + 'static)) -> bool {
+    matches!(os_error(error), Some(libc::EINVAL | libc::EOPNOTSUPP))
+}
+
+fn os_error(error: &(dyn Error + 'static)) -> Option<i32> {
+    let mut causes = std::iter::successors(Some(error), |error| Error::source(*error));
+    causes.find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -3,7 +3,8 @@
 //! The kernel makes room for flows that begin by itself (their table is least recently used); the
 //! table of established flows only shrinks here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
@@ -37,6 +38,8 @@ pub struct Sweep {
     pub tables: BTreeMap<&'static str, Fill>,
     /// Indices of backends that flows refer to, with the number of flows that they have open.
     pub backends: BTreeMap<u32, u32>,
+    /// The node's addresses that open flows have towards backends. Those on this node see the client's.
+    pub sources: BTreeSet<IpAddr>,
 }
 
 /// Whether a flow is over. `last_seen` is the time of the last packet in either direction,
@@ -135,6 +138,9 @@ where
         } else {
             let is_open = !flow.is_reply() && !tcp_state::is_over(flow.state());
             *sweep.backends.entry(flow.backend).or_default() += u32::from(is_open);
+            if is_open && !flow.is_local() {
+                sweep.sources.insert(flow.new_source.into());
+            }
             sweep.kept += usize::from(!flow.is_reply());
             sweep.established += usize::from(!flow.is_reply() && table == 0);
             sweep.unprotected += usize::from(!flow.is_reply() && table == 1 && should_stay(flow.state()));

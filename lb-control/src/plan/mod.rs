@@ -15,6 +15,7 @@ mod flow_tables;
 mod frontend;
 mod health;
 pub mod ipam;
+mod leaving;
 pub mod maglev;
 pub mod ownership;
 mod planner;
@@ -36,6 +37,7 @@ pub use flood_watch::{CookiePhase, CookiePolicy, FloodWatch, HalfOpen, Handshake
 pub use flow_tables::{Fill, FlowTableWatch};
 pub use frontend::{Frontend, FrontendBackend, Frontends, Wanted};
 pub use health::HealthCheck;
+pub use leaving::Leaving;
 pub use planner::{Addressing, Effects, Plan, Planner};
 pub use probing::{Answer, Probe, Probing, Verdict};
 pub use recent::Recent;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::Agent;
 use super::kernel_path::KernelPath;
@@ -31,15 +31,25 @@ impl Agent {
     pub(super) fn take_paths<'a>(&mut self, backends: impl IntoIterator<Item = &'a IpAddr>) {
         // By the way, which backends behind the same gateway share.
         let mut known: HashMap<(*const Resolution, bool), Arc<Path>> = HashMap::new();
+        let mut given = Vec::new();
         for backend in backends {
             match self.next_hops.way(backend) {
                 Some(found) => {
-                    let new = || Arc::new(self.path(*backend, found));
+                    let new = || {
+                        let path = self.path(*backend, found);
+                        if let Some((_, device)) = &found.device {
+                            given.push((device.clone(), path.snat.clone()));
+                        }
+                        Arc::new(path)
+                    };
                     let path = known.entry((Arc::as_ptr(found), backend.is_ipv6())).or_insert_with(new);
                     self.paths.insert(*backend, Arc::clone(path));
                 }
                 None => drop(self.paths.remove(backend)),
             }
+        }
+        for (device, sources) in given {
+            self.leaving.give(&device, &sources);
         }
     }
 
@@ -71,7 +81,7 @@ impl Agent {
         self.trouble.extend(Area::Devices, gone);
         // Before other programs: those of TC are loaded when they are first needed.
         self.config.syn_cookies = self.load_cookies().raw();
-        let wanted = self.devices_in_use();
+        let wanted = self.look_at_devices();
         let before = self.modes();
         let Some(mut kernel) = self.kernel.take() else { return BTreeSet::new() };
         let link = self.link_index();
@@ -155,22 +165,35 @@ impl Agent {
         self.next_hops.ways().filter(|(_, found)| behind(found)).map(|(backend, _)| *backend).collect()
     }
 
+    /// Decides which devices are to have the datapath, by index: see [`Self::devices_wanted`].
+    fn look_at_devices(&mut self) -> BTreeMap<u32, String> {
+        if self.link_index().is_none() {
+            let error =
+                anyhow!("the link device {} is gone; its VIPs come back with it", self.settings.link_device);
+            self.fail(Area::Devices, "device", &error);
+        }
+        let in_use = self.devices_in_use();
+        for device in self.leaving.look(&in_use.values().map(String::as_str).collect()) {
+            info!(device, "no backend is behind it any more; it is left once no connection needs it");
+        }
+        self.devices_wanted()
+    }
+
+    /// The devices of clients and backends, and those by which replies may still come in.
+    fn devices_wanted(&self) -> BTreeMap<u32, String> {
+        let mut wanted = self.devices_in_use();
+        let kept = self.next_hops.links().iter().filter(|(_, link)| self.leaving.keeps(&link.name));
+        wanted.extend(kept.map(|(index, link)| (*index, link.name.clone())));
+        wanted
+    }
+
     /// The devices of clients and backends, by index.
-    fn devices_in_use(&mut self) -> BTreeMap<u32, String> {
+    fn devices_in_use(&self) -> BTreeMap<u32, String> {
         let mut wanted = BTreeMap::new();
-        match self.link_index() {
-            Some(index) => {
-                if let Some(link) = self.next_hops.links().get(&index) {
-                    wanted.insert(index, link.name.clone());
-                }
-            }
-            None => {
-                let error = anyhow::anyhow!(
-                    "the link device {} is gone; its VIPs come back with it",
-                    self.settings.link_device
-                );
-                self.fail(Area::Devices, "device", &error);
-            }
+        if let Some(index) = self.link_index()
+            && let Some(link) = self.next_hops.links().get(&index)
+        {
+            wanted.insert(index, link.name.clone());
         }
         for index in self.settings.client_devices.iter().filter_map(|name| self.index_of(name)) {
             if let Some(link) = self.next_hops.links().get(&index) {
@@ -186,6 +209,18 @@ impl Agent {
             }
         }
         wanted
+    }
+
+    /// Detaches the datapath from devices by which nothing comes in any more.
+    pub(super) fn leave_unused(&mut self) {
+        let wanted = self.devices_wanted();
+        let Some(mut kernel) = self.kernel.take() else { return };
+        self.leave_devices(&mut kernel, &wanted);
+        let keep: Vec<_> = wanted.keys().copied().collect();
+        if let Err(error) = kernel.exits.keep_only(&keep) {
+            self.fail(Area::Devices, "devices", &error);
+        }
+        self.kernel = Some(kernel);
     }
 
     /// Detaches the datapath from all devices that are not wanted any more.
@@ -260,14 +295,14 @@ impl Agent {
         }
     }
 
-    /// Looks for our filters of TC, where there are no links (before Linux 6.6): what somebody has taken
+    /// Looks for our filters of TC, where there are no links: what somebody has taken
     /// away is attached anew with the others, and what an agent has left that was killed is replaced.
     pub(super) async fn find_filters(&mut self) {
-        if !self.kernel.as_ref().is_some_and(|kernel| kernel.exits.uses_filters()) {
+        let wanted = self.devices_wanted();
+        let Some(kernel) = &mut self.kernel else { return };
+        if !kernel.exits.uses_filters() && !kernel.devices.classifiers().uses_filters() {
             return;
         }
-        let wanted = self.devices_in_use();
-        let Some(kernel) = &mut self.kernel else { return };
         for classifiers in [kernel.devices.classifiers(), &mut kernel.exits] {
             let attached: BTreeSet<_> = classifiers.attached().map(|(index, _)| index).collect();
             let leaving = classifiers.direction() == Direction::Egress;
@@ -305,12 +340,18 @@ impl Agent {
         }
         let on_device = link.and_then(|link| link.xdp_program);
         kernel.devices.check(index, on_device);
-        // Redirection first: the program may need it with the first packet.
-        kernel.maps.allow_device(index)?;
+        // XDP cannot send by a device in TC, whatever the routes say: not for a moment, either, since a
+        // flow would keep that for its way to the client.
+        let may_redirect = kernel.devices.mode(index) != Some(Mode::Tc);
+        if may_redirect {
+            // First: the program may need it with the first packet.
+            kernel.maps.allow_device(index)?;
+        }
         let mode = kernel.devices.attach(&mut kernel.programs, index, name)?.mode;
-        if mode == Mode::Tc {
-            // XDP cannot send by it, whatever the routes say.
+        if mode == Mode::Tc && may_redirect {
             kernel.maps.forbid_device(index)?;
+            // What flows have found in between is asked for anew, once the maps have this.
+            self.config.route_generation = self.config.route_generation.wrapping_add(1).max(1);
         }
         Ok(())
     }
