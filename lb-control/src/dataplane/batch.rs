@@ -192,6 +192,46 @@ pub fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Op
     }
 }
 
+/// `BPF_MAP_UPDATE_ELEM`.
+const UPDATE_ELEMENT: libc::c_long = 2;
+/// `BPF_NOEXIST`: only if the key is not there.
+const IF_NEW: u64 = 1;
+
+/// Writes an entry, or an element of an array.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    write(map, key, value, 0)
+}
+
+/// Writes an entry of a hash map unless the key is there. Says whether it was not.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn insert_new<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
+    match write(map, key, value, IF_NEW) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn write<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
+    let mut element = Element {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        flags,
+        ..Element::default()
+    };
+    #[expect(unsafe_code, reason = "aya writes only to maps that it owns by type")]
+    // SAFETY: key and value have the sizes of the map's, which the caller vouches for by their types.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, UPDATE_ELEMENT, &raw mut element, size_of::<Element>()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Removes an entry; it is no error if it is not there.
 ///
 /// # Errors

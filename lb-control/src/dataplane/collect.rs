@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use aya::maps::MapData;
@@ -16,8 +15,9 @@ use lb_common::abi::{
 
 use lb_common::forward::tcp_state;
 
+use super::Cpus;
 use super::flows::{Entries, FlowTables, Shown, entries, later};
-use super::{Cpus, batch};
+use super::forget::{KernelTable, forget};
 use crate::plan::Fill;
 
 /// How long a client has to learn that its backend is gone, before its flow is forgotten.
@@ -77,8 +77,8 @@ pub fn sweep(
     let mut sweep = Sweep::default();
     for table in 0..2 {
         let [v4, v6] = [&tables.tables_v4()[table], &tables.tables_v6()[table]];
-        family::<V4>(v4, table, now, config, &is_gone, &mut sweep)?;
-        family::<V6>(v6, table, now, config, &is_gone, &mut sweep)?;
+        family::<V4>(tables, v4, table, now, config, &is_gone, &mut sweep)?;
+        family::<V6>(tables, v6, table, now, config, &is_gone, &mut sweep)?;
     }
     Ok(sweep)
 }
@@ -106,7 +106,42 @@ pub fn miscounted(
         .collect()
 }
 
+/// Whether an entry is over, beside what lies at the other direction's key: its peer, or an entry of a
+/// later flow on the same ports.
+fn is_entry_over<A>(
+    flow: &Flow<A>,
+    other: Option<&Flow<A>>,
+    now: Tick,
+    config: &Config,
+    is_gone: &impl Fn(u32, u32) -> bool,
+) -> bool {
+    let last_seen = other.map_or(flow.last_seen, |other| later(flow.last_seen, other.last_seen));
+    let (client, gone) = match flow.is_reply() {
+        false => (flow.last_seen, is_gone(flow.backend, flow.generation)),
+        // Its generation is that of the route: the client's entry knows about the backend.
+        true => (
+            other.map_or(flow.last_seen, |client| client.last_seen),
+            other.is_some_and(|client| is_gone(client.backend, client.generation)),
+        ),
+    };
+    is_over(flow.state(), now, last_seen, client, gone, config)
+}
+
+impl Sweep {
+    fn keep<A: Copy + Into<IpAddr>>(&mut self, flow: &Flow<A>, table: usize) {
+        let is_open = !flow.is_reply() && !tcp_state::is_over(flow.state());
+        *self.backends.entry(flow.backend).or_default() += u32::from(is_open);
+        if is_open && !flow.is_local() {
+            self.sources.insert(flow.new_source.into());
+        }
+        self.kept += usize::from(!flow.is_reply());
+        self.established += usize::from(!flow.is_reply() && table == 0);
+        self.unprotected += usize::from(!flow.is_reply() && table == 1 && should_stay(flow.state()));
+    }
+}
+
 fn family<F: Shown>(
+    tables: &FlowTables,
     data: &MapData,
     table: usize,
     now: Tick,
@@ -118,50 +153,53 @@ where
     FlowKey<F::Address>: Plain,
     Flow<F::Address>: Plain,
 {
-    let all: Entries<F> = entries(data, F::TABLES[table])?;
-    let mut over = Vec::new();
+    let map = F::TABLES[table];
+    let all: Entries<F> = entries(data, map)?;
+    let over = |flow: &Flow<F::Address>, other: Option<&Flow<F::Address>>| {
+        is_entry_over(flow, other, now, config, is_gone)
+    };
+    // Only flows in the table of established ones are copied.
+    let mut kernel = KernelTable::<F>::new(data, map, (table == 0).then(|| tables.versions()));
+    let mut gone = 0;
     for (key, flow) in &all {
         let peer_key = FlowKey::reverse_of(flow, key.protocol);
-        let peer = all.get(&peer_key);
-        let last_seen = peer.map_or(flow.last_seen, |peer| later(flow.last_seen, peer.last_seen));
-        let (client, gone) = match flow.is_reply() {
-            false => (flow.last_seen, is_gone(flow.backend, flow.generation)),
-            // Its generation is that of the route: the client's entry knows about the backend.
-            true => (
-                peer.map_or(flow.last_seen, |peer| peer.last_seen),
-                peer.is_some_and(|peer| is_gone(peer.backend, peer.generation)),
-            ),
-        };
-        if is_over(flow.state(), now, last_seen, client, gone, config) {
-            over.push((*key, *flow));
-            sweep.forgotten += usize::from(!flow.is_reply());
-        } else {
-            let is_open = !flow.is_reply() && !tcp_state::is_over(flow.state());
-            *sweep.backends.entry(flow.backend).or_default() += u32::from(is_open);
-            if is_open && !flow.is_local() {
-                sweep.sources.insert(flow.new_source.into());
+        let other = all.get(&peer_key);
+        let Some(peer) = other.filter(|peer| FlowKey::reverse_of(peer, key.protocol) == *key) else {
+            let is_gone = over(flow, other) && forget(&mut kernel, key, None, |flow, _| over(flow, other))?;
+            if is_gone {
+                gone += 1;
+                sweep.forgotten += usize::from(!flow.is_reply());
+            } else {
+                sweep.keep(flow, table);
             }
-            sweep.kept += usize::from(!flow.is_reply());
-            sweep.established += usize::from(!flow.is_reply() && table == 0);
-            sweep.unprotected += usize::from(!flow.is_reply() && table == 1 && should_stay(flow.state()));
+            continue;
+        };
+        if flow.is_reply() {
+            // The client's entry decides for both.
+            continue;
+        }
+        let both = |flow: &Flow<F::Address>, peer: &Flow<F::Address>| {
+            over(flow, Some(peer)) && over(peer, Some(flow))
+        };
+        let still = |flow: &Flow<F::Address>, peer: Option<&Flow<F::Address>>| {
+            // On the same ports there may be another flow by now.
+            FlowKey::reverse_of(flow, key.protocol) == peer_key
+                && peer
+                    .is_some_and(|peer| FlowKey::reverse_of(peer, key.protocol) == *key && both(flow, peer))
+        };
+        if both(flow, peer) && forget(&mut kernel, key, Some(&peer_key), still)? {
+            gone += 2;
+            sweep.forgotten += 1;
+        } else {
+            sweep.keep(flow, table);
+            sweep.keep(peer, table);
         }
     }
-    let name = F::TABLES[table].name;
-    let room = data.info().with_context(|| format!("asking about the map {name}"))?.max_entries();
+    let room = data.info().with_context(|| format!("asking about the map {}", map.name))?.max_entries();
     // Of a table that is divided among CPUs, those that do not run have a part, too.
     let cpus = Cpus::count()?;
     let room = if table == 0 { room } else { cpus.usable(room, cpus.online) };
-    sweep.tables.insert(name, Fill { entries: all.len() - over.len(), room });
-    for (key, flow) in &over {
-        // The tuple may have been used again since the table was read.
-        let now: Option<Flow<F::Address>> = batch::lookup(data.fd().as_fd(), key)
-            .with_context(|| format!("reading the map {}", F::TABLES[table].name))?;
-        if now.is_none_or(|now| now.last_seen != flow.last_seen || now.status != flow.status) {
-            continue;
-        }
-        batch::remove(data.fd().as_fd(), key)
-            .with_context(|| format!("removing from the map {}", F::TABLES[table].name))?;
-    }
+    sweep.tables.insert(map.name, Fill { entries: all.len() - gone, room });
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result};
 use aya::maps::MapData;
 use lb_common::abi::{AddressFamily, Flow, FlowKey, FlowState, Plain, Tick, V4, V6, maps};
+use lb_common::forward::ip::IpFamily;
 
 use super::{PinDirectory, batch};
 
@@ -41,7 +42,7 @@ pub struct FlowRecord {
 }
 
 /// An address family whose addresses can be shown.
-pub(super) trait Shown: AddressFamily<Address: Into<IpAddr> + Hash> {
+pub(super) trait Shown: IpFamily<Address: Into<IpAddr> + Hash> {
     /// The tables: established, and those that begin or end.
     const TABLES: [maps::Map; 2];
 }
@@ -54,10 +55,11 @@ impl Shown for V6 {
     const TABLES: [maps::Map; 2] = [maps::FLOWS_V6, maps::TRANSIENT_V6];
 }
 
-/// The four flow tables, by their pins.
+/// The four flow tables, by their pins, and what tells of copies that they are none any more.
 pub struct FlowTables {
     v4: [MapData; 2],
     v6: [MapData; 2],
+    versions: MapData,
 }
 
 impl FlowTables {
@@ -72,7 +74,11 @@ impl FlowTables {
         };
         let [flows_v4, transient_v4] = V4::TABLES;
         let [flows_v6, transient_v6] = V6::TABLES;
-        Ok(Self { v4: [open(flows_v4)?, open(transient_v4)?], v6: [open(flows_v6)?, open(transient_v6)?] })
+        Ok(Self {
+            v4: [open(flows_v4)?, open(transient_v4)?],
+            v6: [open(flows_v6)?, open(transient_v6)?],
+            versions: open(maps::FLOW_VERSIONS)?,
+        })
     }
 
     /// All flows that the kernel knows of, also those that are over.
@@ -91,6 +97,11 @@ impl FlowTables {
 
     pub(super) fn tables_v4(&self) -> &[MapData; 2] {
         &self.v4
+    }
+
+    /// The map `flow_versions`.
+    pub(super) fn versions(&self) -> &MapData {
+        &self.versions
     }
 
     pub(super) fn tables_v6(&self) -> &[MapData; 2] {

@@ -9,6 +9,7 @@ pub mod collect;
 mod counters;
 mod cpus;
 pub mod flows;
+mod forget;
 mod growth;
 pub mod half_open;
 mod link_update;
