@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::PathBuf,
     time::Duration,
 };
@@ -272,6 +272,43 @@ fn upgrades_refuse_nobody() -> Result<()> {
         let report = load.stop()?;
         assert!(report.errors.is_empty(), "{report:?}\n{}", agent.log());
     }
+    Ok(())
+}
+
+/// While something cannot be served, the agent before goes on accepting.
+#[test]
+fn the_one_before_waits_until_everything_is_served() -> Result<()> {
+    let Some(world) = World::new(1)? else { return Ok(()) };
+    let blocker = world.lab.edge.enter(|| TcpListener::bind("[::]:99"))??;
+    let port = Port { name: "late", protocol: "TCP", port: 99, target: HTTP.target };
+    let yaml = manifest(&[web_service(&[1]), ServiceSpec::new("late", &[port], &[1])]);
+    let mut agent = Agent::start_with(&world.lab, &yaml, PROXY)?;
+    agent.kill();
+    // The test is the agent before, and has no sockets to give.
+    let path = agent.socket().with_extension("sock.handover");
+    let _ = fs::remove_file(&path);
+    let before = UnixListener::bind(&path)?;
+    agent.use_flags(&[PROXY, &["--take-over"]].concat());
+    agent.run()?;
+    let (mut heir, _) = before.accept()?;
+    heir.read_exact(&mut [0; b"pointsman: take over\n".len()])?;
+    heir.write_all(b"{\"version\":1,\"drain_seconds\":1,\"sockets\":[]}\n")?;
+    let mut said = [0];
+    heir.read_exact(&mut said)?;
+    assert_eq!(said, *b"+", "it has what there is");
+    drop(before);
+    fs::remove_file(&path)?;
+    heir.write_all(b".")?;
+    let status = agent.wait_status("a problem", |status| status.to_string().contains("listening on"))?;
+    heir.set_nonblocking(true)?;
+    let error = heir.read(&mut said).expect_err("it does not serve");
+    assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+    heir.set_nonblocking(false)?;
+    drop(blocker);
+    heir.set_read_timeout(Some(Duration::from_secs(30)))?;
+    heir.read_exact(&mut said)?;
+    assert_eq!(said, *b"!", "it serves");
+    who_answers(&world.lab.client, vip(&status, "late", false, port)?, 1)?;
     Ok(())
 }
 

@@ -166,6 +166,12 @@ impl Frontends {
         }
     }
 
+    /// Whether something of what was told could not be done.
+    #[must_use]
+    pub fn has_undone(&self) -> bool {
+        !self.again.is_empty()
+    }
+
     /// When the share of a backend that starts slowly grows next.
     #[must_use]
     pub fn next_step(&self) -> Option<Duration> {
@@ -278,7 +284,9 @@ mod tests {
         assert_eq!(all(&mut frontends, "a 1 80: .1\nb 1 81: .3~", 2), ["serve a: .1"]);
         assert_eq!(all(&mut frontends, "b 1 81: .3*0", 3), ["gone a", "serve b:"]);
         frontends.tell_again(&key("b 1 81"));
+        assert!(frontends.has_undone());
         assert_eq!(all(&mut frontends, "b 1 81: .3*0", 4), ["serve b:"]);
+        assert!(!frontends.has_undone());
     }
 
     #[test]

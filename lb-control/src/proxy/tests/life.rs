@@ -226,7 +226,7 @@ fn counts_never_fall() {
     drop(proxy);
     told(2, 0);
 
-    let mut proxy = Proxy::start_counting(settings(), Vec::new(), reader.clone()).unwrap();
+    let mut proxy = Proxy::start_counting(settings(), reader.clone()).unwrap();
     let ranges = vec!["192.0.2.0/24".parse().unwrap()];
     let mut closed = frontend(&key, &[nobody()]);
     serve(&mut proxy, closed.clone());
