@@ -235,7 +235,11 @@ async fn give_up(agent: Agent, cluster: Option<Cluster>, heir: &Heir) -> Option<
     }
     // The pins' lock goes with the rest.
     let proxy = agent.into_proxy();
-    if let Err(error) = kept.and_then(|()| heir.done()) {
+    if let Err(error) = kept {
+        warn!("handing over: {error:#}; the next agent has to put it right");
+    }
+    // In any case: everything is let go of, and an heir who hears nothing would end, too.
+    if let Err(error) = heir.done() {
         warn!("handing over: {error:#}");
     }
     proxy
