@@ -52,10 +52,14 @@ fn served_by(status: &Value, service: &str) -> Vec<String> {
 
 /// A binary that lacks the right to load programs.
 fn without_bpf(lab: &Lab) -> Result<PathBuf> {
-    let path = lab.directory().join("without-bpf");
+    run_by(lab, "setpriv --bounding-set -bpf,-sys_admin,-perfmon")
+}
+
+/// The binary as another program runs it.
+fn run_by(lab: &Lab, program: &str) -> Result<PathBuf> {
+    let path = lab.directory().join("run-by");
     let binary = std::env::var("POINTSMAN_BIN").context("POINTSMAN_BIN")?;
-    let script = format!("#!/bin/sh\nexec setpriv --bounding-set -bpf,-sys_admin,-perfmon {binary} \"$@\"\n");
-    fs::write(&path, script)?;
+    fs::write(&path, format!("#!/bin/sh\nexec {program} {binary} \"$@\"\n"))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     Ok(path)
 }
@@ -272,6 +276,35 @@ fn upgrades_refuse_nobody() -> Result<()> {
         let report = load.stop()?;
         assert!(report.errors.is_empty(), "{report:?}\n{}", agent.log());
     }
+    Ok(())
+}
+
+/// More sockets than the agent could have twice.
+#[test]
+fn as_many_ports_as_there_can_be_are_handed_over() -> Result<()> {
+    let Some(world) = World::new(1)? else { return Ok(()) };
+    let binary = run_by(&world.lab, "prlimit --nofile=1400")?;
+    let service = |number: u16| {
+        let ports: Vec<_> = (1000 + 100 * number..)
+            .take(90)
+            .map(|port| Port { name: format!("p{port}").leak(), protocol: "TCP", port, target: HTTP.target })
+            .collect();
+        ServiceSpec::new(&format!("many-{number}"), &ports, &[1])
+    };
+    let services: Vec<_> = (0..4).map(service).chain([web_service(&[1])]).collect();
+    let mut agent = Agent::start_from(&binary, &world.lab, &manifest(&services), PROXY)?;
+    let status = agent.wait_ready()?;
+    let [http, _] = both(&status, HTTP)?;
+    let load = Load::start(&world.lab.client, http, 1, u64::MAX);
+    load.wait_requests(10)?;
+    agent.hand_over(PROXY)?;
+    agent.wait_ready()?;
+    assert!(agent.previous_ended()?.success(), "{}", agent.log());
+    load.wait_requests(10)?;
+    let report = load.stop()?;
+    assert!(report.errors.is_empty(), "{report:?}\n{}", agent.log());
+    let last = services[3].ports[89];
+    who_answers(&world.lab.client, vip(&status, "many-3", true, last)?, 1)?;
     Ok(())
 }
 

@@ -29,7 +29,7 @@ mod worker;
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::Ordering::{Relaxed, SeqCst},
@@ -43,7 +43,7 @@ use anyhow::{Context, Result, anyhow, bail};
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
 pub use limits::{Limits, raise_descriptors};
 pub use reader::{Reader, Totals};
-pub use settings::{Inherited, Settings};
+pub use settings::{Inherited, Lent, Settings};
 pub use udp::IcmpErrors;
 
 use crate::{
@@ -184,21 +184,20 @@ impl Proxy {
         self.reader.clone()
     }
 
-    /// Duplicates of the listening sockets, to hand over. From then on what waits to be accepted when one
-    /// is closed is left to whoever has the duplicate.
-    ///
-    /// # Errors
-    /// When there are no file descriptors for them.
-    pub fn sockets(&self) -> Result<Vec<Inherited>> {
-        let mut sockets = Vec::new();
-        for (key, served) in &self.services {
-            for listener in &served.listeners {
-                let socket = listener.share().with_context(|| format!("{key}: handing over its socket"))?;
-                sockets.push(Inherited { address: address(key), protocol: key.protocol, socket });
-            }
-        }
-        sockets.extend(self.udp.sockets()?);
-        Ok(sockets)
+    /// The sockets at VIPs, to hand over: as they are, since there may be more than a process may duplicate.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<Lent<'_>> {
+        let tcp = self.services.iter().flat_map(|(key, served)| {
+            let (address, protocol) = (address(key), key.protocol);
+            served.listeners.iter().map(move |one| Lent { address, protocol, socket: one.as_fd() })
+        });
+        tcp.chain(self.udp.sockets()).collect()
+    }
+
+    /// Another process has them, too: from now on what waits to be accepted when one is closed is left to
+    /// that.
+    pub fn has_heir(&self) {
+        self.services.values().flat_map(|served| &served.listeners).for_each(|one| one.has_heir());
     }
 
     /// Accepts no more, waits until all connections have ended or for so long, then resets the rest.

@@ -295,9 +295,11 @@ impl Agent {
     pub fn endow(&self, stream: UnixStream) -> Result<Heir> {
         let stream = stream.into_std()?;
         let heir = tokio::task::block_in_place(|| Heir::new(stream))?;
-        let sockets = self.proxied.proxy.as_ref().map(Proxy::sockets).transpose()?.unwrap_or_default();
+        let proxy = self.proxied.proxy.as_ref();
+        let sockets = proxy.map(Proxy::sockets).unwrap_or_default();
         // A few messages, to somebody who waits for them.
         tokio::task::block_in_place(|| heir.give(&sockets, self.settings.drain))?;
+        proxy.inspect(|proxy| proxy.has_heir());
         Ok(heir)
     }
 
