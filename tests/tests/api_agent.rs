@@ -1,5 +1,11 @@
 //! Whole agents in a cluster: from the Service to packets and back to its status.
 
+use std::{
+    ffi::OsString,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+};
+
 use anyhow::{Result, ensure};
 use pointsman_tests::{
     cluster_world::{ClusterWorld, ingress},
@@ -33,6 +39,30 @@ fn a_service_lives_and_goes() -> Result<()> {
     ensure!(world.list("VirtualIP")?.is_empty(), "{:?}", world.list("VirtualIP")?);
     let addresses = world.lab.edge.run(["ip", "-o", "addr", "show", "dev", "uplink"])?;
     ensure!(!addresses.contains("192.0.2."), "{addresses}");
+    Ok(())
+}
+
+/// A pod that is asked to end while the agent that takes over has not begun to serve.
+#[test]
+fn a_signal_while_the_next_agent_begins_is_enough() -> Result<()> {
+    let Some(world) = ClusterWorld::new(1)? else { return Ok(()) };
+    let mut agent = world.agent(&[])?;
+    agent.wait_status("the agent", |status| !status["agent"].is_null())?;
+    // The test is the next agent.
+    let mut path = OsString::from(agent.socket());
+    path.push(".handover");
+    let mut heir = UnixStream::connect(&path)?;
+    heir.write_all(b"pointsman: take over\n")?;
+    let mut byte = [0];
+    while byte != *b"\n" {
+        heir.read_exact(&mut byte)?;
+    }
+    heir.write_all(b"+")?;
+    heir.read_exact(&mut byte)?;
+    ensure!(byte == *b".", "it lets go");
+    agent.wait_log("is handed over to the next agent")?;
+    agent.ask_to_end()?;
+    ensure!(agent.ended()?.success(), "{}", agent.log());
     Ok(())
 }
 

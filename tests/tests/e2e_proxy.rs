@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::PathBuf,
     time::Duration,
 };
@@ -52,10 +52,14 @@ fn served_by(status: &Value, service: &str) -> Vec<String> {
 
 /// A binary that lacks the right to load programs.
 fn without_bpf(lab: &Lab) -> Result<PathBuf> {
-    let path = lab.directory().join("without-bpf");
+    run_by(lab, "setpriv --bounding-set -bpf,-sys_admin,-perfmon")
+}
+
+/// The binary as another program runs it.
+fn run_by(lab: &Lab, program: &str) -> Result<PathBuf> {
+    let path = lab.directory().join("run-by");
     let binary = std::env::var("POINTSMAN_BIN").context("POINTSMAN_BIN")?;
-    let script = format!("#!/bin/sh\nexec setpriv --bounding-set -bpf,-sys_admin,-perfmon {binary} \"$@\"\n");
-    fs::write(&path, script)?;
+    fs::write(&path, format!("#!/bin/sh\nexec {program} {binary} \"$@\"\n"))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     Ok(path)
 }
@@ -272,6 +276,72 @@ fn upgrades_refuse_nobody() -> Result<()> {
         let report = load.stop()?;
         assert!(report.errors.is_empty(), "{report:?}\n{}", agent.log());
     }
+    Ok(())
+}
+
+/// More sockets than the agent could have twice.
+#[test]
+fn as_many_ports_as_there_can_be_are_handed_over() -> Result<()> {
+    let Some(world) = World::new(1)? else { return Ok(()) };
+    let binary = run_by(&world.lab, "prlimit --nofile=1400")?;
+    let service = |number: u16| {
+        let ports: Vec<_> = (1000 + 100 * number..)
+            .take(90)
+            .map(|port| Port { name: format!("p{port}").leak(), protocol: "TCP", port, target: HTTP.target })
+            .collect();
+        ServiceSpec::new(&format!("many-{number}"), &ports, &[1])
+    };
+    let services: Vec<_> = (0..4).map(service).chain([web_service(&[1])]).collect();
+    let mut agent = Agent::start_from(&binary, &world.lab, &manifest(&services), PROXY)?;
+    let status = agent.wait_ready()?;
+    let [http, _] = both(&status, HTTP)?;
+    let load = Load::start(&world.lab.client, http, 1, u64::MAX);
+    load.wait_requests(10)?;
+    agent.hand_over(PROXY)?;
+    agent.wait_ready()?;
+    assert!(agent.previous_ended()?.success(), "{}", agent.log());
+    load.wait_requests(10)?;
+    let report = load.stop()?;
+    assert!(report.errors.is_empty(), "{report:?}\n{}", agent.log());
+    let last = services[3].ports[89];
+    who_answers(&world.lab.client, vip(&status, "many-3", true, last)?, 1)?;
+    Ok(())
+}
+
+/// While something cannot be served, the agent before goes on accepting.
+#[test]
+fn the_one_before_waits_until_everything_is_served() -> Result<()> {
+    let Some(world) = World::new(1)? else { return Ok(()) };
+    let blocker = world.lab.edge.enter(|| TcpListener::bind("[::]:99"))??;
+    let port = Port { name: "late", protocol: "TCP", port: 99, target: HTTP.target };
+    let yaml = manifest(&[web_service(&[1]), ServiceSpec::new("late", &[port], &[1])]);
+    let mut agent = Agent::start_with(&world.lab, &yaml, PROXY)?;
+    agent.kill();
+    // The test is the agent before, and has no sockets to give.
+    let path = agent.socket().with_extension("sock.handover");
+    let _ = fs::remove_file(&path);
+    let before = UnixListener::bind(&path)?;
+    agent.use_flags(&[PROXY, &["--take-over"]].concat());
+    agent.run()?;
+    let (mut heir, _) = before.accept()?;
+    heir.read_exact(&mut [0; b"pointsman: take over\n".len()])?;
+    heir.write_all(b"{\"version\":1,\"drain_seconds\":1,\"sockets\":[]}\n")?;
+    let mut said = [0];
+    heir.read_exact(&mut said)?;
+    assert_eq!(said, *b"+", "it has what there is");
+    drop(before);
+    fs::remove_file(&path)?;
+    heir.write_all(b".")?;
+    let status = agent.wait_status("a problem", |status| status.to_string().contains("listening on"))?;
+    heir.set_nonblocking(true)?;
+    let error = heir.read(&mut said).expect_err("it does not serve");
+    assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+    heir.set_nonblocking(false)?;
+    drop(blocker);
+    heir.set_read_timeout(Some(Duration::from_secs(30)))?;
+    heir.read_exact(&mut said)?;
+    assert_eq!(said, *b"!", "it serves");
+    who_answers(&world.lab.client, vip(&status, "late", false, port)?, 1)?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@
 use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,7 +27,7 @@ use tokio::io::AsyncReadExt;
 use tracing::{debug, info};
 
 use crate::model::Protocol;
-use crate::proxy::Inherited;
+use crate::proxy::{Inherited, Lent};
 
 /// Version of what is said on the wire.
 const VERSION: u32 = 1;
@@ -96,7 +96,7 @@ impl Heir {
     ///
     /// # Errors
     /// When the other side is gone, or does not take them.
-    pub fn give(&self, sockets: &[Inherited], drain: Duration) -> Result<()> {
+    pub fn give(&self, sockets: &[Lent<'_>], drain: Duration) -> Result<()> {
         let told = sockets.iter().map(|one| Told { address: one.address, protocol: one.protocol }).collect();
         let drain_seconds = drain.as_secs();
         let mut letter = serde_json::to_vec(&Letter { version: VERSION, drain_seconds, sockets: told })?;
@@ -108,7 +108,7 @@ impl Heir {
             rest = &rest[sent..];
         }
         for group in sockets.chunks(GROUP) {
-            let descriptors: Vec<BorrowedFd<'_>> = group.iter().map(|one| one.socket.as_fd()).collect();
+            let descriptors: Vec<BorrowedFd<'_>> = group.iter().map(|one| one.socket).collect();
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GROUP))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             ensure!(
@@ -240,17 +240,18 @@ fn receive_one(stream: &UnixStream) -> Result<(u8, Vec<OwnedFd>)> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixListener;
 
     use super::*;
 
-    fn listeners(count: usize) -> Vec<Inherited> {
-        let one = || {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let address = listener.local_addr().unwrap();
-            Inherited { address, protocol: Protocol::Tcp, socket: listener.into() }
-        };
-        (0..count).map(|_| one()).collect()
+    fn listeners(count: usize) -> Vec<TcpListener> {
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect()
+    }
+
+    fn lent(listener: &TcpListener) -> Lent<'_> {
+        let address = listener.local_addr().unwrap();
+        Lent { address, protocol: Protocol::Tcp, socket: listener.as_fd() }
     }
 
     fn hand_over(count: usize) -> (Vec<SocketAddr>, Result<Option<Predecessor>>) {
@@ -260,11 +261,11 @@ mod tests {
         let old = std::thread::spawn(move || {
             let heir = Heir::new(server.accept().unwrap().0).unwrap();
             let sockets = listeners(count);
-            heir.give(&sockets, Duration::from_secs(7)).unwrap();
+            heir.give(&sockets.iter().map(lent).collect::<Vec<_>>(), Duration::from_secs(7)).unwrap();
             heir.done().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let served = runtime.block_on(heir.serves());
-            (sockets.iter().map(|one| one.address).collect(), served)
+            (sockets.iter().map(|one| one.local_addr().unwrap()).collect(), served)
         });
         let taken = take(&path).map(|taken| {
             let Predecessor { stream, sockets, drain } = taken.unwrap();
@@ -332,6 +333,6 @@ mod tests {
         };
         assert!(ends(b"").is_err() && ends(b"GET / HTTP/1.1\r\n\r\n....").is_err());
         let heir = ends(REQUEST).unwrap();
-        assert!(heir.give(&listeners(1), Duration::ZERO).is_err());
+        assert!(heir.give(&[lent(&listeners(1)[0])], Duration::ZERO).is_err());
     }
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -156,6 +156,10 @@ const RENEWAL: Duration = Duration::from_secs(10);
 /// How often the maps are compared with what they should contain, and addresses are renewed.
 const RESYNC: Duration = Duration::from_secs(60);
 
+/// How long nobody is heard who asks to take over, after it could not be granted. Where there is no file
+/// descriptor for accepting, whoever asks stays there, and the loop would have nothing else to do.
+const DEAF: Duration = Duration::from_secs(1);
+
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -235,7 +239,11 @@ async fn give_up(agent: Agent, cluster: Option<Cluster>, heir: &Heir) -> Option<
     }
     // The pins' lock goes with the rest.
     let proxy = agent.into_proxy();
-    if let Err(error) = kept.and_then(|()| heir.done()) {
+    if let Err(error) = kept {
+        warn!("handing over: {error:#}; the next agent has to put it right");
+    }
+    // In any case: everything is let go of, and an heir who hears nothing would end, too.
+    if let Err(error) = heir.done() {
         warn!("handing over: {error:#}");
     }
     proxy
@@ -388,6 +396,7 @@ async fn serve(
     resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut network_changed: Option<Instant> = None;
     let mut ending = Ending::default();
+    let mut deaf_until = None;
     loop {
         shared.turn();
         if agent.pins().is_none() {
@@ -406,10 +415,6 @@ async fn serve(
                 return Ok((End::Signal, ending));
             },
             () = uninstallation(cluster.as_deref_mut()) => return Ok((End::Uninstallation, ending)),
-            heir = heirs.accept() => match heir.map_err(Into::into).and_then(|(stream, _)| agent.endow(stream)) {
-                Ok(heir) => return Ok((End::Handover(heir), ending)),
-                Err(error) => warn!("somebody asked to take over, in vain: {error:#}"),
-            },
             update = updates.recv() => {
                 let Some(update) = update else { bail!("the source of the configuration has ended; see above") };
                 agent.update(update).await;
@@ -431,8 +436,24 @@ async fn serve(
             found = probed(verdicts.as_mut()) => agent.probed(found).await,
             sweep = swept(upkeep.as_mut()) => agent.swept(&sweep),
             phase = flood(guard.as_mut()) => agent.use_cookies(phase),
+            asked = asked(heirs, deaf_until) => match asked.and_then(|stream| agent.endow(stream)) {
+                Ok(heir) => return Ok((End::Handover(heir), ending)),
+                Err(error) => {
+                    deaf_until = Some(Instant::now() + DEAF);
+                    warn!("somebody asked to take over, in vain: {error:#}");
+                }
+            },
         }
     }
+}
+
+/// Waits for somebody who asks to take over; before a moment, if any, nobody is heard.
+async fn asked(heirs: &UnixListener, deaf_until: Option<Instant>) -> Result<UnixStream> {
+    if let Some(moment) = deaf_until {
+        sleep_until(moment).await;
+    }
+    let (stream, _) = heirs.accept().await?;
+    Ok(stream)
 }
 
 /// Those who answer questions.

@@ -78,12 +78,18 @@ impl Wanted {
     }
 }
 
+/// For how long an entry that the kernel has taken over is finished at least: a lost segment of a handshake
+/// comes again after one and after three seconds (`TCP_TIMEOUT_INIT`, include/net/tcp.h).
+const LAST_ONES: Duration = Duration::from_secs(5);
+
 /// What the proxy was told last.
 #[derive(Debug, Default)]
 pub struct Frontends {
     told: BTreeMap<ServiceKey, Wanted>,
     /// Told, and not done: to be told again.
     again: BTreeSet<ServiceKey>,
+    /// Since when entries are the kernel's, of which the proxy has, or may still get, connections.
+    finishing: BTreeMap<ServiceKey, Duration>,
     ramps: BTreeMap<ServiceKey, Ramps>,
     /// When the next share of a backend grows, by entry.
     steps: BTreeMap<ServiceKey, Duration>,
@@ -114,19 +120,25 @@ impl Frontends {
         for key in keys {
             let entry = desired.entries.get(&key);
             let before = self.told.get(&key);
+            // Whoever has begun to connect gets some time, also where there is no connection yet.
+            let is_recent = self.finishing.get(&key).is_some_and(|since| now < *since + LAST_ONES);
             let wanted = match entry {
                 Some(entry) if is_ours(&key, entry) => {
                     Wanted::Serve(self.frontend(&key, entry, desired, now))
                 }
-                // Whoever has begun to connect gets a look's time, also where there is no connection yet.
                 Some(entry)
                     if matches!(before, Some(Wanted::Serve(_)))
-                        || before.is_some() && has_connections(&key) =>
+                        || before.is_some() && (is_recent || has_connections(&key)) =>
                 {
                     Wanted::Finish(self.frontend(&key, entry, desired, now))
                 }
                 _ => Wanted::Gone,
             };
+            if matches!(wanted, Wanted::Finish(_)) {
+                self.finishing.entry(key.clone()).or_insert(now);
+            } else {
+                self.finishing.remove(&key);
+            }
             if wanted == Wanted::Gone {
                 self.ramps.remove(&key);
                 self.steps.remove(&key);
@@ -164,6 +176,12 @@ impl Frontends {
         if self.told.contains_key(key) {
             self.again.insert(key.clone());
         }
+    }
+
+    /// Whether something of what was told could not be done.
+    #[must_use]
+    pub fn has_undone(&self) -> bool {
+        !self.again.is_empty()
     }
 
     /// When the share of a backend that starts slowly grows next.
@@ -278,7 +296,9 @@ mod tests {
         assert_eq!(all(&mut frontends, "a 1 80: .1\nb 1 81: .3~", 2), ["serve a: .1"]);
         assert_eq!(all(&mut frontends, "b 1 81: .3*0", 3), ["gone a", "serve b:"]);
         frontends.tell_again(&key("b 1 81"));
+        assert!(frontends.has_undone());
         assert_eq!(all(&mut frontends, "b 1 81: .3*0", 4), ["serve b:"]);
+        assert!(!frontends.has_undone());
     }
 
     #[test]
@@ -297,16 +317,20 @@ mod tests {
         let mut frontends = Frontends::default();
         let text = "a 1 80: .1";
         all(&mut frontends, text, 0);
-        let mut then = |has: fn(&ServiceKey) -> bool| {
-            let news = frontends.follow(&desired(text), None, |_, _| false, has, Duration::ZERO);
+        let mut then = |has: fn(&ServiceKey) -> bool, now: u64| {
+            let now = Duration::from_secs(now);
+            let news = frontends.follow(&desired(text), None, |_, _| false, has, now);
             news.iter().map(|(key, wanted)| show(key, wanted)).collect::<Vec<_>>()
         };
         // Whether or not it has any right now.
-        assert_eq!(then(NOBODY), ["finish a: .1"]);
-        assert_eq!(then(EVERYBODY), [""; 0]);
-        assert_eq!(then(NOBODY), ["gone a"]);
+        assert_eq!(then(NOBODY, 10), ["finish a: .1"]);
+        // Who is about to connect has some time, however often somebody looks.
+        assert_eq!(then(NOBODY, 10), [""; 0]);
+        assert_eq!(then(NOBODY, 14), [""; 0]);
+        assert_eq!(then(EVERYBODY, 15), [""; 0]);
+        assert_eq!(then(NOBODY, 16), ["gone a"]);
         // What it never had it need not finish.
-        assert_eq!(then(EVERYBODY), [""; 0]);
+        assert_eq!(then(EVERYBODY, 16), [""; 0]);
     }
 
     #[test]

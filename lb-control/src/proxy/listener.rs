@@ -103,14 +103,9 @@ impl Listener {
         self.has_filter.store(is_set, Relaxed);
     }
 
-    /// Another one for the same socket, for another process.
-    ///
-    /// # Errors
-    /// When there is no file descriptor for it.
-    pub fn share(&self) -> io::Result<OwnedFd> {
-        let socket = self.socket.try_clone()?;
+    /// Another process has the socket, too.
+    pub fn has_heir(&self) {
         self.is_shared.store(true, SeqCst);
-        Ok(socket.into())
     }
 
     /// Accepts no more, and leaves what waits to the kernel, or to another process that has the socket, too.

@@ -29,7 +29,7 @@ mod worker;
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::Ordering::{Relaxed, SeqCst},
@@ -43,7 +43,7 @@ use anyhow::{Context, Result, anyhow, bail};
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
 pub use limits::{Limits, raise_descriptors};
 pub use reader::{Reader, Totals};
-pub use settings::{Inherited, Settings};
+pub use settings::{Inherited, Lent, Settings};
 pub use udp::IcmpErrors;
 
 use crate::{
@@ -86,14 +86,17 @@ impl Proxy {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(settings: Settings, inherited: Vec<Inherited>) -> Result<Self> {
-        Self::start_counting(settings, inherited, Reader::default())
+        let mut proxy = Self::start_counting(settings, Reader::default())?;
+        proxy.inherit(inherited);
+        Ok(proxy)
     }
 
-    /// As [`Self::start`], with the reader of a proxy that was dropped: the counts go on.
+    /// As [`Self::start`], with the reader of a proxy that was dropped: the counts go on. It has inherited
+    /// nothing yet.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start_counting(settings: Settings, inherited: Vec<Inherited>, reader: Reader) -> Result<Self> {
+    pub fn start_counting(settings: Settings, reader: Reader) -> Result<Self> {
         let limits = Limits::of(limits::raise_descriptors(), &settings);
         let threads = settings.threads();
         let shared = Arc::new(Shared::new(settings, limits));
@@ -103,13 +106,15 @@ impl Proxy {
             shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
         let udp = Udp::start(handles, &shared)?;
         reader.follow(&shared, udp.teller());
-        let (services, inherited_by_address, patience) = (BTreeMap::new(), HashMap::new(), Duration::ZERO);
-        let mut proxy =
-            Self { shared, udp, workers, services, reader, inherited: inherited_by_address, patience };
+        let (services, inherited, patience) = (BTreeMap::new(), HashMap::new(), Duration::ZERO);
+        Ok(Self { shared, udp, workers, services, reader, inherited, patience })
+    }
+
+    /// Takes listening sockets of an agent before this one, for what [`Self::apply`] is going to open.
+    pub fn inherit(&mut self, inherited: Vec<Inherited>) {
         for one in inherited {
-            proxy.inherited.entry((one.address, one.protocol)).or_default().push(one.socket);
+            self.inherited.entry((one.address, one.protocol)).or_default().push(one.socket);
         }
-        Ok(proxy)
     }
 
     /// How much it may have open.
@@ -179,21 +184,20 @@ impl Proxy {
         self.reader.clone()
     }
 
-    /// Duplicates of the listening sockets, to hand over. From then on what waits to be accepted when one
-    /// is closed is left to whoever has the duplicate.
-    ///
-    /// # Errors
-    /// When there are no file descriptors for them.
-    pub fn sockets(&self) -> Result<Vec<Inherited>> {
-        let mut sockets = Vec::new();
-        for (key, served) in &self.services {
-            for listener in &served.listeners {
-                let socket = listener.share().with_context(|| format!("{key}: handing over its socket"))?;
-                sockets.push(Inherited { address: address(key), protocol: key.protocol, socket });
-            }
-        }
-        sockets.extend(self.udp.sockets()?);
-        Ok(sockets)
+    /// The sockets at VIPs, to hand over: as they are, since there may be more than a process may duplicate.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<Lent<'_>> {
+        let tcp = self.services.iter().flat_map(|(key, served)| {
+            let (address, protocol) = (address(key), key.protocol);
+            served.listeners.iter().map(move |one| Lent { address, protocol, socket: one.as_fd() })
+        });
+        tcp.chain(self.udp.sockets()).collect()
+    }
+
+    /// Another process has them, too: from now on what waits to be accepted when one is closed is left to
+    /// that.
+    pub fn has_heir(&self) {
+        self.services.values().flat_map(|served| &served.listeners).for_each(|one| one.has_heir());
     }
 
     /// Accepts no more, waits until all connections have ended or for so long, then resets the rest.
@@ -285,15 +289,15 @@ impl Proxy {
         let (entry, settings) = (&served.entry, &self.shared.settings);
         let address = address(key);
         let workers = self.workers.len();
-        let mut listeners = Vec::new();
-        for socket in self.inherited.remove(&(address, key.protocol)).unwrap_or_default() {
-            let listener = Listener::inherited(socket, entry, settings);
-            listeners.push(listener.with_context(|| format!("{key}: taking over its socket"))?);
-        }
         let has_room = self.shared.listeners.load(Relaxed) + workers <= self.shared.limits.own_listeners;
         let wanted = if settings.own_listeners && has_room { workers } else { 1 };
         if !self.shared.has_room_at_vips(wanted) {
             bail!("{key}: no file descriptor is left for its socket: raise the limit of open files");
+        }
+        let mut listeners = Vec::new();
+        for socket in self.inherited.remove(&(address, key.protocol)).unwrap_or_default() {
+            let listener = Listener::inherited(socket, entry, settings);
+            listeners.push(listener.with_context(|| format!("{key}: taking over its socket"))?);
         }
         while listeners.len() < wanted {
             let listener = Listener::open(address, entry, settings);

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     time::Duration,
 };
 
@@ -85,7 +85,18 @@ impl Settings {
     }
 }
 
-/// A listening socket (TCP), or a bound one (UDP), of the proxy.
+/// A listening socket (TCP), or a bound one (UDP), of this proxy, for the next one.
+#[derive(Clone, Copy, Debug)]
+pub struct Lent<'proxy> {
+    /// VIP and port.
+    pub address: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// It.
+    pub socket: BorrowedFd<'proxy>,
+}
+
+/// One of the proxy before this one.
 #[derive(Debug)]
 pub struct Inherited {
     /// VIP and port.

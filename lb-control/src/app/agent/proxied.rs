@@ -15,7 +15,8 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::Agent;
+use super::telling::Placed;
+use super::{Agent, RETRY};
 use crate::app::DatapathPolicy;
 use crate::app::handover::{Heir, Predecessor};
 use crate::app::trouble::Area;
@@ -28,6 +29,9 @@ use crate::view::{AttachMode, DeviceView};
 const RETRY_LISTENER: Duration = Duration::from_secs(30);
 /// How long it may take an agent that has taken over to serve.
 const FIRST_CONFIGURATION: Duration = Duration::from_secs(60);
+
+/// How long the agent before this one goes on accepting for what could not be served at once.
+const SECOND_TRIES: Duration = Duration::from_secs(10);
 
 /// How soon a way in the kernel is tried again, while the proxy serves.
 pub(super) const RETRY_KERNEL: Duration = Duration::from_secs(10);
@@ -52,6 +56,8 @@ pub(super) struct ProxyPath {
     pub(super) inherited: Vec<Inherited>,
     /// It waits until this one serves.
     pub(super) predecessor: Option<Predecessor>,
+    /// When it need not wait any longer, once this one has tried to serve everything.
+    serves_by: Option<Instant>,
     /// What that one still has connections of, and for how long it may.
     pub(super) elsewhere: Option<(BTreeSet<(SocketAddr, Protocol)>, Instant)>,
 }
@@ -177,9 +183,20 @@ impl Agent {
         }
     }
 
-    /// Everything that is wanted is served: the agent before this one need not, and what it has given and
-    /// nobody wants is closed.
+    /// Everything that is wanted was tried. If it is served, the agent before this one need not serve, and
+    /// what it has given and nobody wants is closed; else it goes on accepting for a while.
     pub(super) fn has_taken_over(&mut self) {
+        if self.proxied.predecessor.is_none() {
+            return;
+        }
+        if !self.serves_all() {
+            let now = Instant::now();
+            let until = *self.proxied.serves_by.get_or_insert(now + SECOND_TRIES);
+            if now < until {
+                return self.retry_by(until.min(now + RETRY));
+            }
+            warn!("not everything can be served, and the agent before this one no longer waits for it");
+        }
         self.proxied.inherited.clear();
         if let Some(proxy) = &mut self.proxied.proxy {
             proxy.forget_inherited();
@@ -187,6 +204,12 @@ impl Agent {
         if let Some(predecessor) = self.proxied.predecessor.take() {
             predecessor.we_serve();
         }
+    }
+
+    /// Whether nothing that is wanted is missing.
+    fn serves_all(&self) -> bool {
+        let is_told = !self.maps_incomplete && !self.proxied.frontends.has_undone();
+        is_told && self.unserved.is_empty() && self.placed == Placed::All && self.is_met()
     }
 
     /// Looks whether connections of entries that the kernel has taken over have ended.
@@ -248,12 +271,12 @@ impl Agent {
     fn proxy(&mut self) -> Result<&mut Proxy> {
         let path = &mut self.proxied;
         if path.proxy.is_none() {
-            let inherited = std::mem::take(&mut path.inherited);
             let counted = path.counted.clone();
             let settings =
                 Settings { sources: self.settings.snat_addresses.clone(), ..self.settings.proxy.clone() };
-            let proxy = Proxy::start_counting(settings, inherited, counted)
-                .context("starting the proxy's workers")?;
+            let mut proxy =
+                Proxy::start_counting(settings, counted).context("starting the proxy's workers")?;
+            proxy.inherit(std::mem::take(&mut path.inherited));
             self.shared.proxied(Some(proxy.reader()));
             path.proxy = Some(proxy);
         }
@@ -272,9 +295,11 @@ impl Agent {
     pub fn endow(&self, stream: UnixStream) -> Result<Heir> {
         let stream = stream.into_std()?;
         let heir = tokio::task::block_in_place(|| Heir::new(stream))?;
-        let sockets = self.proxied.proxy.as_ref().map(Proxy::sockets).transpose()?.unwrap_or_default();
+        let proxy = self.proxied.proxy.as_ref();
+        let sockets = proxy.map(Proxy::sockets).unwrap_or_default();
         // A few messages, to somebody who waits for them.
         tokio::task::block_in_place(|| heir.give(&sockets, self.settings.drain))?;
+        proxy.inspect(|proxy| proxy.has_heir());
         Ok(heir)
     }
 

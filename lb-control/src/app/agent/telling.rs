@@ -117,7 +117,7 @@ impl Agent {
     }
 
     /// Whether what comes in by the link device meets the program, or the proxy.
-    fn is_met(&self) -> bool {
+    pub(super) fn is_met(&self) -> bool {
         self.is_proxied() || self.link_is_attached()
     }
 

@@ -98,7 +98,7 @@ fn sockets_are_handed_over() {
     });
     eventually("it runs", || old.counts()[0].accepted > 20);
     for _ in 0..5 {
-        let mut new = Proxy::start(settings(), old.sockets().unwrap()).unwrap();
+        let mut new = Proxy::start(settings(), handed_over(&old)).unwrap();
         serve(&mut new, frontend(&key, &[server]));
         new.forget_inherited();
         assert_eq!(runtime().block_on(old.drain(PATIENCE)), 0);
@@ -226,7 +226,7 @@ fn counts_never_fall() {
     drop(proxy);
     told(2, 0);
 
-    let mut proxy = Proxy::start_counting(settings(), Vec::new(), reader.clone()).unwrap();
+    let mut proxy = Proxy::start_counting(settings(), reader.clone()).unwrap();
     let ranges = vec!["192.0.2.0/24".parse().unwrap()];
     let mut closed = frontend(&key, &[nobody()]);
     serve(&mut proxy, closed.clone());

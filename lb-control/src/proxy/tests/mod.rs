@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Proxy, Settings};
+use super::{Inherited, Lent, Proxy, Settings};
 use crate::{
     model::{ClientAddress, ObjectRef, Protocol, Role, Scheduler, ServiceKey},
     plan::{Frontend, FrontendBackend, Wanted},
@@ -60,6 +60,17 @@ fn frontend(key: &ServiceKey, backends: &[SocketAddr]) -> Frontend {
         connection_limit: None,
         client_address: ClientAddress::Path,
     }
+}
+
+/// What another process gets that takes over.
+pub fn handed_over(proxy: &Proxy) -> Vec<Inherited> {
+    proxy.has_heir();
+    let duplicate = |one: &Lent<'_>| Inherited {
+        address: one.address,
+        protocol: one.protocol,
+        socket: one.socket.try_clone_to_owned().unwrap(),
+    };
+    proxy.sockets().iter().map(duplicate).collect()
 }
 
 fn serve(proxy: &mut Proxy, frontend: Frontend) {

@@ -18,7 +18,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, PoisonError,
         atomic::Ordering::Relaxed,
@@ -35,7 +35,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Inherited, entry::Entry, shared};
+use super::{Lent, entry::Entry, shared};
 use crate::{
     model::{Protocol, ServiceKey},
     plan::{Frontend, Wanted},
@@ -184,20 +184,12 @@ impl Udp {
         Arc::clone(&self.teller)
     }
 
-    /// Duplicates of the sockets, to hand over.
-    ///
-    /// # Errors
-    /// When there are no file descriptors for them.
-    pub fn sockets(&self) -> Result<Vec<Inherited>> {
-        let mut sockets = Vec::new();
-        for (key, served) in &self.entries {
-            for way in &served.ways {
-                let socket = socket::share(&way.socket);
-                let socket = socket.with_context(|| format!("{key}: handing over its socket"))?;
-                sockets.push(Inherited { address: address(key), protocol: Protocol::Udp, socket });
-            }
-        }
-        Ok(sockets)
+    /// The sockets, to hand over.
+    pub fn sockets(&self) -> impl Iterator<Item = Lent<'_>> {
+        self.entries.iter().flat_map(|(key, served)| {
+            let (address, protocol) = (address(key), Protocol::Udp);
+            served.ways.iter().map(move |way| Lent { address, protocol, socket: way.socket.as_fd() })
+        })
     }
 
     /// Reads nothing of clients any more; whoever waits for an answer may get it until the deadline.

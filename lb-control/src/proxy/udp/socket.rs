@@ -1,10 +1,6 @@
 //! Sockets at VIPs.
 
-use std::{
-    io,
-    net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::{io, net::SocketAddr, os::fd::OwnedFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Protocol, Socket, Type};
@@ -54,12 +50,4 @@ pub fn filter(socket: &OwnedFd, entry: &Entry) {
     let socket = socket2::SockRef::from(socket);
     let (table, is_v4) = (entry.table(), entry.key.vip.is_ipv4());
     source_filter::apply(&socket, &table.frontend.source_ranges, is_v4);
-}
-
-/// A duplicate, for another process.
-///
-/// # Errors
-/// When there is no file descriptor for it.
-pub fn share(socket: &OwnedFd) -> io::Result<OwnedFd> {
-    socket.as_fd().try_clone_to_owned()
 }
