@@ -190,10 +190,11 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::model::ClientAddress;
 
     fn target(last: u8, check: &str) -> CheckTarget {
         let address = ([10, 0, 0, last], 80).into();
-        CheckTarget { address, check: Arc::new(check.parse().unwrap()) }
+        CheckTarget { address, check: Arc::new(check.parse().unwrap()), header: ClientAddress::Path }
     }
 
     const fn seconds(count: u64) -> Duration {

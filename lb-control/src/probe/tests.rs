@@ -10,9 +10,10 @@ use tokio::{
 };
 
 use super::*;
+use crate::model::ClientAddress;
 
 fn target(address: SocketAddr, check: &str) -> CheckTarget {
-    CheckTarget { address, check: Arc::new(check.parse().unwrap()) }
+    CheckTarget { address, check: Arc::new(check.parse().unwrap()), header: ClientAddress::Path }
 }
 
 async fn listener() -> (TcpListener, SocketAddr) {
@@ -140,6 +141,37 @@ async fn tcp_connections_end_with_a_reset() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
     drop(listener);
     assert_eq!(question::ask(&target).await, Outcome::Refused);
+}
+
+/// Servers that await a header of the PROXY protocol do so of everybody.
+#[tokio::test]
+async fn the_header_that_clients_have_is_there_too() {
+    for (header, expected) in [
+        (ClientAddress::ProxyV1, &b"PROXY UNKNOWN\r\n"[..]),
+        (ClientAddress::ProxyV2, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"),
+    ] {
+        let (listener, address) = listener().await;
+        let server = tokio::spawn(async move {
+            let mut heard = Vec::new();
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut header = vec![0; expected.len()];
+                stream.read_exact(&mut header).await.unwrap();
+                heard.push(header);
+                if heard.len() == 2 {
+                    let head = head(&mut stream).await;
+                    assert!(head.starts_with("GET / HTTP/1.1\r\n"), "{head}");
+                    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                }
+            }
+            heard
+        });
+        for check in ["tcp", "http"] {
+            let target = CheckTarget { header, ..target(address, check) };
+            assert_eq!(question::ask(&target).await, Outcome::Healthy);
+        }
+        assert_eq!(server.await.unwrap(), [expected, expected]);
+    }
 }
 
 #[tokio::test]
