@@ -16,6 +16,10 @@ fn target(address: SocketAddr, check: &str) -> CheckTarget {
     CheckTarget { address, check: Arc::new(check.parse().unwrap()), header: ClientAddress::Path }
 }
 
+fn web() -> ObjectRef {
+    ObjectRef::new("default", "web")
+}
+
 async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -181,7 +185,7 @@ async fn a_backend_falls_ill_and_recovers() {
     let mut verdicts = probes.verdicts().unwrap();
     assert!(probes.verdicts().is_none());
     let target = target(address, "tcp interval=1s unhealthy=1 healthy=1");
-    probes.ask(target.clone(), true);
+    probes.ask(target.clone(), Some(web()));
     let _ = listener.accept().await.unwrap();
     drop(listener);
     assert_eq!(verdicts.next().await, [(target.clone(), Some("connect: refused".into()))]);
@@ -189,7 +193,7 @@ async fn a_backend_falls_ill_and_recovers() {
     assert_eq!(verdicts.next().await, [(target.clone(), None)]);
     drop(listener);
     assert_eq!(verdicts.next().await, [(target.clone(), Some("connect: refused".into()))]);
-    probes.ask(target.clone(), false);
+    probes.ask(target.clone(), None);
     assert_eq!(verdicts.next().await, [(target, None)], "what was said is taken back");
     let counts: Vec<_> = probes.counts().read().filter(|(_, count)| *count > 0).collect();
     assert!(matches!(counts[..], [("healthy", 2..), ("refused", 2..)]), "{counts:?}");
@@ -219,8 +223,9 @@ async fn a_bounded_number_at_once() {
         }
     });
     let probes = Probes::start();
+    let service = |number: u32| Some(ObjectRef::new("default", format!("web{}", number % 100)));
     for number in 0..600 {
-        probes.ask(target(address, &format!("http /{number} interval=1s timeout=1s")), true);
+        probes.ask(target(address, &format!("http /{number} interval=1s timeout=1s")), service(number));
     }
     while seen.lock().unwrap().len() < 600 {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -229,4 +234,19 @@ async fn a_bounded_number_at_once() {
     // The other side may hear late of one that was given up.
     assert!((AT_ONCE / 2..=AT_ONCE + 16).contains(&most), "{most}");
     server.abort();
+}
+
+/// Somebody else may want the place.
+#[tokio::test]
+async fn a_question_ends_when_nobody_wants_the_answer() {
+    let (listener, address) = listener().await;
+    let probes = Probes::start();
+    let target = target(address, "http interval=1s timeout=1s");
+    probes.ask(target.clone(), Some(web()));
+    let (mut stream, _) = listener.accept().await.unwrap();
+    head(&mut stream).await;
+    probes.ask(target, None);
+    let error = stream.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(probes.counts().read().all(|(_, count)| count == 0), "not for want of an answer");
 }
