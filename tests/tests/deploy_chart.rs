@@ -135,7 +135,12 @@ fn every_setting_gives_objects_that_the_api_knows() {
 #[test]
 fn the_agent_has_what_it_needs_and_no_more() {
     let Some(helm) = program("POINTSMAN_HELM") else { return };
-    let objects = template(&helm, "edge", "lb", &["linkDevice=\"bond0\"", "debug=true", "httpPort=1234"]);
+    let objects = template(
+        &helm,
+        "edge",
+        "lb",
+        &["linkDevice=\"bond0\"", "clientDevices=[\"eth1\",\"eth2\"]", "debug=true", "httpPort=1234"],
+    );
     let pod = of_kind(&objects, "DaemonSet")[0]["spec"]["template"]["spec"].clone();
     assert_eq!((&pod["hostNetwork"], &pod["dnsPolicy"]), (&json!(true), &json!("ClusterFirstWithHostNet")));
     let agent = &pod["containers"][0];
@@ -153,6 +158,7 @@ fn the_agent_has_what_it_needs_and_no_more() {
         all.iter().find(|one| one["name"] == name).map(|one| one["value"].clone())
     };
     assert_eq!(env("LINKDEVICE"), Some(json!("bond0")));
+    assert_eq!(env("CLIENT_DEVICES"), Some(json!("eth1,eth2")));
     assert_eq!(env("DEBUG"), Some(json!("true")));
     assert_eq!(env("KUBERNETES"), Some(json!("true")));
     assert_eq!(env("DEFAULT_CLASS"), Some(json!("true")));
@@ -175,7 +181,9 @@ fn the_agent_understands_its_arguments() {
     let run = command.find_subcommand("run").unwrap();
     let known: BTreeSet<_> =
         run.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
-    for set in [&[][..], &["securityContext.privileged=true", "onExit=\"withdraw\""]] {
+    for set in
+        [&["clientDevices=[\"eth1\"]"][..], &["securityContext.privileged=true", "onExit=\"withdraw\""]]
+    {
         let objects = template(&helm, "edge", "lb", set);
         let agent = &of_kind(&objects, "DaemonSet")[0]["spec"]["template"]["spec"]["containers"][0];
         let args = agent["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
@@ -196,6 +204,7 @@ fn wrong_values_are_refused() {
     for (set, field) in [
         ("linkDevice=\"\"", "linkDevice"),
         ("linkDevice=\"a-name-that-is-too-long\"", "linkDevice"),
+        ("clientDevices=[\"eth1,eth2\"]", "clientDevices"),
         ("debug=\"yes\"", "debug"),
         ("httpPort=70000", "httpPort"),
         ("httpAddress=\"::\"", "httpAddress"),

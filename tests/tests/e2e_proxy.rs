@@ -6,7 +6,6 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::PathBuf,
-    thread,
     time::Duration,
 };
 
@@ -180,34 +179,61 @@ fn what_the_kernel_has_is_finished_there() -> Result<()> {
     Ok(())
 }
 
+/// What the agent says of itself at its port.
+fn ready(lab: &Lab) -> Result<String> {
+    let mut stream = lab.edge.enter(|| TcpStream::connect("127.0.0.1:9404"))??;
+    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
 #[test]
-fn its_end_waits_for_connections_and_no_longer_than_told() -> Result<()> {
-    let Some(world) = World::new(1)? else { return Ok(()) };
-    let flags = ["--datapath", "proxy", "--drain-seconds", "600"];
+fn its_end_waits_for_connections_and_serves_meanwhile() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let flags = ["--datapath", "proxy", "--drain-seconds", "600", "--http-address", "[::]:9404"];
     let (mut agent, status) = start(&world, &web(&[1]), &flags)?;
-    let [to, _] = both(&status, ECHO)?;
-    let mut stream = connect(&world.lab.client, to)?;
+    let ([echo, _], client) = (both(&status, ECHO)?, &world.lab.client);
+    let mut stream = connect(client, echo)?;
     exchange(&mut stream)?;
-    let lab = &world.lab;
-    thread::scope(|scope| -> Result<()> {
-        let ended = scope.spawn(|| agent.sigterm());
-        wait_for("new connections to be refused", || Ok(probe::tcp(&lab.client, to).ok().map(|_| ())))?;
-        for _ in 0..10 {
+    assert!(ready(&world.lab)?.contains("200"));
+    agent.ask_to_end()?;
+    agent.wait_log("serving until the proxy's connections have ended")?;
+    assert!(ready(&world.lab)?.contains("503"), "it is about to end");
+    // Whoever comes is served, and by the backends that there are now.
+    exchange(&mut connect(client, echo)?)?;
+    goes_round(&world, &status, 1)?;
+    agent.write_config(&web(&[1, 2]))?;
+    for to in both(&status, HTTP)? {
+        wait_for("the new backend", || Ok((who_answers(client, to, 1)? == ["b2"]).then_some(())))?;
+    }
+    exchange(&mut stream)?;
+    assert!(agent.status().is_ok(), "it waits");
+    drop(stream);
+    assert!(agent.ended()?.success());
+    assert!(probe::tcp(client, echo)?.error.is_some(), "nobody serves");
+    Ok(())
+}
+
+#[test]
+fn its_end_takes_no_longer_than_told() -> Result<()> {
+    let Some(world) = World::new(1)? else { return Ok(()) };
+    for (seconds, is_asked_again) in [("0", false), ("2", false), ("600", true)] {
+        let flags = ["--datapath", "proxy", "--drain-seconds", seconds];
+        let (mut agent, status) = start(&world, &web(&[1]), &flags)?;
+        let [to, _] = both(&status, ECHO)?;
+        let mut stream = connect(&world.lab.client, to)?;
+        exchange(&mut stream)?;
+        agent.ask_to_end()?;
+        if is_asked_again {
+            agent.wait_log("for 600s at most")?;
             exchange(&mut stream)?;
+            agent.ask_to_end()?;
         }
-        assert!(!ended.is_finished(), "it waits");
-        drop(stream);
-        assert!(ended.join().expect("no panic")?.success());
-        Ok(())
-    })?;
-    agent.use_flags(&["--datapath", "proxy", "--drain-seconds", "0"]);
-    agent.run()?;
-    agent.wait_ready()?;
-    let mut stream = connect(&world.lab.client, to)?;
-    exchange(&mut stream)?;
-    assert!(agent.sigterm()?.success());
-    let error = exchange(&mut stream).expect_err("it is reset").downcast::<std::io::Error>()?;
-    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+        assert!(agent.ended()?.success());
+        let error = exchange(&mut stream).expect_err("it is reset").downcast::<std::io::Error>()?;
+        assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+    }
     Ok(())
 }
 

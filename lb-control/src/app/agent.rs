@@ -117,7 +117,7 @@ impl Agent {
         let agent = Self {
             settings: settings.clone(),
             started: Instant::now(),
-            next_hops: NextHops::new(network.clone(), &settings.link_device),
+            next_hops: NextHops::new(network.clone(), settings.devices_of_clients()),
             network,
             kernel,
             proxied: ProxyPath::new(no_kernel, predecessor),

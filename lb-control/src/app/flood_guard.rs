@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use tracing::error;
 
 use crate::dataplane::flows::FlowTables;
-use crate::dataplane::{Counters, PinDirectory, clock, half_open};
-use crate::plan::{CookiePhase, FloodWatch, Handshakes};
+use crate::dataplane::{Counters, Cpus, PinDirectory, clock, half_open};
+use crate::plan::{CookiePhase, CpuUse, FloodWatch, Handshakes};
 
 /// How often handshakes are looked at, unless that takes long.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -35,11 +35,12 @@ impl FloodGuard {
         std::thread::spawn(move || {
             let start = Instant::now();
             let mut watch = FloodWatch::new(phase, Duration::ZERO);
+            let mut cpus = CpuUse::default();
             let mut pause = INTERVAL;
             // Woken by nobody until the agent lets go of the other end.
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(pause) {
                 let begin = Instant::now();
-                match look(&pins, &watch, start.elapsed()) {
+                match look(&pins, &watch, &mut cpus, start.elapsed()) {
                     Ok(seen) => {
                         let news = watch.look(start.elapsed(), &seen);
                         if news.is_some_and(|phase| sender.blocking_send(phase).is_err()) {
@@ -68,17 +69,26 @@ impl FloodGuard {
 }
 
 /// What decides in this phase; the rest is not read.
-fn look(pins: &PinDirectory, watch: &FloodWatch, now: Duration) -> Result<Handshakes> {
+fn look(pins: &PinDirectory, watch: &FloodWatch, cpus: &mut CpuUse, now: Duration) -> Result<Handshakes> {
     let tables = FlowTables::open(pins)?;
+    let (online, counters) = (Cpus::count()?.online, Counters::new(pins.clone()));
     if watch.phase() == CookiePhase::Answer {
-        let (answered, begun) = counted(&Counters::new(pins.clone()))?;
-        return Ok(Handshakes { half_open: half_open::room(&tables)?, answered, begun });
+        let (answered, begun) = counted(&counters)?;
+        let half_open = cpus.part(half_open::room(&tables)?, online);
+        return Ok(Handshakes { half_open, answered, begun });
     }
     let after = watch.counts_after().map(|after| {
         let ago = u32::try_from(now.saturating_sub(after).as_secs()).unwrap_or(u32::MAX);
         clock::now().wrapping_sub(ticks_from_seconds(ago))
     });
-    Ok(Handshakes { half_open: half_open::half_open(&tables, after)?, ..Handshakes::default() })
+    let half_open = half_open::half_open(&tables, after)?;
+    // The counters of all Services on all CPUs are much to read, when there is no need.
+    if CpuUse::matters(&half_open, online) {
+        cpus.look(counters.new_flows_by_cpu()?, online);
+    } else {
+        cpus.forget();
+    }
+    Ok(Handshakes { half_open: cpus.part(half_open, online), ..Handshakes::default() })
 }
 
 /// SYNs that were answered with a cookie, and TCP connections that began. Of the latter some may have

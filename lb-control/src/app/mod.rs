@@ -2,6 +2,7 @@
 
 mod agent;
 mod cluster;
+mod ending;
 mod feed;
 mod flood_guard;
 mod handover;
@@ -42,6 +43,7 @@ pub use writer::Writer;
 
 use agent::Agent;
 use cluster::{Cluster, Leave};
+use ending::Ending;
 use flood_guard::FloodGuard;
 use handover::Heir;
 use live::Live;
@@ -59,6 +61,8 @@ pub struct Settings {
     pub default_class: bool,
     /// Device that gets the VIPs.
     pub link_device: String,
+    /// Further devices that clients come in by.
+    pub client_devices: Vec<String>,
     /// Directory of the pins.
     pub pin_directory: PathBuf,
     /// Unix socket that answers `pointsman status`.
@@ -130,6 +134,18 @@ impl Settings {
             Source::Cluster(_) => true,
         }
     }
+
+    /// Whether clients come in by this device, as far as the settings say.
+    #[must_use]
+    pub fn is_of_clients(&self, device: &str) -> bool {
+        self.link_device == device || self.client_devices.iter().any(|one| one == device)
+    }
+
+    /// The devices that clients come in by.
+    #[must_use]
+    pub fn devices_of_clients(&self) -> Vec<String> {
+        [&self.link_device].into_iter().chain(&self.client_devices).cloned().collect()
+    }
 }
 
 /// How long after the first sign of a change its others are waited for.
@@ -180,7 +196,8 @@ pub async fn run(settings: Settings) -> Result<()> {
         (Source::Files(_), Some(files)) => (None, files),
     };
     let servers = Servers::start(listener, port, &shared);
-    let end = serve(&mut agent, &shared, updates, monitor, &mut signals, cluster.as_mut(), &heirs).await?;
+    let (end, ending) =
+        serve(&mut agent, &shared, updates, monitor, &mut signals, cluster.as_mut(), &heirs).await?;
     drop(heirs);
     let _ = std::fs::remove_file(&handover);
     if let End::Handover(heir) = end {
@@ -189,16 +206,18 @@ pub async fn run(settings: Settings) -> Result<()> {
         let is_in_cluster = cluster.is_some();
         let proxy = give_up(agent, cluster, &heir).await;
         let served = follow(heir, &mut signals).await;
-        drain(proxy, settings.drain, &mut signals).await;
+        drain(proxy, ending.left(Instant::now(), settings.drain), &mut signals).await;
         served?;
         if is_in_cluster {
             // A pod that ends is started again, and would take over in its turn.
-            signals.next().await;
+            signals.asked().await;
         }
         return Ok(());
     }
-    drain(agent.take_proxy(), settings.drain, &mut signals).await;
     let is_uninstalled = matches!(end, End::Uninstallation);
+    let left = ending.left(Instant::now(), settings.drain);
+    let left = if is_uninstalled { left } else { left.min(ending::LAST) };
+    drain(agent.take_proxy(), left, &mut signals).await;
     leave(agent, cluster, is_uninstalled, settings.keep_on_exit).await?;
     if is_uninstalled {
         rest(&shared, &mut signals).await;
@@ -283,7 +302,10 @@ async fn drain(proxy: Option<Proxy>, deadline: Duration, signals: &mut Signals) 
                 warn!(connections = reset, "connections of the proxy were reset: they had not ended in time");
             }
         }
-        _ = signals.interrupt.recv() => warn!("SIGINT: connections of the proxy are reset"),
+        _ = signals.interrupt.recv() => {
+            signals.has_come = true;
+            warn!("SIGINT: connections of the proxy are reset");
+        }
     }
 }
 
@@ -295,7 +317,7 @@ async fn rest(shared: &Shared, signals: &mut Signals) {
     let mut turns = interval(RENEWAL);
     loop {
         tokio::select! {
-            () = signals.next() => return,
+            () = signals.asked() => return,
             _ = turns.tick() => shared.turn(),
         }
     }
@@ -315,13 +337,15 @@ enum End {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Whether one has come.
+    has_come: bool,
 }
 
 impl Signals {
     fn new() -> Result<Self> {
         let terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-        Ok(Self { terminate, interrupt })
+        Ok(Self { terminate, interrupt, has_come: false })
     }
 
     async fn next(&mut self) {
@@ -329,11 +353,20 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         };
+        self.has_come = true;
         info!("{name}: leaving");
+    }
+
+    /// Waits for one, unless one has come before.
+    async fn asked(&mut self) {
+        if !self.has_come {
+            self.next().await;
+        }
     }
 }
 
-/// The agent's loop: one thing after the other, until something ends it.
+/// The agent's loop: one thing after the other, until something ends it. Asked to end, it goes on for the
+/// connections of the proxy.
 async fn serve(
     agent: &mut Agent,
     shared: &Shared,
@@ -342,7 +375,7 @@ async fn serve(
     signals: &mut Signals,
     mut cluster: Option<&mut Cluster>,
     heirs: &UnixListener,
-) -> Result<End> {
+) -> Result<(End, Ending)> {
     let mut health_problems = agent.health_problems();
     let mut verdicts = agent.verdicts();
     let mut upkeep = agent.pins().map(Upkeep::start);
@@ -354,6 +387,7 @@ async fn serve(
     renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
     resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut network_changed: Option<Instant> = None;
+    let mut ending = Ending::default();
     loop {
         shared.turn();
         if agent.pins().is_none() {
@@ -362,10 +396,18 @@ async fn serve(
         let (retry, step) = (agent.retry_at(), agent.step_at());
         tokio::select! {
             biased;
-            () = signals.next() => return Ok(End::Signal),
-            () = uninstallation(cluster.as_deref_mut()) => return Ok(End::Uninstallation),
+            () = signals.next() => {
+                if ending.asked(Instant::now(), agent.connections(), agent.drain()) {
+                    return Ok((End::Signal, ending));
+                }
+                shared.publish(|published| published.is_ending = true);
+            }
+            () = at(ending.look_at()) => if ending.is_over(Instant::now(), agent.connections()) {
+                return Ok((End::Signal, ending));
+            },
+            () = uninstallation(cluster.as_deref_mut()) => return Ok((End::Uninstallation, ending)),
             heir = heirs.accept() => match heir.map_err(Into::into).and_then(|(stream, _)| agent.endow(stream)) {
-                Ok(heir) => return Ok(End::Handover(heir)),
+                Ok(heir) => return Ok((End::Handover(heir), ending)),
                 Err(error) => warn!("somebody asked to take over, in vain: {error:#}"),
             },
             update = updates.recv() => {

@@ -54,13 +54,15 @@ pub struct Published {
     pub cookies: CookiePhase,
     /// What the proxy was told.
     pub frontends: Frontends,
+    /// The agent has been asked to end, and serves for as long as its connections last.
+    pub is_ending: bool,
 }
 
 impl Published {
-    /// Whether packets are forwarded by the current configuration.
+    /// Whether packets are forwarded by the current configuration, and go on to be.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.generation > 0 && !self.devices.is_empty()
+        self.generation > 0 && !self.devices.is_empty() && !self.is_ending
     }
 }
 
@@ -169,6 +171,7 @@ impl Shared {
             flows: published.flows.clone(),
             cookies: published.cookies,
             frontends: Frontends::new(),
+            is_ending: published.is_ending,
         };
         (rest, reports)
     }

@@ -18,6 +18,9 @@ pub struct DoctorArgs {
     /// Device that the VIPs are put on, and that clients come in by; may be repeated
     #[arg(long = "link-device", env = "LINKDEVICE", value_name = "DEVICE", value_parser = device_name)]
     pub link_devices: Vec<String>,
+    /// Further devices that clients come in by, separated by commas
+    #[arg(long, env = "CLIENT_DEVICES", value_name = "DEVICES", value_delimiter = ',', value_parser = device_name)]
+    pub client_devices: Vec<String>,
     /// Also attach the programs to the link devices for a moment, with empty maps, unless an agent or
     /// another program is there already; some drivers stop for a second then
     #[arg(long)]
@@ -39,7 +42,7 @@ pub struct DoctorArgs {
 /// Carries it out. A node with errors is not what was asked for: the status is 1.
 pub(super) async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let question = Question {
-        link_devices: args.link_devices,
+        link_devices: [args.link_devices, args.client_devices].concat(),
         attach: args.attach,
         read_only: args.read_only,
         snat_ports: (args.snat_ports.first, args.snat_ports.last),

@@ -17,7 +17,8 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 5, help_heading = "Userspace proxy",
           value_parser = clap::value_parser!(u64).range(1..=300))]
     pub proxy_connect_seconds: u64,
-    /// A TCP connection of the proxy on which nothing passes for so long is ended
+    /// A TCP connection of the proxy on which nothing passes for so long is ended; whoever is still to take
+    /// something has twice as long, and longer while it does
     #[arg(long, value_name = "SECONDS", default_value_t = 7_200, help_heading = "Userspace proxy",
           value_parser = clap::value_parser!(u64).range(1..=864_000))]
     pub proxy_idle_seconds: u64,
@@ -29,7 +30,8 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "MIB", default_value_t = 256, help_heading = "Userspace proxy",
           value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
     pub proxy_max_buffers: u32,
-    /// How long connections of the proxy may go on when the agent is asked to end, or has handed over
+    /// How long connections of the proxy may go on when the agent is asked to end, which serves meanwhile, or
+    /// has handed over
     #[arg(long, env = "DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 20,
           help_heading = "Userspace proxy", value_parser = clap::value_parser!(u64).range(0..=864_000))]
     pub drain_seconds: u64,

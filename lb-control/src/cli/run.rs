@@ -22,6 +22,10 @@ pub struct RunArgs {
     /// Device that the VIPs are put on, and that clients come in by
     #[arg(long, env = "LINKDEVICE", value_name = "DEVICE", value_parser = device_name)]
     pub link_device: String,
+    /// Further devices that clients come in by, as those of other uplinks, separated by commas: VIPs are not
+    /// put on them, so clients, or their routers, have routes to them by an address of this node
+    #[arg(long, env = "CLIENT_DEVICES", value_name = "DEVICES", value_delimiter = ',', value_parser = device_name)]
+    pub client_devices: Vec<String>,
     /// Take Services from the Kubernetes API; false: from --config
     #[arg(long, env = "KUBERNETES", value_name = "BOOL", default_value = "true", num_args = 0..=1,
           default_missing_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
@@ -318,6 +322,7 @@ impl RunArgs {
             source,
             node,
             default_class: self.default_class,
+            client_devices: self.client_devices,
             link_device: self.link_device,
             pin_directory: self.place.pin_dir,
             socket: self.place.socket,

@@ -15,8 +15,8 @@ use lb_common::abi::{
 
 use lb_common::forward::tcp_state;
 
-use super::batch;
 use super::flows::{Entries, FlowTables, Shown, entries, later};
+use super::{Cpus, batch};
 use crate::plan::Fill;
 
 /// How long a client has to learn that its backend is gone, before its flow is forgotten.
@@ -142,6 +142,9 @@ where
     }
     let name = F::TABLES[table].name;
     let room = data.info().with_context(|| format!("asking about the map {name}"))?.max_entries();
+    // Of a table that is divided among CPUs, those that do not run have a part, too.
+    let cpus = Cpus::count()?;
+    let room = if table == 0 { room } else { cpus.usable(room, cpus.online) };
     sweep.tables.insert(name, Fill { entries: all.len() - over.len(), room });
     for (key, flow) in &over {
         // The tuple may have been used again since the table was read.

@@ -74,6 +74,24 @@ impl Counters {
         })
     }
 
+    /// Flows that each CPU has begun, of all Service entries.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn new_flows_by_cpu(&self) -> Result<Vec<u64>> {
+        let cpus = possible_cpus()?;
+        let mut began = vec![0; cpus];
+        batch::for_each_per_cpu(
+            self.open(maps::SERVICE_STATS)?.fd().as_fd(),
+            cpus,
+            |_, of: &[ServiceStats]| {
+                began.iter_mut().zip(of).for_each(|(sum, cpu)| *sum += cpu.new_flows);
+            },
+        )
+        .with_context(|| format!("reading the map {}", maps::SERVICE_STATS.name))?;
+        Ok(began)
+    }
+
     /// Traffic of backends, summed over the CPUs; nothing of those that had none.
     ///
     /// # Errors
@@ -137,7 +155,7 @@ impl Counters {
         map: maps::Map,
         mut add: impl FnMut(&mut V, &V),
     ) -> Result<HashMap<u32, V>> {
-        let cpus = aya::util::nr_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))?;
+        let cpus = possible_cpus()?;
         let data = self.open(map)?;
         let mut all = HashMap::new();
         let nothing = V::default();
@@ -151,4 +169,8 @@ impl Counters {
         reading.with_context(|| format!("reading the map {}", map.name))?;
         Ok(all)
     }
+}
+
+fn possible_cpus() -> Result<usize> {
+    aya::util::nr_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))
 }

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use aya::maps::MapData;
 use lb_common::abi::{Flow, FlowKey, FlowState, Plain, Tick, V4, V6, maps};
 
-use super::batch;
 use super::flows::{FlowTables, Shown};
+use super::{Cpus, batch};
 use crate::plan::HalfOpen;
 
 /// Entries after which it is known whether it is worth while to read on.
@@ -18,7 +18,7 @@ const SAMPLE: u64 = 8_192;
 /// the time `after`. Not those with backends on this node, whose SYNs are answered by the backends anyway.
 ///
 /// Of a table with few of them only a sample is read, and of one with many no more than what shows that
-/// they are a flood: so this costs little as long as there is none.
+/// they are a flood: so this costs little as long as there is none. The room is that of the CPUs that run.
 ///
 /// # Errors
 /// When a table cannot be read.
@@ -27,7 +27,7 @@ pub fn half_open(tables: &FlowTables, after: Option<Tick>) -> Result<[HalfOpen; 
     Ok([family::<V4>(v4, after)?, family::<V6>(v6, after)?])
 }
 
-/// How many flows the two tables have room for; none is counted.
+/// How many flows the two tables have room for on the CPUs that run; none is counted.
 ///
 /// # Errors
 /// When the kernel does not say.
@@ -39,7 +39,8 @@ pub fn room(tables: &FlowTables) -> Result<[HalfOpen; 2]> {
 /// A flow has two entries.
 fn flows_in(data: &MapData, map: maps::Map) -> Result<u64> {
     let info = data.info().with_context(|| format!("asking about the map {}", map.name))?;
-    Ok(u64::from(info.max_entries()) / 2)
+    let cpus = Cpus::count()?;
+    Ok(u64::from(cpus.usable(info.max_entries(), cpus.online)) / 2)
 }
 
 fn family<F: Shown>(data: &MapData, after: Option<Tick>) -> Result<HalfOpen>

@@ -1,17 +1,16 @@
 //! Loads the kernel programs over the pinned maps, or creates and pins both.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, Xdp};
-use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
-use lb_common::abi::CachedFlow;
 use lb_common::abi::maps::{self, SocketProgram};
+use lb_common::abi::{CachedFlow, Flow, FlowKey};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::{info, warn};
 
 use super::growth::Growth;
-use super::{KernelMaps, PinDirectory, object, refusal};
+use super::{Cpus, KernelMaps, PinDirectory, object, refusal};
 
 /// Sizes of the maps that can be chosen.
 #[derive(Clone, Copy, Debug)]
@@ -55,11 +54,13 @@ impl Sizes {
         self.flow_cache.min(FLOW_CACHE_BYTES / (both as u32 * cpus.max(1)))
     }
 
-    /// Number of entries of a map on a node with as many CPUs.
-    fn of(&self, map: maps::Map, cpus: u32) -> u32 {
+    /// Number of entries of a map on a node with these CPUs.
+    fn of(&self, map: maps::Map, cpus: Cpus) -> u32 {
         match map {
-            maps::FLOWS_V4 | maps::TRANSIENT_V4 => self.flows.saturating_mul(2),
-            maps::FLOWS_V6 | maps::TRANSIENT_V6 => self.flows,
+            maps::FLOWS_V4 => self.flows.saturating_mul(2),
+            maps::FLOWS_V6 => self.flows,
+            maps::TRANSIENT_V4 => cpus.divided(self.of(maps::FLOWS_V4, cpus), flow_size::<[u8; 4]>()),
+            maps::TRANSIENT_V6 => cpus.divided(self.of(maps::FLOWS_V6, cpus), flow_size::<[u8; 16]>()),
             maps::VIPS_V4
             | maps::VIPS_V6
             | maps::SERVICES
@@ -70,12 +71,19 @@ impl Sizes {
             | maps::SERVICE_STATS => self.services,
             maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => self.source_ranges,
             // A map without elements is none.
-            maps::FLOW_CACHE_V4 | maps::FLOW_CACHE_V6 => self.flow_cache_on(cpus).saturating_mul(cpus).max(1),
+            maps::FLOW_CACHE_V4 | maps::FLOW_CACHE_V6 => {
+                self.flow_cache_on(cpus.possible).saturating_mul(cpus.possible).max(1)
+            }
             maps::BACKENDS | maps::BACKEND_STATS | maps::OPEN_FLOWS => self.backends,
             maps::SLOTS => self.backends.saturating_mul(maps::SLOTS_PER_BACKEND),
             other => other.default_entries,
         }
     }
+}
+
+/// Bytes of an entry of a flow table.
+const fn flow_size<A>() -> usize {
+    size_of::<FlowKey<A>>() + size_of::<Flow<A>>()
 }
 
 /// The loaded programs.
@@ -98,7 +106,7 @@ impl Kernel {
     /// When the kernel refuses; with the verifier's last words or the capability that lacks.
     pub fn load(pins: &PinDirectory, sizes: &Sizes) -> Result<Self> {
         let adopted = pins.is_populated();
-        let cpus = count_cpus()?;
+        let cpus = Cpus::count()?;
         let growth = Growth::begin(pins, sizes.of(maps::SLOTS, cpus))?;
         let path = |map: maps::Map| match &growth {
             Some(growth) if map == maps::SLOTS => growth.unfinished().to_owned(),
@@ -106,13 +114,14 @@ impl Kernel {
         };
         let paths: Vec<_> = maps::ALL.iter().map(|map| (map.name, path(*map))).collect();
         let mut loader = EbpfLoader::new();
-        let cached = sizes.flow_cache_on(cpus);
+        let cached = sizes.flow_cache_on(cpus.possible);
         if cached < sizes.flow_cache {
             warn!(
                 slots = cached,
                 wanted = sizes.flow_cache,
-                "the flow cache is smaller than asked for: the machine has room for {cpus} CPUs, and more than {} \
+                "the flow cache is smaller than asked for: the machine has room for {} CPUs, and more than {} \
                  MiB it does not take; see --flow-cache-slots",
+                cpus.possible,
                 FLOW_CACHE_BYTES >> 20
             );
         }
@@ -138,9 +147,9 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn unpinned(sizes: &Sizes) -> Result<Self> {
-        let cpus = count_cpus()?;
+        let cpus = Cpus::count()?;
         let mut loader = EbpfLoader::new();
-        let cached = sizes.flow_cache_on(cpus);
+        let cached = sizes.flow_cache_on(cpus.possible);
         loader.override_global(maps::FLOW_CACHE_SLOTS, &cached, true);
         for map in maps::ALL {
             loader.map_max_entries(map.name, sizes.of(*map, cpus).min(TRIAL_ENTRIES));
@@ -280,12 +289,6 @@ impl Kernel {
     }
 }
 
-/// The CPUs that the machine may have.
-fn count_cpus() -> Result<u32> {
-    let cpus = nr_cpus().map_err(|(path, error)| anyhow!("counting the CPUs by {path}: {error}"))?;
-    Ok(u32::try_from(cpus)?)
-}
-
 /// Does what takes the verifier some tenths of a second. The runtime's other tasks (Leases, answers)
 /// go on by another thread meanwhile.
 fn aside<T>(work: impl FnOnce() -> T) -> T {
@@ -353,7 +356,7 @@ fn kernel_release() -> String {
 }
 
 /// Pinned maps keep the size they were created with.
-fn report_sizes(ebpf: &Ebpf, sizes: &Sizes, cpus: u32) -> Result<()> {
+fn report_sizes(ebpf: &Ebpf, sizes: &Sizes, cpus: Cpus) -> Result<()> {
     for map in maps::ALL {
         let Some(found) = ebpf.map(map.name) else {
             bail!("the kernel object lacks the map {}: it was built from another version", map.name);
@@ -386,7 +389,21 @@ mod tests {
                 slots > 0 && u64::from(slots) * u64::from(cpus) * 192 <= 64 << 20,
                 "{slots} on {cpus} CPUs"
             );
-            assert_eq!(sizes(u32::MAX).of(maps::FLOW_CACHE_V4, cpus), slots * cpus);
+            let all = Cpus { possible: cpus, online: 1 };
+            assert_eq!(sizes(u32::MAX).of(maps::FLOW_CACHE_V4, all), slots * cpus);
         }
+    }
+
+    #[test]
+    fn only_tables_that_are_divided_grow_with_cpus_that_might_be() {
+        let (sizes, all) = (Sizes::default(), Cpus { possible: 8, online: 8 });
+        let hot_plug = Cpus { possible: 8, online: 4 };
+        for map in maps::ALL {
+            let fold = if [maps::TRANSIENT_V4, maps::TRANSIENT_V6].contains(map) { 2 } else { 1 };
+            assert_eq!(sizes.of(*map, hot_plug), fold * sizes.of(*map, all), "{}", map.name);
+        }
+        // What the CPUs that run can use is what was asked for.
+        let entries = sizes.of(maps::TRANSIENT_V4, hot_plug);
+        assert_eq!(hot_plug.usable(entries, hot_plug.online), sizes.of(maps::FLOWS_V4, hot_plug));
     }
 }

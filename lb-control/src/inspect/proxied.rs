@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::metrics::entry;
 use crate::model::{ObjectRef, Role, ServiceKey};
 use crate::plan::Wanted;
-use crate::proxy::{BackendCounts, FrontendCounts, Totals};
+use crate::proxy::{BackendCounts, FrontendCounts, IcmpErrors, Totals};
 use crate::telemetry::metrics::{Labels, Samples, labels, table};
 use crate::view::{BackendView, ConnectionLimitView, PortView, ServedBy, ServiceView};
 
@@ -119,6 +119,13 @@ pub fn collect_proxied(counts: &[FrontendCounts], totals: &Totals, per_backend: 
     }
     samples.plain(&table::PROXY_HELD_BYTES, totals.held_bytes as f64);
     samples.count(&table::PROXY_SHORTAGES, &labels([]), totals.shortages);
+    let IcmpErrors { told, untold } = totals.icmp_errors;
+    for (result, count) in [("sent", told), ("not_sent", untold)] {
+        samples.count(&table::PROXY_ICMP_ERRORS, &labels([result]), count);
+    }
+    for (direction, count) in ["in", "out"].into_iter().zip(totals.lost) {
+        samples.count(&table::PROXY_LOST_DATAGRAMS, &labels([direction]), count);
+    }
     samples.plain(&table::PROXY_CONNECTIONS, open as f64);
     samples.plain(&table::PROXY_EJECTED, ejected as f64);
 }
@@ -257,12 +264,18 @@ mod tests {
     #[test]
     fn metrics_add_up() {
         let mut samples = Samples::default();
-        collect_proxied(&[counts()], &Totals::default(), true, &mut samples);
+        let icmp_errors = IcmpErrors { told: 5, untold: 4 };
+        let totals = Totals { icmp_errors, lost: [7, 8], ..Totals::default() };
+        collect_proxied(&[counts()], &totals, true, &mut samples);
         let text = samples.text().unwrap();
         for line in [
             "pointsman_proxy_connections 2.0",
             "pointsman_proxy_ejected_backends 1.0",
             "pointsman_proxy_refused_total{reason=\"source_range\"} 3",
+            "pointsman_proxy_icmp_errors_total{result=\"sent\"} 5",
+            "pointsman_proxy_icmp_errors_total{result=\"not_sent\"} 4",
+            "pointsman_proxy_lost_datagrams_total{direction=\"in\"} 7",
+            "pointsman_proxy_lost_datagrams_total{direction=\"out\"} 8",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
         }

@@ -3,16 +3,17 @@
 use netlink_packet_route::route::RouteType;
 
 use super::kernel::Links;
-use super::way::{LinkKind, Resolution, Route};
+use super::way::{Link, LinkKind, Resolution, Route};
 
 /// Whether a route leads to a container of this node: on the link of a bridge that joins nothing but
-/// veth devices, and is not the device `uplink`.
+/// veth devices, and is none of the devices `uplinks`.
 #[must_use]
-pub fn leads_to_container(route: &Route, links: &Links, uplink: &str) -> bool {
+pub fn leads_to_container(route: &Route, links: &Links, uplinks: &[String]) -> bool {
+    let is_between = |link: &Link| link.kind == LinkKind::Bridge && !uplinks.contains(&link.name);
     let mut ports = links.values().filter(|link| link.master == Some(route.ifindex)).peekable();
     route.kind == RouteType::Unicast
         && route.gateway.is_none()
-        && links.get(&route.ifindex).is_some_and(|link| link.kind == LinkKind::Bridge && link.name != uplink)
+        && links.get(&route.ifindex).is_some_and(is_between)
         && ports.peek().is_some()
         && ports.all(|port| port.kind == LinkKind::Veth)
 }
@@ -35,8 +36,6 @@ pub fn on_this_node(route: Option<&Route>, links: &Links) -> Resolution {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::way::Link;
-
     const UPLINK: u32 = 2;
 
     fn route(ifindex: u32, gateway: Option<&str>) -> Route {
@@ -52,7 +51,9 @@ mod tests {
         let port = |kind, master| Link { kind, master, ..links[&UPLINK].clone() };
         let (pod, nic) = (port(LinkKind::Veth, Some(10)), port(LinkKind::Other, Some(10)));
         links.insert(10, bridge);
-        let leads = |links: &Links, route: &Route, uplink| leads_to_container(route, links, uplink);
+        let leads = |links: &Links, route: &Route, uplink: &str| {
+            leads_to_container(route, links, &["eth9".to_owned(), uplink.to_owned()])
+        };
         assert!(!leads(&links, &route(10, None), "eth0"), "nothing is behind it");
         links.insert(11, pod.clone());
         links.insert(12, pod);

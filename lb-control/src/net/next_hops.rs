@@ -54,8 +54,8 @@ struct Backend {
 /// Keeps the ways to a set of backends.
 pub struct NextHops {
     kernel: Kernel,
-    /// The device towards clients.
-    uplink: String,
+    /// The devices towards clients.
+    uplinks: Vec<String>,
     backends: BTreeMap<IpAddr, Backend>,
     /// Backends whose routes have to be asked for: they are new, or the last question failed.
     pending: BTreeSet<IpAddr>,
@@ -102,12 +102,12 @@ pub struct Refreshed {
 }
 
 impl NextHops {
-    /// Knows no backend yet. `uplink` is the device towards clients.
+    /// Knows no backend yet. `uplinks` are the devices towards clients.
     #[must_use]
-    pub fn new(kernel: Kernel, uplink: &str) -> Self {
+    pub fn new(kernel: Kernel, uplinks: Vec<String>) -> Self {
         Self {
             kernel,
-            uplink: uplink.to_owned(),
+            uplinks,
             backends: BTreeMap::new(),
             pending: BTreeSet::new(),
             sampled: None,
@@ -417,7 +417,7 @@ impl NextHops {
 
     fn is_container(&self, backend: &Backend, route: Option<&Route>) -> bool {
         let Some(route) = route.filter(|route| route.kind == RouteType::Unicast) else { return false };
-        backend.is_here || leads_to_container(route, &self.links, &self.uplink)
+        backend.is_here || leads_to_container(route, &self.links, &self.uplinks)
     }
 
     /// Takes note of all neighbours' addresses; says whether one differs from the last that was

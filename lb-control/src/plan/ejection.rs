@@ -8,6 +8,10 @@ const FAILURES: u32 = 3;
 const FIRST: Duration = Duration::from_secs(1);
 /// For how long at most.
 const LONGEST: Duration = Duration::from_secs(30);
+/// What is sent without an answer for so long, and meets no trouble, gets there. It takes the kernel three
+/// seconds to find that nobody has an address (arp(7): three requests, one each second); until then
+/// everything seems to be sent.
+const SILENCE_IS_CONSENT: Duration = Duration::from_secs(5);
 
 /// What is known of the connects to one backend. Times are since any fixed moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,12 +20,13 @@ pub struct Ejection {
     times: u32,
     until: Duration,
     is_tried: bool,
+    last: Duration,
 }
 
 impl Ejection {
     /// Takes note that a connect failed.
     pub fn failed(&mut self, now: Duration) {
-        self.failures = self.failures.saturating_add(1);
+        (self.failures, self.last) = (self.failures.saturating_add(1), now);
         // Connects that began before it was ejected tell nothing new.
         if self.failures < FAILURES || (self.is_out(now) && !self.is_tried) {
             return;
@@ -34,6 +39,24 @@ impl Ejection {
     /// Takes note that a connect succeeded: nothing is held against the backend any more.
     pub fn succeeded(&mut self) {
         *self = Self::default();
+    }
+
+    /// Takes note that something was sent to the backend, as since `since`, and has met no trouble. Gives
+    /// from when on that counts: what was sent before the last failure says nothing.
+    pub fn met_no_trouble(&mut self, since: Duration, now: Duration) -> Duration {
+        if self.failures > 0 && since <= self.last {
+            return now;
+        }
+        if now.saturating_sub(since) >= SILENCE_IS_CONSENT {
+            self.succeeded();
+        }
+        since
+    }
+
+    /// Whether nothing is held against the backend.
+    #[must_use]
+    pub fn is_clear(&self) -> bool {
+        self.failures == 0
     }
 
     /// Whether connections avoid it.
@@ -104,6 +127,34 @@ mod tests {
             out.failed(now);
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+    }
+
+    /// Of a host that has died: what is sent to it meets no trouble for three seconds.
+    #[test]
+    fn traffic_alone_clears_nothing() {
+        let (mut dead, mut since) = (Ejection::default(), at(0));
+        for failure in [10_000, 13_000, 16_000] {
+            for now in (failure - 3_000..failure).step_by(100) {
+                since = dead.met_no_trouble(since, at(now));
+            }
+            dead.failed(at(failure));
+        }
+        assert!(dead.is_out(at(16_999)));
+        assert_eq!(dead.met_no_trouble(since, at(16_100)), at(16_100), "it counts from there");
+        assert!(dead.is_out(at(16_999)));
+    }
+
+    /// One that never answers, and is there again.
+    #[test]
+    fn traffic_without_trouble_for_long_clears_all() {
+        let (mut silent, mut since) = (failing(3), at(0));
+        for now in (1_000..6_000).step_by(500) {
+            since = silent.met_no_trouble(since, at(now));
+            assert!(!silent.is_clear());
+        }
+        assert_eq!(silent.met_no_trouble(since, at(6_000)), at(1_000));
+        assert!(silent.is_clear());
+        assert_eq!(silent.met_no_trouble(since, at(99_000)), since);
     }
 
     #[test]

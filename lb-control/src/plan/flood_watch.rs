@@ -61,12 +61,12 @@ pub enum CookiePolicy {
 pub struct HalfOpen {
     /// How many there are, of those that are to be counted.
     pub flows: u64,
-    /// How many flows the table has room for.
+    /// How many flows the table has room for, on the CPUs on which flows begin.
     pub room: u64,
 }
 
 impl HalfOpen {
-    /// How many are a flood: a quarter of the table, and in a large table as many as no load of
+    /// How many are a flood: a quarter of what there is room for, and in a large table as many as no load of
     /// honest clients has in flight (at a round trip of 0.2 s, they would connect 300,000 times a second).
     #[must_use]
     pub fn flood(room: u64) -> u64 {

@@ -5,6 +5,7 @@
 
 mod compile;
 pub mod controller;
+mod cpu_use;
 pub mod departure;
 pub mod doctor;
 mod ejection;
@@ -30,6 +31,7 @@ pub mod unreachable;
 
 pub use compile::name;
 pub use compile::{Batch, Compiler, Delta, Failure, Path, Paths, Proxied, Scope, Settings, apply};
+pub use cpu_use::CpuUse;
 pub use ejection::Ejection;
 pub use flood_watch::{CookiePhase, CookiePolicy, FloodWatch, HalfOpen, Handshakes};
 pub use flow_tables::{Fill, FlowTableWatch};

@@ -76,6 +76,20 @@ impl Backend {
         }
     }
 
+    /// Something was sent to it, as since `since`, without an answer and without trouble. Gives from when on
+    /// that counts.
+    #[must_use]
+    pub fn met_no_trouble(&self, since: Duration, now: Duration) -> Duration {
+        if !self.is_failing.load(Relaxed) {
+            return since;
+        }
+        let (since, is_clear) = self.with_ejection(|one| (one.met_no_trouble(since, now), one.is_clear()));
+        if is_clear {
+            self.is_failing.store(false, Relaxed);
+        }
+        since
+    }
+
     /// It has not accepted a connection.
     pub fn failed(&self, now: Duration) {
         self.failures.fetch_add(1, Relaxed);
@@ -87,6 +101,12 @@ impl Backend {
     #[must_use]
     pub fn admits(&self, now: Duration) -> bool {
         !self.is_failing.load(Relaxed) || self.with_ejection(|ejection| ejection.admits(now))
+    }
+
+    /// Whether new connections avoid it. Asking changes nothing, unlike [`Self::admits`].
+    #[must_use]
+    pub fn is_out(&self, now: Duration) -> bool {
+        self.is_failing.load(Relaxed) && self.with_ejection(|ejection| ejection.is_out(now))
     }
 
     /// Connections to it are to be reset.
@@ -108,11 +128,32 @@ impl Backend {
             connections: self.connections.load(Relaxed),
             open: self.open(),
             connect_failures: self.failures.load(Relaxed),
-            ejected: self.is_failing.load(Relaxed) && self.with_ejection(|ejection| ejection.is_out(now)),
+            ejected: self.is_out(now),
         }
     }
 
     fn with_ejection<T>(&self, what: impl FnOnce(&mut Ejection) -> T) -> T {
         what(&mut self.ejection.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_never_answers_is_trusted_again_after_a_while() {
+        let backend = Backend::new(([192, 0, 2, 1], 9).into());
+        let at = Duration::from_secs;
+        let before = backend.met_no_trouble(at(1), at(9));
+        assert_eq!(before, at(1));
+        (0..3).for_each(|_| backend.failed(at(10)));
+        // Who sent before sends on.
+        let since = backend.met_no_trouble(before, at(10));
+        assert!(backend.is_out(at(10)) && !backend.admits(at(10)));
+        assert_eq!(since, at(10), "what was sent before says nothing");
+        let since = backend.met_no_trouble(since, at(11));
+        assert_eq!(backend.met_no_trouble(since, at(16)), at(11));
+        assert!(!backend.is_out(at(10)) && backend.admits(at(10)), "nothing is held against it");
     }
 }

@@ -77,8 +77,15 @@ impl Entry {
                     (open_a * weight_b).cmp(&(open_b * weight_a))
                 })
             };
-            let best = fewest(&mut in_turn().filter(|index| admits(*index)));
-            return best.or_else(|| fewest(&mut in_turn().filter(|index| is_new(*index))));
+            let may = |index: &usize| is_new(*index) && !table.backends[*index].is_out(now);
+            // Who is asked to admit has its trial: so only the best is. If another worker was first, it is
+            // out by now, and so is not asked again.
+            while let Some(best) = fewest(&mut in_turn().filter(may)) {
+                if table.backends[best].admits(now) {
+                    return Some(best);
+                }
+            }
+            return fewest(&mut in_turn().filter(|index| is_new(*index)));
         }
         let next = in_turn().find(|index| admits(*index));
         next.or_else(|| in_turn().find(|index| is_new(*index)))
@@ -136,4 +143,66 @@ fn network(client: IpAddr) -> IpAddr {
 #[expect(clippy::cast_possible_truncation, reason = "ticks wrap, as the kernel's do")]
 fn ticks(now: Duration) -> Tick {
     (now.as_nanos() >> TICK_SHIFT) as Tick
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, sync::Arc};
+
+    use super::*;
+    use crate::{
+        model::{ClientAddress, ObjectRef, Protocol, ServiceKey},
+        plan::{Frontend, FrontendBackend},
+    };
+
+    fn entry(scheduler: Scheduler, backends: u8) -> Entry {
+        let service = ObjectRef { namespace: "test".into(), name: "web".into() };
+        let key = ServiceKey { service, protocol: Protocol::Tcp, vip: [192, 0, 2, 1].into(), port: 80 };
+        let backend = |last| FrontendBackend {
+            address: ([10, 0, 0, last], 80).into(),
+            weight: 1,
+            role: Role::Active,
+            local: false,
+        };
+        let frontend = Frontend {
+            key,
+            backends: (0..backends).map(backend).collect(),
+            slots: (0..u32::from(backends)).collect(),
+            scheduler,
+            source_ranges: Arc::default(),
+            affinity: None,
+            connection_limit: None,
+            client_address: ClientAddress::Path,
+        };
+        Entry::new(Arc::new(frontend), 1)
+    }
+
+    /// While a backend that failed has more connections than others, nothing is tried there; when it has
+    /// the fewest, one connection is.
+    #[test]
+    fn the_fewest_connections_are_counted_before_a_trial_is_used_up() {
+        let entry = entry(Scheduler::LeastConnections, 2);
+        let (table, client) = (entry.table(), SocketAddr::from(([198, 51, 100, 1], 9)));
+        let choose = |now| entry.choose(&table, client, &[], Duration::from_millis(now)).unwrap();
+        (0..5).for_each(|_| table.backends[0].opens());
+        (0..3).for_each(|_| table.backends[0].failed(Duration::ZERO));
+        for now in [0, 999, 1_000, 1_001, 1_500] {
+            assert_eq!(choose(now), 1, "{now}");
+        }
+        (0..5).for_each(|_| table.backends[0].closes());
+        table.backends[1].opens();
+        assert_eq!(choose(1_501), 0, "its time is over, and nobody has tried");
+        assert_eq!((choose(1_502), choose(2_500)), (1, 1), "one tries");
+        assert_eq!(choose(2_501), 0, "nothing was heard of that one");
+        table.backends[0].failed(Duration::from_millis(2_600));
+        assert_eq!((choose(4_599), choose(4_600)), (1, 0));
+    }
+
+    #[test]
+    fn who_is_out_is_better_than_nobody() {
+        let entry = entry(Scheduler::LeastConnections, 1);
+        (0..3).for_each(|_| entry.table().backends[0].failed(Duration::ZERO));
+        let client = ([198, 51, 100, 1], 9).into();
+        assert_eq!(entry.choose(&entry.table(), client, &[], Duration::ZERO), Some(0));
+    }
 }

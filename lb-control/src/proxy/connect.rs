@@ -72,21 +72,21 @@ fn begin(to: SocketAddr, wish: Wish) -> Result<End, Failed> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP)).map_err(failed)?;
     if let Some(from) = wish.from {
-        let refused = |error: io::Error| match wish.is_transparent {
-            true => Failed::Here(Refusal::Transparent),
-            false => failed(error),
+        let refused = |error: io::Error| match error.raw_os_error().map(Errno::from_raw) {
+            _ if wish.is_transparent => Failed::Here(Refusal::Transparent),
+            // No port is chosen yet: it is about the address.
+            Some(Errno::EADDRNOTAVAIL) => Failed::Here(Refusal::SourceMissing),
+            _ => failed(error),
         };
         bind(&socket, from, to, wish.is_transparent).map_err(refused)?;
     }
-    if wish.has_bytes {
-        // Without it there is one more segment on the way.
-        let _ = socket.set_tcp_quickack(false);
-    }
+    // Without it there is one more segment on the way.
+    let acks_wait = wish.has_bytes && socket.set_tcp_quickack(false).is_ok();
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(failed(error)),
         _ => {}
     }
-    End::connecting(socket).map_err(failed)
+    End::connecting(socket, acks_wait).map_err(failed)
 }
 
 /// Lets a connection come from an address, which need not be this node's.

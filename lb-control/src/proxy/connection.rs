@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    mem,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use socket2::Socket;
+use tokio::time::sleep;
 
 use super::{
     Settings,
@@ -18,6 +20,7 @@ use super::{
     counts::Refusal,
     end::End,
     entry::{Entry, Table},
+    listener::PAUSES,
     registry::Registration,
     shared::Shared,
     way::{Failure, Way, first_words},
@@ -67,6 +70,8 @@ struct Relay {
     is_broken: bool,
     /// When it has been idle for too long; 0 before it is known.
     idle_at: u64,
+    /// Bytes that the two had not acknowledged when it seemed idle; `usize::MAX` before that.
+    unacknowledged: usize,
     /// When it is too old to be without keepalive.
     settled_at: u64,
 }
@@ -115,6 +120,7 @@ impl Connection {
             down: Way::default(),
             is_broken: false,
             idle_at: 0,
+            unacknowledged: usize::MAX,
             settled_at: clock::milliseconds() + clock::in_milliseconds(SETTLED),
         };
         let outcome = poll_fn(|cx| relay.poll(cx, &self, &share.0, &mut registration)).await;
@@ -166,19 +172,11 @@ impl Connection {
             tried[number] = index;
             let share = Share::of(&table.backends[index]);
             let backend = &share.0;
-            let timeout = clock::in_milliseconds(self.shared.settings.connect_timeout);
-            let wish = Wish {
-                from: if is_transparent {
-                    Some(peer.ip())
-                } else {
-                    self.shared.settings.source(backend.address, peer)
-                },
-                is_transparent,
-                has_bytes,
-                deadline: clock::milliseconds() + timeout,
-            };
-            let is_wanted = || !backend.is_gone() && !self.shared.is_over.load(Relaxed);
-            match connect(backend.address, wish, registration, is_wanted).await {
+            let settings = &self.shared.settings;
+            let from = if is_transparent { Some(peer.ip()) } else { settings.source(backend.address, peer) };
+            // From when on it may take that long is for `connect` to say.
+            let wish = Wish { from, is_transparent, has_bytes, deadline: 0 };
+            match self.connect(backend, wish, registration).await {
                 Ok(end) => {
                     backend.succeeded();
                     return Ok((end, share));
@@ -187,12 +185,39 @@ impl Connection {
                     backend.failed(clock::now());
                     why = Refusal::ConnectFailed;
                 }
+                Err(Failed::Here(Refusal::Descriptors)) => return Err(Some(Refusal::Descriptors)),
                 Err(Failed::Here(refusal)) => why = refusal,
                 Err(Failed::Unwanted) if self.shared.is_over.load(Relaxed) => return Err(None),
                 Err(Failed::Unwanted) => why = Refusal::ConnectFailed,
             }
         }
         Err(Some(why))
+    }
+
+    /// Connects to a backend. If there is no file descriptor for it, the client waits: as long as a backend
+    /// may take to accept.
+    async fn connect(
+        &self,
+        backend: &Backend,
+        wish: Wish,
+        registration: &mut Registration,
+    ) -> Result<End, Failed> {
+        let timeout = clock::in_milliseconds(self.shared.settings.connect_timeout);
+        let is_wanted = || !backend.is_gone() && !self.shared.is_over.load(Relaxed);
+        let (begin, mut pause) = (clock::milliseconds(), PAUSES[0]);
+        loop {
+            let now = clock::milliseconds();
+            let wish = Wish { deadline: now + timeout, ..wish };
+            match connect(backend.address, wish, registration, is_wanted).await {
+                Err(Failed::Here(Refusal::Descriptors)) if !is_wanted() => return Err(Failed::Unwanted),
+                Err(Failed::Here(Refusal::Descriptors)) if now < begin + timeout => {
+                    self.shared.shortages.fetch_add(1, Relaxed);
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES[1]);
+                }
+                result => return result,
+            }
+        }
     }
 
     fn header(&self, table: &Table, peer: SocketAddr) -> Vec<u8> {
@@ -261,7 +286,9 @@ impl Relay {
         if self.up.is_done() && self.down.is_done() {
             return Poll::Ready(if self.is_broken { Outcome::Failed } else { Outcome::Normal });
         }
-        self.poll_deadline(cx, &shared.settings, registration, before != moved())
+        // Of both, each time.
+        let has_sent = self.up.has_sent() | self.down.has_sent();
+        self.poll_deadline(cx, &shared.settings, registration, has_sent || before != moved())
     }
 
     /// What comes of how a way went. Says whether the other one goes on.
@@ -297,9 +324,13 @@ impl Relay {
         let now = clock::milliseconds();
         if has_moved || self.idle_at == 0 {
             self.idle_at = now + clock::in_milliseconds(settings.idle_timeout_tcp);
+            self.unacknowledged = usize::MAX;
         }
         if now >= self.idle_at {
-            return Poll::Ready(Outcome::Cut);
+            if !self.is_taken() {
+                return Poll::Ready(Outcome::Cut);
+            }
+            self.idle_at = now + clock::in_milliseconds(settings.idle_timeout_tcp);
         }
         if now >= self.settled_at {
             self.settled_at = u64::MAX;
@@ -307,5 +338,13 @@ impl Relay {
         }
         registration.wake_at(cx, self.idle_at.min(self.settled_at));
         Poll::Pending
+    }
+
+    /// Whether one of the two still takes what the kernel has for it, of which nobody tells: megabytes may
+    /// wait there. When it is asked for the first time it may be so; from then on less must be left.
+    fn is_taken(&mut self) -> bool {
+        let left = self.client.unacknowledged() + self.server.unacknowledged();
+        let before = mem::replace(&mut self.unacknowledged, left);
+        left > 0 && left < before
     }
 }

@@ -24,6 +24,8 @@ pub enum Refusal {
     Descriptors,
     /// There are no local ports left for connections to the backends.
     LocalPorts,
+    /// The address that connections to the backends are to come from is not on this node.
+    SourceMissing,
     /// The kernel does not allow connections from the client's address.
     Transparent,
     /// It came from a VIP of ours (UDP): two Services that answer whatever comes would never stop.
@@ -34,7 +36,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoBackend,
         Self::ConnectFailed,
         Self::SourceRange,
@@ -42,6 +44,7 @@ impl Refusal {
         Self::TooMany,
         Self::Descriptors,
         Self::LocalPorts,
+        Self::SourceMissing,
         Self::Transparent,
         Self::OwnAddress,
         Self::Displaced,
@@ -58,6 +61,7 @@ impl Refusal {
             Self::TooMany => "too_many_connections",
             Self::Descriptors => "no_file_descriptors",
             Self::LocalPorts => "no_local_ports",
+            Self::SourceMissing => "snat_address_missing",
             Self::Transparent => "transparent_not_allowed",
             Self::OwnAddress => "from_own_address",
             Self::Displaced => "displaced",
@@ -202,6 +206,16 @@ mod tests {
         for (index, why) in Refusal::ALL.into_iter().enumerate() {
             assert_eq!(why as usize, index);
             assert!(why.name().bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+        }
+    }
+
+    #[test]
+    fn the_documentation_explains_each() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/proxy.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        for why in Refusal::ALL {
+            let row = format!("| `{}` | ", why.name());
+            assert_eq!(text.matches(&row).count(), 1, "{row}");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{
     io::{self, ErrorKind},
     mem,
     net::Shutdown,
+    os::fd::AsRawFd,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -27,6 +28,8 @@ pub struct End {
     nagle: Nagle,
     /// The other side has ended: what is there to be read is the last.
     is_ending: bool,
+    /// Acknowledgements wait for something to be sent with, which must end with the first bytes.
+    acks_wait: bool,
 }
 
 #[derive(Debug)]
@@ -48,16 +51,23 @@ impl End {
     /// A socket that was accepted: it has the options of the listening one.
     #[must_use]
     pub fn accepted(socket: Socket) -> Self {
-        Self { fd: Fd::Plain(socket), is_dry: false, is_full: false, nagle: Nagle::Off, is_ending: false }
+        Self {
+            fd: Fd::Plain(socket),
+            is_dry: false,
+            is_full: false,
+            nagle: Nagle::Off,
+            is_ending: false,
+            acks_wait: false,
+        }
     }
 
-    /// A socket that connects. It is watched from the start.
+    /// A socket that connects. It is watched from the start. `acks_wait`: TCP_QUICKACK was taken from it.
     ///
     /// # Errors
     /// When it cannot be watched.
-    pub fn connecting(socket: Socket) -> io::Result<Self> {
+    pub fn connecting(socket: Socket, acks_wait: bool) -> io::Result<Self> {
         let fd = Fd::Watched(watch(socket, both())?);
-        Ok(Self { fd, is_dry: true, is_full: true, nagle: Nagle::Unsent, is_ending: false })
+        Ok(Self { fd, is_dry: true, is_full: true, nagle: Nagle::Unsent, is_ending: false, acks_wait })
     }
 
     /// Waits until it is connected.
@@ -160,10 +170,21 @@ impl End {
                     if result.as_ref().is_ok_and(|count| *count < wanted) {
                         self.fills(cx);
                     }
+                    if self.acks_wait && result.is_ok() {
+                        self.acknowledge();
+                    }
                     return Poll::Ready(result);
                 }
             }
         }
+    }
+
+    /// From now on what comes is acknowledged at once, as on any new connection. A peer that answers in
+    /// several small writes, with Nagle's algorithm, would wait for a delayed acknowledgement otherwise.
+    fn acknowledge(&mut self) {
+        self.acks_wait = false;
+        // Without it the answer is late, and no less right.
+        let _ = self.socket().and_then(|socket| socket.set_tcp_quickack(true));
     }
 
     /// There will be no more output.
@@ -198,6 +219,17 @@ impl End {
             Ok(fd) => fd.poll_write_ready(cx).map(drop),
             Err(_) => Poll::Ready(()),
         }
+    }
+
+    /// Bytes that were sent and that the other side has not acknowledged.
+    #[must_use]
+    pub fn unacknowledged(&self) -> usize {
+        let Ok(socket) = self.socket() else { return 0 };
+        let mut count: libc::c_int = 0;
+        #[expect(unsafe_code, reason = "a request that no library wraps safely")]
+        // SAFETY: the kernel writes an `int`, which lives through the call (tcp(7), SIOCOUTQ).
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+        if result == 0 { usize::try_from(count).unwrap_or(0) } else { 0 }
     }
 
     /// Tells the other side that the connection failed, rather than ended.
@@ -263,5 +295,36 @@ fn uninterrupted(mut what: impl FnMut() -> io::Result<usize>) -> io::Result<usiz
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, net::TcpListener};
+
+    use socket2::{Domain, Type};
+
+    use super::*;
+
+    /// Whether a socket that connected with or without TCP_QUICKACK acknowledges at once when bytes were sent.
+    async fn acknowledges_at_once(listener: &TcpListener, end: impl Fn(Socket) -> io::Result<End>) -> bool {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking().cloexec(), None).unwrap();
+        socket.set_tcp_quickack(false).unwrap();
+        let _ = socket.connect(&listener.local_addr().unwrap().into());
+        let mut end = end(socket).unwrap();
+        poll_fn(|cx| end.poll_connected(cx)).await.unwrap();
+        let sent = poll_fn(|cx| end.poll_output(cx, 1, |socket| socket.send(b"a"))).await;
+        assert_eq!(sent.unwrap(), 1);
+        end.socket().unwrap().tcp_quickack().unwrap()
+    }
+
+    #[tokio::test]
+    async fn acknowledgements_wait_for_the_first_bytes_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // net.ipv4.tcp_pingpong_thresh, and before there was that, the kernel's version, tell when it delays.
+        if acknowledges_at_once(&listener, |socket| End::connecting(socket, false)).await {
+            println!("this kernel does not delay yet");
+        }
+        assert!(acknowledges_at_once(&listener, |socket| End::connecting(socket, true)).await);
     }
 }

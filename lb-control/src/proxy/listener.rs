@@ -12,6 +12,7 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
+    thread,
     time::Duration,
 };
 
@@ -28,8 +29,8 @@ use super::{
 
 /// So many connections are accepted before others get their turn.
 const BATCH: usize = 64;
-/// How long to wait when there is nothing to accept with: each time longer, within these bounds.
-const PAUSES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(100)];
+/// How long to wait when there is no file descriptor: each time longer, within these bounds.
+pub const PAUSES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(100)];
 
 /// A listening socket.
 #[derive(Debug)]
@@ -112,13 +113,37 @@ impl Listener {
         Ok(socket.into())
     }
 
-    /// Listens no more. What waits to be accepted is served by `worker`. If another process has the socket,
-    /// too, it stays open there.
-    pub fn close(self: &Arc<Self>, entry: &Arc<Entry>, shared: &Arc<Shared>, worker: (&Handle, usize)) {
+    /// Accepts no more, and leaves what waits to the kernel, or to another process that has the socket, too.
+    pub fn stop(&self) {
         self.is_closed.store(true, SeqCst);
-        let (handle, number) = worker;
-        while let Accepted::One(socket, peer) = self.accept() {
-            self.serve(socket, peer, entry, shared, (handle, number));
+        self.closes.notify_waiters();
+    }
+
+    /// Listens no more. What waits to be accepted is served by `worker`; if there is no file descriptor for
+    /// it, for as long as there is `patience`, which is used up by that. If another process has the socket,
+    /// too, it stays open there.
+    pub fn close(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        shared: &Arc<Shared>,
+        worker: (&Handle, usize),
+        patience: &mut Duration,
+    ) {
+        self.is_closed.store(true, SeqCst);
+        let mut failures = 0;
+        loop {
+            match self.accept() {
+                Accepted::One(socket, peer) => self.serve(socket, peer, entry, shared, worker),
+                Accepted::None => break,
+                // It may have been that connection alone.
+                Accepted::Failed if failures < BATCH => failures += 1,
+                Accepted::NoRoom if !self.is_shared.load(SeqCst) && !patience.is_zero() => {
+                    shared.shortages.fetch_add(1, Relaxed);
+                    thread::sleep(PAUSES[0].min(*patience));
+                    *patience = patience.saturating_sub(PAUSES[0]);
+                }
+                Accepted::Failed | Accepted::NoRoom => break,
+            }
         }
         if !self.is_shared.load(SeqCst) {
             // Tasks that still have it would keep it listening otherwise.

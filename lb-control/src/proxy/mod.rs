@@ -34,7 +34,8 @@ use std::{
         Arc,
         atomic::Ordering::{Relaxed, SeqCst},
     },
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -58,7 +59,7 @@ use shared::Shared;
 use udp::Udp;
 use worker::Worker;
 
-/// The proxy. Dropping it ends its threads, and all connections.
+/// The proxy. Dropping it resets all connections and ends its threads, which may take a second.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
@@ -67,6 +68,9 @@ pub struct Proxy {
     services: BTreeMap<ServiceKey, Served>,
     reader: Reader,
     inherited: HashMap<(SocketAddr, Protocol), Vec<OwnedFd>>,
+    /// How long it may still wait for file descriptors, so that what waits at a socket that is closed can be
+    /// accepted.
+    patience: Duration,
 }
 
 #[derive(Debug)]
@@ -98,9 +102,10 @@ impl Proxy {
         let handles =
             shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
         let udp = Udp::start(handles, &shared)?;
-        reader.follow(&shared);
+        reader.follow(&shared, udp.teller());
+        let (services, inherited_by_address, patience) = (BTreeMap::new(), HashMap::new(), Duration::ZERO);
         let mut proxy =
-            Self { shared, udp, workers, services: BTreeMap::new(), reader, inherited: HashMap::new() };
+            Self { shared, udp, workers, services, reader, inherited: inherited_by_address, patience };
         for one in inherited {
             proxy.inherited.entry((one.address, one.protocol)).or_default().push(one.socket);
         }
@@ -118,6 +123,7 @@ impl Proxy {
     pub fn apply(&mut self, changes: Vec<(ServiceKey, Wanted)>) -> Vec<(ServiceKey, anyhow::Error)> {
         let mut failed = Vec::new();
         let mut are_reset = false;
+        self.patience = LAST_ACCEPTS;
         for (key, wanted) in changes {
             let result = match key.protocol {
                 Protocol::Tcp => self.apply_one(&key, wanted, &mut are_reset),
@@ -155,6 +161,12 @@ impl Proxy {
         self.shared.open() as u64 + self.udp.total()
     }
 
+    /// Connections (TCP) of all.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        self.shared.open()
+    }
+
     /// What was counted.
     #[must_use]
     pub fn counts(&self) -> Vec<FrontendCounts> {
@@ -165,12 +177,6 @@ impl Proxy {
     #[must_use]
     pub fn reader(&self) -> Reader {
         self.reader.clone()
-    }
-
-    /// ICMP errors that clients of UDP got, and did not get.
-    #[must_use]
-    pub fn icmp_errors(&self) -> IcmpErrors {
-        self.udp.icmp_errors()
     }
 
     /// Duplicates of the listening sockets, to hand over. From then on what waits to be accepted when one
@@ -191,9 +197,10 @@ impl Proxy {
     }
 
     /// Accepts no more, waits until all connections have ended or for so long, then resets the rest.
-    /// Gives how many were reset.
+    /// Gives how many were reset. Whoever does not wait for it resets them at once.
     pub async fn drain(mut self, deadline: Duration) -> u64 {
         self.shared.is_draining.store(true, SeqCst);
+        self.patience = LAST_ACCEPTS;
         let keys: Vec<_> = self.services.keys().cloned().collect();
         keys.iter().for_each(|key| self.close(key));
         let ended = async {
@@ -213,7 +220,7 @@ impl Proxy {
                 self.shared.has_ended.notified().await;
             }
         };
-        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
+        let _ = tokio::time::timeout(RESETS, ended).await;
         rest
     }
 
@@ -310,7 +317,8 @@ impl Proxy {
         let Some(served) = self.services.get_mut(key) else { return };
         for (number, listener) in std::mem::take(&mut served.listeners).into_iter().enumerate() {
             let index = number % self.workers.len();
-            listener.close(&served.entry, &self.shared, (&self.workers[index].handle, index));
+            let worker = (&self.workers[index].handle, index);
+            listener.close(&served.entry, &self.shared, worker, &mut self.patience);
             self.shared.listeners.fetch_sub(1, Relaxed);
         }
     }
@@ -318,10 +326,22 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        // Sockets that are just closed say that everything was sent: half an answer would look like all of it.
+        self.services.values().flat_map(|served| &served.listeners).for_each(|listener| listener.stop());
+        self.shared.is_over.store(true, SeqCst);
+        self.workers.iter().for_each(Worker::wake_all);
+        let begin = Instant::now();
+        while self.shared.open() > 0 && begin.elapsed() < RESETS {
+            thread::sleep(Duration::from_millis(1));
+        }
         self.reader.end();
     }
 }
 
+/// How long all sockets that are closed together may wait for file descriptors.
+const LAST_ACCEPTS: Duration = Duration::from_secs(1);
+/// How long connections may take to be reset rather than closed.
+const RESETS: Duration = Duration::from_secs(1);
 /// How long answers of backends may take that are under way when the proxy ends.
 const ANSWERS: Duration = Duration::from_secs(2);
 

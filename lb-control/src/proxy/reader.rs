@@ -2,10 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::Ordering::{Relaxed, SeqCst},
-    },
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic::Ordering::Relaxed},
 };
 
 use super::{
@@ -13,6 +10,7 @@ use super::{
     counts::{FrontendCounts, Refusal},
     entry::Entry,
     shared::Shared,
+    udp::{IcmpErrors, Teller},
 };
 use crate::model::ServiceKey;
 
@@ -33,8 +31,13 @@ pub struct Totals {
     pub refused: Vec<(Refusal, u64)>,
     /// Bytes that connections hold in buffers and pipes at this time.
     pub held_bytes: u64,
-    /// How often a connection had to wait to be accepted because there was no file descriptor, or no memory.
+    /// How often a connection had to wait, to be accepted or to get a socket to its backend, because there was
+    /// no file descriptor, or no memory.
     pub shortages: u64,
+    /// ICMP errors for clients of UDP.
+    pub icmp_errors: IcmpErrors,
+    /// Datagrams that were not passed on, from clients and to clients.
+    pub lost: [u64; 2],
 }
 
 #[derive(Debug, Default)]
@@ -44,9 +47,17 @@ struct State {
     gone: BTreeMap<ServiceKey, FrontendCounts>,
     /// Refusals of those that were forgotten.
     refused: [u64; Refusal::ALL.len()],
-    shared: Option<Arc<Shared>>,
+    now: Option<(Arc<Shared>, Arc<Teller>)>,
     /// Of proxies before this one.
+    before: Sums,
+}
+
+/// What belongs to no entry and only grows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
     shortages: u64,
+    icmp_errors: IcmpErrors,
+    lost: [u64; 2],
 }
 
 impl Reader {
@@ -74,11 +85,14 @@ impl Reader {
     #[must_use]
     pub fn totals(&self) -> Totals {
         let state = self.read();
-        let shared = state.shared.as_ref();
+        let Sums { shortages, icmp_errors, lost } = state.sums();
+        let held = state.now.as_ref().map_or(0, |(shared, _)| shared.memory.held());
         Totals {
             refused: Refusal::ALL.map(|why| (why, state.refused[why as usize])).into(),
-            held_bytes: shared.map_or(0, |shared| shared.memory.held() as u64),
-            shortages: state.shortages + shared.map_or(0, |shared| shared.shortages.load(Relaxed)),
+            held_bytes: held as u64,
+            shortages,
+            icmp_errors,
+            lost,
         }
     }
 
@@ -93,9 +107,9 @@ impl Reader {
     }
 
     /// From now on it tells of this proxy.
-    pub(super) fn follow(&self, shared: &Arc<Shared>) {
+    pub(super) fn follow(&self, shared: &Arc<Shared>, teller: Arc<Teller>) {
         self.end();
-        self.write().shared = Some(Arc::clone(shared));
+        self.write().now = Some((Arc::clone(shared), teller));
     }
 
     /// The proxy has ended.
@@ -104,9 +118,8 @@ impl Reader {
         for (key, entry) in std::mem::take(&mut state.entries) {
             state.retire(key, &entry);
         }
-        if let Some(shared) = state.shared.take() {
-            state.shortages += shared.shortages.load(SeqCst);
-        }
+        state.before = state.sums();
+        state.now = None;
     }
 
     /// Takes an entry in, or out.
@@ -133,6 +146,19 @@ impl Reader {
 }
 
 impl State {
+    /// Those of all proxies.
+    fn sums(&self) -> Sums {
+        let Sums { mut shortages, mut icmp_errors, mut lost } = self.before;
+        if let Some((shared, teller)) = &self.now {
+            shortages += shared.shortages.load(Relaxed);
+            let IcmpErrors { told, untold } = teller.counts();
+            icmp_errors.told += told;
+            icmp_errors.untold += untold;
+            lost.iter_mut().zip(&shared.lost).for_each(|(sum, count)| *sum += count.load(Relaxed));
+        }
+        Sums { shortages, icmp_errors, lost }
+    }
+
     fn retire(&mut self, key: ServiceKey, entry: &Entry) {
         if self.gone.len() >= KEPT && !self.gone.contains_key(&key) {
             let first = self.gone.keys().find(|key| !self.entries.contains_key(*key)).cloned();

@@ -19,7 +19,8 @@ pub struct Settings {
     pub sources: Vec<IpAddr>,
     /// How long a backend may take to accept a connection.
     pub connect_timeout: Duration,
-    /// How long nothing may pass on a TCP connection.
+    /// How long nothing may pass on a TCP connection. While something is sent but not acknowledged, twice as
+    /// long.
     pub idle_timeout_tcp: Duration,
     /// How long nothing may pass in a UDP session that both sides took part in.
     pub idle_timeout_udp: Duration,

@@ -36,8 +36,11 @@ pub struct Shared {
     pub ways: AtomicUsize,
     /// Sessions (UDP) that there are.
     pub sessions: AtomicUsize,
-    /// How often a connection had to wait to be accepted because there was no file descriptor, or no memory.
+    /// How often a connection had to wait, to be accepted or to get a socket to its backend, because there was
+    /// no file descriptor, or no memory.
     pub shortages: AtomicU64,
+    /// Datagrams that were not passed on, from clients and to clients.
+    pub lost: [AtomicU64; 2],
     /// Those of each worker.
     pub loads: Box<[AtomicUsize]>,
     /// The runtimes of the workers, once all have started.
@@ -66,6 +69,7 @@ impl Shared {
             ways: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
             shortages: AtomicU64::new(0),
+            lost: [AtomicU64::new(0), AtomicU64::new(0)],
             is_over: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),
             has_ended: Notify::new(),

@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     future::Future,
     io::{self, ErrorKind, Read},
+    mem,
     os::fd::AsRawFd,
     pin::pin,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -47,6 +48,8 @@ pub struct Way {
     has_ended: bool,
     /// The source failed after what was read last.
     has_failed: bool,
+    /// Something that was read earlier has been sent.
+    has_sent: bool,
     is_done: bool,
 }
 
@@ -85,6 +88,12 @@ impl Way {
         self.is_done
     }
 
+    /// Whether, since this was asked last, something has been sent that was read earlier.
+    #[must_use]
+    pub fn has_sent(&mut self) -> bool {
+        mem::take(&mut self.has_sent)
+    }
+
     /// There will be no more.
     pub fn give_up(&mut self) {
         (self.is_done, self.held) = (true, Held::default());
@@ -109,7 +118,7 @@ impl Way {
                 return Poll::Ready(Ok(()));
             }
             if !self.held.is_empty() {
-                ready!(self.held.poll_flush(cx, sink)).map_err(|_| Failure::Sink)?;
+                ready!(self.held.poll_flush(cx, sink, &mut self.has_sent)).map_err(|_| Failure::Sink)?;
             } else if self.has_failed {
                 return Poll::Ready(Err(Failure::Source));
             } else if self.has_ended && self.pipe.is_none() {
@@ -223,6 +232,7 @@ impl Way {
         while pipe.filled() > 0 {
             let emptied = sink.poll_output(cx, 0, |socket| pipe.empty(socket));
             ready!(emptied).map_err(|_| Failure::Sink)?;
+            self.has_sent = true;
         }
         if !self.has_ended {
             match source.poll_input(cx, 0, |socket| pipe.fill(socket)) {
@@ -275,9 +285,15 @@ impl Held {
         self.bytes.is_empty()
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &mut End) -> Poll<io::Result<()>> {
+    fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut End,
+        has_sent: &mut bool,
+    ) -> Poll<io::Result<()>> {
         while self.sent < self.bytes.len() {
             self.sent += ready!(poll_send(cx, sink, &self.bytes[self.sent..], 0))?;
+            *has_sent = true;
         }
         *self = Self::default();
         Poll::Ready(Ok(()))

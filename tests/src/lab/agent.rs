@@ -222,13 +222,30 @@ impl<'lab> Agent<'lab> {
     /// # Errors
     /// When it does not run, or does not end in time.
     pub fn sigterm(&mut self) -> Result<ExitStatus> {
-        let mut process = self.process.take().context("the agent does not run")?;
-        let pid = i32::try_from(process.id()).context("process id")?;
-        kill(Pid::from_raw(pid), Signal::SIGTERM).context("cannot signal the agent")?;
-        wait_for("the agent to end", || Ok(process.child().try_wait()?))
+        self.ask_to_end()?;
+        self.ended()
     }
 
-    /// Waits until the agent has ended by itself.
+    /// Asks the agent to end, and does not wait.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn ask_to_end(&self) -> Result<()> {
+        let process = self.process.as_ref().context("the agent does not run")?;
+        let pid = i32::try_from(process.id()).context("process id")?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).context("cannot signal the agent")
+    }
+
+    /// Waits until the agent's log says something.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_log(&self, text: &str) -> Result<()> {
+        let says = wait_for(text, || Ok(self.log().contains(text).then_some(())));
+        says.with_context(|| format!("the agent's log:\n{}", self.log()))
+    }
+
+    /// Waits until the agent has ended, by itself or after [`Self::ask_to_end`].
     ///
     /// # Errors
     /// When it does not run, or does not end in time.

@@ -10,6 +10,7 @@
 
 pub mod agent;
 mod control_group;
+mod extra_client;
 mod extra_edge;
 pub mod manifest;
 mod netns;
@@ -21,6 +22,7 @@ pub(crate) mod xdp_pass;
 
 pub use agent::{Agent, Seat, in_kernel, is_proxied, wait_for};
 pub use control_group::ControlGroup;
+pub use extra_client::{ExtraClient, UPLINK_2};
 pub use extra_edge::ExtraEdge;
 pub use netns::{Namespace, Process};
 pub use topology::{HOST, Lab, Lan, Options, POD, VIPS_V4, VIPS_V6};

@@ -61,8 +61,14 @@ impl Agent {
     pub(super) fn attach(&mut self) -> BTreeSet<IpAddr> {
         self.trouble.clear(Area::Devices);
         let links = self.next_hops.links();
-        let link = links.values().find(|link| link.name == self.settings.link_device);
-        self.config.client_mtu = link.and_then(|link| u16::try_from(link.mtu).ok()).unwrap_or_default();
+        let mtus = links.values().filter(|link| self.settings.is_of_clients(&link.name)).map(|link| link.mtu);
+        self.config.client_mtu = mtus.min().and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or_default();
+        let gone = self.settings.client_devices.iter().filter(|name| self.index_of(name).is_none());
+        let gone = gone.map(|name| {
+            format!("the client device {name} is gone: who comes in by it is not served until it is back")
+        });
+        let gone: Vec<_> = gone.map(Problem::warning).collect();
+        self.trouble.extend(Area::Devices, gone);
         // Before other programs: those of TC are loaded when they are first needed.
         self.config.syn_cookies = self.load_cookies().raw();
         let wanted = self.devices_in_use();
@@ -101,8 +107,11 @@ impl Agent {
 
     /// The device that frames of the link device come in by: those of a VLAN device by the one below.
     pub(super) fn link_index(&self) -> Option<u32> {
-        let links = self.next_hops.links();
-        let (index, link) = links.iter().find(|(_, link)| link.name == self.settings.link_device)?;
+        self.index_of(&self.settings.link_device)
+    }
+
+    fn index_of(&self, name: &str) -> Option<u32> {
+        let (index, link) = self.next_hops.links().iter().find(|(_, link)| link.name == name)?;
         Some(link.vlan.and(link.parent).unwrap_or(*index))
     }
 
@@ -161,6 +170,11 @@ impl Agent {
                     self.settings.link_device
                 );
                 self.fail(Area::Devices, "device", &error);
+            }
+        }
+        for index in self.settings.client_devices.iter().filter_map(|name| self.index_of(name)) {
+            if let Some(link) = self.next_hops.links().get(&index) {
+                wanted.insert(index, link.name.clone());
             }
         }
         for (_, found) in self.next_hops.ways() {

@@ -278,6 +278,16 @@ impl Agent {
         Ok(heir)
     }
 
+    /// How many connections the proxy has; sessions of UDP have no end to wait for.
+    pub fn connections(&self) -> usize {
+        self.proxied.proxy.as_ref().map_or(0, Proxy::open_connections)
+    }
+
+    /// How long they may go on when the agent is asked to end.
+    pub fn drain(&self) -> Duration {
+        self.settings.drain
+    }
+
     /// What is left when everything else is given away.
     pub fn into_proxy(mut self) -> Option<Proxy> {
         self.take_proxy()

@@ -25,7 +25,7 @@ impl Agent {
     async fn new(backends: &[&str]) -> Self {
         let mut agent = Self {
             monitor: Monitor::start().unwrap(),
-            next_hops: NextHops::new(Kernel::connect().unwrap(), "uplink"),
+            next_hops: NextHops::new(Kernel::connect().unwrap(), vec!["uplink".into()]),
             backends: backends.iter().map(|backend| ip(backend)).collect(),
             neighbours_changed: false,
         };
@@ -239,7 +239,7 @@ fn an_error_while_new_neighbours_are_met_costs_no_backend_its_way() {
     run(async |lab| {
         pair(lab).await;
         let kernel = Kernel::connect().unwrap();
-        let mut next_hops = NextHops::new(kernel.clone(), "uplink");
+        let mut next_hops = NextHops::new(kernel.clone(), vec!["uplink".into()]);
         next_hops.know(&[ip("10.0.0.2")].into(), |_| Some(false));
         *kernel.neighbours_fail_after.lock().unwrap() = Some(1);
         let refreshed = next_hops.refresh(Ask::Neighbours).await.unwrap();
@@ -254,7 +254,7 @@ fn an_error_while_new_neighbours_are_met_costs_no_backend_its_way() {
 fn a_refresh_that_is_not_finished_is_made_up_for() {
     run(async |lab| {
         pair(lab).await;
-        let mut next_hops = NextHops::new(Kernel::connect().unwrap(), "uplink");
+        let mut next_hops = NextHops::new(Kernel::connect().unwrap(), vec!["uplink".into()]);
         // Nobody has this address: it is waited for.
         next_hops.know(&[ip("10.0.0.99")].into(), |_| Some(false));
         let abandoned = timeout(Duration::from_millis(60), next_hops.refresh(Ask::Neighbours)).await;
@@ -321,7 +321,7 @@ fn samples_find_what_nobody_told_of() {
     run(async |lab| {
         pair(lab).await;
         lab.node.add_route("10.9.0.0/16", "10.0.0.2").await;
-        let mut next_hops = NextHops::new(Kernel::connect().unwrap(), "uplink");
+        let mut next_hops = NextHops::new(Kernel::connect().unwrap(), vec!["uplink".into()]);
         // Three samples of 1024 at most.
         next_hops.know(&many(2_500), |_| Some(false));
         next_hops.refresh(Ask::Neighbours).await.unwrap();

@@ -216,3 +216,16 @@ fn backends_see_the_address_that_was_chosen() {
     let _client = client(&key);
     assert_eq!(listener.accept().unwrap().1.ip().to_string(), "127.0.0.77");
 }
+
+/// It is not for want of ports, and says nothing of the backend.
+#[test]
+fn an_address_that_is_not_here_is_told() {
+    let key = key();
+    // For documentation (RFC 5737): nobody has it.
+    let sources = vec!["192.0.2.77".parse().unwrap()];
+    let mut proxy = Proxy::start(Settings { sources, ..settings() }, Vec::new()).unwrap();
+    serve(&mut proxy, frontend(&key, &[echo()]));
+    assert_eq!(refusal(&key), ErrorKind::ConnectionReset);
+    assert_eq!(refused(&proxy, crate::proxy::Refusal::SourceMissing), 1);
+    assert_eq!(proxy.counts()[0].backends[0].connect_failures, 0);
+}

@@ -183,6 +183,36 @@ fn who_is_idle_is_reset() {
     assert!(begin.elapsed() > Duration::from_millis(300), "{:?}", begin.elapsed());
 }
 
+/// An answer that the proxy, or the kernel, has whole, and that its client takes slowly, is not idle.
+#[test]
+fn who_is_slow_is_not_idle() {
+    const ANSWER: usize = 1 << 20;
+    let idle = Duration::from_millis(300);
+    let mut proxy = Proxy::start(Settings { idle_timeout_tcp: idle, ..settings() }, Vec::new()).unwrap();
+    let key = key();
+    let server = server(|mut stream| {
+        // A client that was cut off is seen there.
+        let _ = stream.write_all(&[7; ANSWER]);
+        let _ = stream.read(&mut [0]);
+    });
+    serve(&mut proxy, frontend(&key, &[server]));
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(8 << 10).unwrap();
+    socket.connect(&vip(&key).into()).unwrap();
+    let (mut stream, mut buffer) = (TcpStream::from(socket), [0; 16 << 10]);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (begin, mut taken) = (Instant::now(), 0);
+    while taken < ANSWER {
+        let count = stream.read(&mut buffer).unwrap_or_else(|error| panic!("after {taken}: {error}"));
+        assert_ne!(count, 0, "after {taken}");
+        taken += count;
+        // As much as in three idle times and a half, in the end.
+        thread::sleep((idle * 7 / 2).mul_f64(taken as f64 / ANSWER as f64).saturating_sub(begin.elapsed()));
+    }
+    // Then it is.
+    assert_eq!(stream.read(&mut buffer).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
 #[test]
 fn backends_may_see_the_client_itself() {
     let probe = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

@@ -43,6 +43,43 @@ fn a_drain_has_a_deadline() {
     }
 }
 
+fn exchanging(proxy: &mut Proxy, key: &ServiceKey) -> Vec<TcpStream> {
+    serve(proxy, frontend(key, &[echo()]));
+    let mut streams: Vec<_> = (0..30).map(|_| client(key)).collect();
+    streams.iter_mut().for_each(|stream| assert_eq!(exchange(stream, "a"), "a"));
+    streams
+}
+
+fn are_reset(streams: Vec<TcpStream>) {
+    for mut stream in streams {
+        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+}
+
+/// An end would make half an answer look like all of it.
+#[test]
+fn who_is_dropped_is_reset() {
+    let (mut proxy, key) = (start(), key());
+    let streams = exchanging(&mut proxy, &key);
+    drop(proxy);
+    are_reset(streams);
+    // As the agent does when the last entry goes.
+    let mut proxy = start();
+    let streams = exchanging(&mut proxy, &key);
+    proxy.apply(vec![(key, Wanted::Gone)]);
+    drop(proxy);
+    are_reset(streams);
+}
+
+#[test]
+fn a_drain_that_is_interrupted_resets() {
+    let (mut proxy, key) = (start(), key());
+    let streams = exchanging(&mut proxy, &key);
+    let interrupted = async { tokio::time::timeout(Duration::from_millis(50), proxy.drain(PATIENCE)).await };
+    assert!(runtime().block_on(interrupted).is_err());
+    are_reset(streams);
+}
+
 /// No connection is refused or reset while one proxy takes over from another, which then drains.
 #[test]
 fn sockets_are_handed_over() {
@@ -74,28 +111,51 @@ fn sockets_are_handed_over() {
 
 const CHILD: &str = "POINTSMAN_TEST_CHILD";
 
-/// In a process of its own, since the limit is the process's.
+/// Whether this is the process of a test's own, since the limit of open files is the process's. Else it has
+/// been run.
+fn is_child(test: &str) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let name = format!("proxy::tests::life::{test}");
+    let output = child.args(["--exact", &name]).env(CHILD, "1").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    false
+}
+
+/// Takes all file descriptors.
+fn fill() -> Vec<std::fs::File> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
+    setrlimit(Resource::RLIMIT_NOFILE, open + 8, hard).unwrap();
+    std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect()
+}
+
+/// A client made while there was room: its connection waits to be accepted.
+fn waiting(socket: socket2::Socket, key: &ServiceKey) -> TcpStream {
+    socket.connect(&vip(key).into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn new_socket() -> socket2::Socket {
+    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap()
+}
+
 #[test]
 fn without_file_descriptors_it_waits() {
-    if std::env::var_os(CHILD).is_none() {
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "proxy::tests::life::without_file_descriptors_it_waits"]).env(CHILD, "1");
-        let output = child.output().unwrap();
-        return assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    if !is_child("without_file_descriptors_it_waits") {
+        return;
     }
     let (mut proxy, key) = (start(), key());
     serve(&mut proxy, frontend(&key, &[echo()]));
     let mut first = client(&key);
     assert_eq!(exchange(&mut first, "a"), "a");
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    // A socket made while there was room: its connection waits to be accepted.
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
-    let fills: Vec<_> = {
-        setrlimit(Resource::RLIMIT_NOFILE, open + 8, hard).unwrap();
-        std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect()
-    };
-    socket.connect(&vip(&key).into()).unwrap();
+    let socket = new_socket();
+    let mut fills = fill();
+    let mut stream = waiting(socket, &key);
     let shortages = || proxy.reader().totals().shortages;
     eventually("it is told", || shortages() > 2);
     assert_eq!(exchange(&mut first, "b"), "b");
@@ -103,12 +163,40 @@ fn without_file_descriptors_it_waits() {
     eventually("it tries again", || shortages() > before + 2);
     let pause = begin.elapsed() / u32::try_from(shortages() - before).unwrap();
     assert!(pause > Duration::from_millis(5), "it spins: {pause:?}");
+    // One is enough to accept it, and not for the socket to its backend.
+    fills.pop();
+    eventually("it is accepted", || proxy.total_connections() == 2);
+    let before = shortages();
+    eventually("it waits for the other one", || shortages() > before + 2);
     assert_eq!(refused(&proxy, Refusal::Descriptors), 0, "it waits, and is not refused");
     drop(fills);
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(exchange(&mut stream, "c"), "c");
+}
+
+#[test]
+fn without_file_descriptors_what_waits_at_the_end_is_accepted_nonetheless() {
+    if !is_child("without_file_descriptors_what_waits_at_the_end_is_accepted_nonetheless") {
+        return;
+    }
+    let (mut proxy, key, runtime) = (start(), key(), runtime());
+    serve(&mut proxy, frontend(&key, &[echo()]));
+    assert_eq!(exchange(&mut client(&key), "a"), "a");
+    eventually("it has ended", || proxy.total_connections() == 0);
+    let (socket, reader) = (new_socket(), proxy.reader());
+    let fills = fill();
+    let mut stream = waiting(socket, &key);
+    let shortages = move || reader.totals().shortages;
+    eventually("it is told", || shortages() > 2);
+    let client = thread::spawn(move || {
+        // Workers that accept no more tell nothing more: this is the one who closes.
+        thread::sleep(Duration::from_millis(100));
+        let before = shortages();
+        eventually("it tries again", || shortages() > before + 2);
+        drop(fills);
+        assert_eq!(exchange(&mut stream, "b"), "b");
+    });
+    assert_eq!(runtime.block_on(proxy.drain(PATIENCE)), 0);
+    client.join().unwrap();
 }
 
 /// What was counted stays when an entry is served no more, and goes on when it is served again.

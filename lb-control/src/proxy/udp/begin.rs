@@ -7,15 +7,12 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    sys::epoll::{EpollEvent, EpollFlags},
-};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{
     batch::Outgoing,
     engine::{Engine, Shared, Way},
-    session::{self, Session},
+    session::{self, NotOpen, Session},
 };
 use crate::{
     plan::unreachable::{Undelivered, Unreachable},
@@ -101,11 +98,10 @@ impl Engine {
                     let session = Session::new(Arc::clone(&entry), backend, socket, now);
                     return self.start(way, client, session, all, now);
                 }
-                Err(Errno::EMFILE | Errno::ENFILE) => return entry.counters.refuse(Refusal::Descriptors),
-                Err(Errno::EAGAIN | Errno::EADDRNOTAVAIL) => {
-                    return entry.counters.refuse(Refusal::LocalPorts);
-                }
-                Err(_) => {
+                Err(NotOpen::Descriptors) => return entry.counters.refuse(Refusal::Descriptors),
+                Err(NotOpen::LocalPorts) => return entry.counters.refuse(Refusal::LocalPorts),
+                Err(NotOpen::SourceMissing) => return entry.counters.refuse(Refusal::SourceMissing),
+                Err(NotOpen::NoWay) => {
                     table.backends[index].failed(now);
                     tried.push(index);
                     why = Some(Refusal::ConnectFailed);
@@ -138,12 +134,10 @@ impl Engine {
     }
 
     /// A socket to a backend; one that was idle for long makes room for it.
-    fn open(&mut self, backend: SocketAddr, client: SocketAddr) -> Result<OwnedFd, Errno> {
+    fn open(&mut self, backend: SocketAddr, client: SocketAddr) -> Result<OwnedFd, NotOpen> {
         let from = self.shared.proxy.settings.source(backend, client);
         match session::open(backend, from) {
-            Err(Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN | Errno::EADDRNOTAVAIL)
-                if self.sessions.len() > 0 =>
-            {
+            Err(NotOpen::Descriptors | NotOpen::LocalPorts) if self.sessions.len() > 0 => {
                 self.displace();
                 session::open(backend, from)
             }

@@ -42,8 +42,8 @@ const AT_FIRST: usize = 4;
 const BULK: usize = 8;
 /// Clients of which it is remembered that a backend has refused them.
 const REFUSED_CLIENTS: usize = 4_096;
-/// A backend that has not refused anything for so long is there, even if it never answers.
-const SILENCE_IS_CONSENT: Duration = Duration::from_secs(1);
+/// How often what changes with time is looked at.
+pub const TICK: Duration = Duration::from_millis(500);
 /// In the number that epoll gives back: it is about a VIP's socket.
 const WAY: u64 = 1 << 63;
 
@@ -104,6 +104,7 @@ pub struct Engine {
     /// Datagrams of sessions that are there, and sessions that may begin, in this round.
     pub(super) served: usize,
     room: usize,
+    ticked: Duration,
     is_draining: bool,
 }
 
@@ -127,6 +128,7 @@ impl Engine {
             replies: Vec::new(),
             served: 0,
             room: MANY,
+            ticked: Duration::ZERO,
             is_draining: false,
             shared,
         })
@@ -184,8 +186,12 @@ impl Engine {
         self.end_all(|_, session| !session.is_waiting);
     }
 
-    /// One round. Says whether another one has something to do already.
+    /// One round, at least each [`TICK`] while there are sessions. Says whether another one has something to do already.
     pub fn round(&mut self, now: Duration) -> bool {
+        if now.saturating_sub(self.ticked) >= TICK {
+            self.ticked = now;
+            self.tick();
+        }
         self.room = if self.served > 0 { FEW } else { MANY };
         self.served = 0;
         let has_more = self.watch();
@@ -301,9 +307,8 @@ impl Engine {
             self.fail(token, why, now);
             return sent.datagrams > 0;
         }
-        if now.saturating_sub(session.began) > SILENCE_IS_CONSENT {
-            session.backend.answers();
-        }
+        session.untroubled_since = session.backend.met_no_trouble(session.untroubled_since, now);
+        self.lost(0, sent.lost);
         self.sessions.client_sent(token, now);
         true
     }
@@ -368,6 +373,7 @@ impl Engine {
     /// Sends clients what backends have sent.
     fn answer(&mut self) {
         let mut replies = std::mem::take(&mut self.replies);
+        let mut lost = 0;
         // Keeps the order of each client's.
         replies.sort_by_key(|reply| reply.way);
         for replies in replies.chunk_by(|a, b| a.way == b.way) {
@@ -382,13 +388,24 @@ impl Engine {
                 .collect();
             let sent = batch::send(&way.socket, &all, &mut way.widest);
             way.entry.counters.shard(self.worker).bytes_out.fetch_add(sent.bytes, Relaxed);
+            lost += sent.lost;
         }
         replies.clear();
         self.replies = replies;
+        self.lost(1, lost);
     }
 
-    /// From time to time: ways' MTUs may have changed, and TCP may need more than before.
-    pub fn tick(&mut self) {
+    /// Counts datagrams that were not passed on: from clients 0, to clients 1.
+    fn lost(&self, direction: usize, count: u64) {
+        // All workers share it.
+        if count > 0 {
+            self.shared.proxy.lost[direction].fetch_add(count, Relaxed);
+        }
+    }
+
+    /// From time to time, however much there is to do: ways' MTUs may have changed, and TCP may need more than
+    /// before.
+    fn tick(&mut self) {
         self.ways.values_mut().for_each(|way| way.widest = SIZE);
         while self.sessions.len() > self.bound() {
             self.displace();
@@ -426,5 +443,85 @@ impl Engine {
         let all = self.sessions.iter().filter(|(_, (way, _), session)| which(*way, session));
         let tokens: Vec<_> = all.map(|(token, ..)| token).collect();
         tokens.into_iter().for_each(|token| self.end(token));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::UdpSocket, os::fd::AsRawFd};
+
+    use super::*;
+    use crate::{
+        model::{ClientAddress, ObjectRef, Protocol, Scheduler, ServiceKey},
+        plan::Frontend,
+        proxy::{Limits, Settings, backend::Backend},
+    };
+
+    /// An engine with one entry, which has no backends, and the number of its way.
+    fn engine(socket: UdpSocket) -> (Engine, u32) {
+        let settings = Settings { workers: 1, ..Settings::default() };
+        let limits = Limits::of(1_024, &settings);
+        let seconds = Duration::from_secs;
+        let shared = Shared {
+            own: OwnAddresses::default(),
+            teller: Arc::new(Teller::new()),
+            proxy: Arc::new(shared::Shared::new(settings, limits)),
+            bound: 100,
+            timeouts: Timeouts { unreplied: seconds(30), replied: seconds(60) },
+        };
+        let address = socket.local_addr().unwrap();
+        let service = ObjectRef { namespace: "test".into(), name: "dns".into() };
+        let frontend = Frontend {
+            key: ServiceKey { service, protocol: Protocol::Udp, vip: address.ip(), port: address.port() },
+            backends: Vec::new(),
+            slots: Vec::new(),
+            scheduler: Scheduler::RoundRobin,
+            source_ranges: Arc::default(),
+            affinity: None,
+            connection_limit: None,
+            client_address: ClientAddress::Path,
+        };
+        let mut engine = Engine::new(0, shared).unwrap();
+        let entry = Arc::new(Entry::new(Arc::new(frontend), 1));
+        engine.add(7, entry, Arc::new(socket.into())).unwrap();
+        (engine, 7)
+    }
+
+    #[test]
+    fn it_ticks_while_there_is_no_end_of_work() {
+        let (mut engine, way) = engine(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let at = |milliseconds: u64| Duration::from_millis(1_000_000 + milliseconds);
+        engine.round(at(0));
+        engine.ways.get_mut(&way).unwrap().widest = 1;
+        for (now, widest) in [(1, 1), (499, 1), (500, SIZE)] {
+            engine.round(at(now));
+            assert_eq!(engine.ways[&way].widest, widest, "{now}");
+        }
+    }
+
+    /// What sockets do not take is counted, in either direction.
+    #[test]
+    fn what_is_lost_is_counted() {
+        let (mut engine, way) = engine(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let lost = |engine: &Engine| engine.shared.proxy.lost.each_ref().map(|count| count.load(Relaxed));
+        let (client, now) = (SocketAddr::from(([127, 0, 0, 1], 9)), Duration::from_secs(1_000));
+        let target = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = target.local_addr().unwrap();
+        let socket = session::open(address, None).unwrap();
+        // It takes nothing from now on (EPIPE), which says nothing of the backend.
+        nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write).unwrap();
+        let entry = Arc::clone(&engine.ways[&way].entry);
+        let session = Session::new(entry, Arc::new(Backend::new(address)), socket, now);
+        let token = engine.sessions.insert((way, client), session, now);
+        let one = Outgoing { to: None, bytes: b"hello", segment: 5 };
+        assert!(engine.forward(token, &[one, one], now));
+        assert_eq!(lost(&engine), [2, 0]);
+
+        engine.buffers = vec![vec![0; SIZE].into()];
+        // Not an address that a socket of IPv4 sends to.
+        let from = "[2001:db8::1]:9".parse().unwrap();
+        engine.replies.push(Reply { way, buffer: 0, what: Received { from, length: 5, segment: 5 } });
+        engine.answer();
+        assert_eq!(lost(&engine), [2, 1]);
     }
 }

@@ -43,8 +43,7 @@ use crate::{
 use engine::{Engine, OwnAddresses};
 use run::{Order, Orders};
 use table::Timeouts;
-pub use teller::IcmpErrors;
-use teller::Teller;
+pub use teller::{IcmpErrors, Teller};
 
 /// One of so many file descriptors may be a session's.
 const SHARE_OF_SESSIONS: usize = 4;
@@ -179,10 +178,10 @@ impl Udp {
         self.entries.get(key).map(|served| &served.entry)
     }
 
-    /// How many ICMP errors clients got, and did not get.
+    /// Who tells clients of errors.
     #[must_use]
-    pub fn icmp_errors(&self) -> IcmpErrors {
-        self.teller.counts()
+    pub fn teller(&self) -> Arc<Teller> {
+        Arc::clone(&self.teller)
     }
 
     /// Duplicates of the sockets, to hand over.

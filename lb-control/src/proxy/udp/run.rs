@@ -4,7 +4,6 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc::Sender},
-    time::Duration,
 };
 
 use nix::sys::epoll::Epoll;
@@ -14,11 +13,8 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::engine::Engine;
+use super::engine::{Engine, TICK};
 use crate::proxy::{clock, entry::Entry, watch::watch};
-
-/// How finely idle times are kept.
-const TICK: Duration = Duration::from_millis(500);
 
 /// What an engine is to do.
 #[derive(Debug)]
@@ -85,7 +81,7 @@ pub async fn run(mut engine: Engine, mut orders: UnboundedReceiver<Orders>) {
                 Ok(mut ready) => ready.clear_ready(),
                 Err(_) => break,
             },
-            _ = ticks.tick(), if has_sessions => engine.tick(),
+            _ = ticks.tick(), if has_sessions => {}
         }
     }
 }

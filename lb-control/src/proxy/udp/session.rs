@@ -32,8 +32,8 @@ pub struct Session {
     pub backend: Arc<Backend>,
     /// Connected to the backend.
     pub socket: OwnedFd,
-    /// When it began.
-    pub began: Duration,
+    /// Since when what is sent to the backend has met no trouble, as far as that says that it is there.
+    pub untroubled_since: Duration,
     /// The longest datagrams that go to the backend several at once.
     pub widest: usize,
     /// Bytes of the client's last datagram: what an error would be about.
@@ -56,7 +56,7 @@ impl Session {
             entry,
             backend,
             socket,
-            began: now,
+            untroubled_since: now,
             widest: SIZE,
             last_length: 0,
             is_bulk: false,
@@ -76,12 +76,35 @@ pub struct Trouble {
     pub payload: Vec<u8>,
 }
 
+/// Why there is no socket to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotOpen {
+    /// The address that it is to send from is not on this node.
+    SourceMissing,
+    /// There are no file descriptors.
+    Descriptors,
+    /// There are no local ports.
+    LocalPorts,
+    /// There is no way to the backend.
+    NoWay,
+}
+
+impl From<Errno> for NotOpen {
+    fn from(error: Errno) -> Self {
+        match error {
+            Errno::EMFILE | Errno::ENFILE => Self::Descriptors,
+            Errno::EAGAIN | Errno::EADDRNOTAVAIL => Self::LocalPorts,
+            _ => Self::NoWay,
+        }
+    }
+}
+
 /// A socket that sends to a backend, from an address of this node if one is named, and gets its datagrams,
 /// and no others.
 ///
 /// # Errors
-/// `EMFILE`, `ENFILE`: no file descriptors. `EAGAIN`, `EADDRNOTAVAIL`: no local ports. Others: no way there.
-pub fn open(backend: SocketAddr, from: Option<IpAddr>) -> Result<OwnedFd, Errno> {
+/// Why there is none.
+pub fn open(backend: SocketAddr, from: Option<IpAddr>) -> Result<OwnedFd, NotOpen> {
     let family = if backend.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(family, SockType::Datagram, flags, None)?;
@@ -93,7 +116,12 @@ pub fn open(backend: SocketAddr, from: Option<IpAddr>) -> Result<OwnedFd, Errno>
     }
     if let Some(from) = from {
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
-        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
+        let bound = bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)));
+        bound.map_err(|error| match error {
+            // No port is chosen yet: it is about the address.
+            Errno::EADDRNOTAVAIL => NotOpen::SourceMissing,
+            error => error.into(),
+        })?;
     }
     connect(socket.as_raw_fd(), &SockaddrStorage::from(backend))?;
     Ok(socket)

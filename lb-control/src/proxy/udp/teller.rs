@@ -28,14 +28,12 @@ pub struct Teller {
 }
 
 /// ICMP errors for clients of UDP, since the start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IcmpErrors {
     /// Those that were sent.
     pub told: u64,
     /// Those that were not: for want of CAP_NET_RAW, or because there were too many in a second.
     pub untold: u64,
-    /// Whether there is the right to send them.
-    pub is_possible: bool,
 }
 
 impl Teller {
@@ -60,7 +58,7 @@ impl Teller {
     #[must_use]
     pub fn counts(&self) -> IcmpErrors {
         let [told, untold] = [&self.told, &self.untold].map(|counter| counter.load(Relaxed));
-        IcmpErrors { told, untold, is_possible: self.v4.is_some() || self.v6.is_some() }
+        IcmpErrors { told, untold }
     }
 
     /// Tells a client, unless others were told too much lately.
@@ -120,6 +118,6 @@ mod tests {
         let (client, vip) = ("192.0.2.7:9".parse().unwrap(), "192.0.2.1:9".parse().unwrap());
         let of = Undelivered { client, vip, length: 0, payload: b"" };
         teller.tell(Unreachable::Port, &of, Duration::from_secs(1));
-        assert_eq!(teller.counts(), IcmpErrors { told: 0, untold: 1, is_possible: false });
+        assert_eq!(teller.counts(), IcmpErrors { told: 0, untold: 1 });
     }
 }

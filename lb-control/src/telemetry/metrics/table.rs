@@ -56,7 +56,7 @@ metrics! {
     UPTIME = Gauge "pointsman_uptime_seconds" []
         "Time since the agent started.";
     READY = Gauge "pointsman_ready" []
-        "1 if the first configuration is in use and a program is attached, or the proxy serves, as /readyz.";
+        "1 if the first configuration is in use and a program is attached, or the proxy serves, and the agent was not asked to end, as /readyz.";
     LEADER = Gauge "pointsman_leader" []
         "1 on the node whose agent gives out addresses and writes the status of Services.";
 
@@ -133,7 +133,11 @@ metrics! {
     PROXY_HELD_BYTES = Gauge "pointsman_proxy_held_bytes" []
         "Bytes that the userspace proxy holds for receivers that are slower than their senders.";
     PROXY_SHORTAGES = Counter "pointsman_proxy_shortages_total" []
-        "How often connections had to wait to be accepted by the userspace proxy, for want of file descriptors or memory.";
+        "How often connections of the userspace proxy had to wait, to be accepted or for a socket to their backend, for want of file descriptors or memory.";
+    PROXY_ICMP_ERRORS = Counter "pointsman_proxy_icmp_errors_total" ["result"]
+        "ICMP errors for clients of the userspace proxy whose datagrams no backend took; not sent for want of CAP_NET_RAW, or because there were too many in a second.";
+    PROXY_LOST_DATAGRAMS = Counter "pointsman_proxy_lost_datagrams_total" ["direction"]
+        "Datagrams that the userspace proxy did not pass on, because a socket had no room for them or the way none for their length; direction in is from clients, out is to clients.";
     PROXY_EJECTED = Gauge "pointsman_proxy_ejected_backends" []
         "Backends that the userspace proxy avoids for a while, since connects to them failed.";
 

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::*;
+use crate::proxy::IcmpErrors;
 
 /// Where nobody listens.
 fn nobody() -> SocketAddr {
@@ -29,6 +30,12 @@ fn a_refusal_reaches_the_client_and_the_next_backend_is_tried() {
     assert_eq!(whose(&client), "b");
     let counts = counts(&proxy);
     assert_eq!((counts.accepted, counts.backends[0].connect_failures), (2, 1));
+    // The count goes on when another proxy follows.
+    let reader = proxy.reader();
+    let expected = IcmpErrors { told: 1, untold: 0 };
+    assert_eq!(reader.totals().icmp_errors, expected);
+    drop(proxy);
+    assert_eq!(reader.totals().icmp_errors, expected);
 }
 
 #[test]
@@ -93,6 +100,17 @@ fn where_no_way_leads_is_told_as_such() {
     client.send(b"hello").unwrap();
     assert_eq!(client.recv(&mut [0; 9]).unwrap_err().kind(), ErrorKind::HostUnreachable);
     assert_eq!(refused(&proxy, Refusal::ConnectFailed), 1);
+}
+
+#[test]
+fn an_address_that_is_not_here_costs_no_session() {
+    let sources = vec!["192.0.2.77".parse().unwrap()];
+    let mut proxy = Proxy::start(Settings { sources, ..Settings::default() }, Vec::new()).unwrap();
+    let key = key();
+    serve(&mut proxy, frontend(&key, &[echo()]));
+    client(&key).send(b"hello").unwrap();
+    eventually("it is told", || refused(&proxy, Refusal::SourceMissing) == 1);
+    assert_eq!(counts(&proxy).backends[0].connect_failures, 0);
 }
 
 #[test]
