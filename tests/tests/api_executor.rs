@@ -509,6 +509,41 @@ fn an_event_that_does_not_arrive_is_sent_again() -> Result<()> {
     })
 }
 
+/// Only of what agents say of their own node: it is told as it is by then.
+#[test]
+fn agents_hear_of_events_that_are_not_told() -> Result<()> {
+    run(async |mut world| {
+        let about = EventTarget::service(&world.service, &world.uid);
+        let event = |reason: &str, note: usize| Command::Event {
+            about: about.clone(),
+            warning: true,
+            reason: reason.into(),
+            note: format!("{note}"),
+        };
+        world.server.faults().error(Filter::of("create", "events"), 403, None, 2);
+        world.executor.submit(event("PoolExhausted", 0));
+        let (first, rest) = (event("NodeCannotServe", 1), event("NodeCannotServe", 100));
+        world.executor.submit(first.clone());
+        let (lost, outcome) = world.next().await?;
+        assert_eq!(lost, first);
+        assert!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
+        // More than are told of one object.
+        (2..40).for_each(|note| world.executor.submit(event("NodeCannotServe", note)));
+        world.executor.submit(rest.clone());
+        let lost = timeout(PATIENCE, async {
+            loop {
+                match world.executor.outcomes.recv().await {
+                    Some((lost, Outcome::Failed(_))) if lost == rest => return,
+                    Some(_) => {}
+                    None => std::future::pending().await,
+                }
+            }
+        });
+        lost.await?;
+        Ok(())
+    })
+}
+
 #[test]
 fn failures_are_told_and_counted_and_the_rest_goes_on() -> Result<()> {
     run(async |mut world| {

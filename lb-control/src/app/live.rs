@@ -23,10 +23,10 @@ pub enum Told {
     Unfit(Option<String>),
     /// How packets are forwarded from now on.
     Forwards(Forwarding),
-    /// A Service that this node has an address of, but cannot serve as it is.
-    Lacks(ObjectRef, Lack),
-    /// How many backends of a Service work, when that is other than before.
-    Health(ObjectRef, Health),
+    /// A Service that this node has an address of, but cannot serve as it is; `None`: no longer so.
+    Lacks(ObjectRef, Option<Lack>),
+    /// How many backends of a Service work, when that is other than before; `None`: nobody asks any more.
+    Health(ObjectRef, Option<Health>),
 }
 
 /// How many backends of a Service work.
@@ -139,7 +139,10 @@ impl Live {
             for (service, lack) in
                 lacking.iter().filter(|(service, lack)| self.lacking.get(service) != Some(lack))
             {
-                let _ = listener.send(Told::Lacks(service.clone(), lack.clone()));
+                let _ = listener.send(Told::Lacks(service.clone(), Some(lack.clone())));
+            }
+            for service in self.lacking.keys().filter(|service| !lacking.contains_key(*service)) {
+                let _ = listener.send(Told::Lacks(service.clone(), None));
             }
         }
         self.lacking = lacking;
@@ -153,9 +156,8 @@ impl Live {
             0 => self.unhealthy.remove(service),
             _ => self.unhealthy.insert(service.clone(), unhealthy),
         };
-        if let (Some(listener), Some(health)) = (&self.listener, health)
-            && before.unwrap_or(0) != unhealthy
-        {
+        let is_news = before.unwrap_or(0) != unhealthy || health.is_none() && before.is_some();
+        if let Some(listener) = self.listener.as_ref().filter(|_| is_news) {
             let _ = listener.send(Told::Health(service.clone(), health));
         }
     }
@@ -208,14 +210,15 @@ mod tests {
         assert!(told.try_recv().is_err(), "nobody ever failed");
         live.health(&web, Some(health(1, 1)));
         live.health(&web, Some(health(2, 1)));
-        assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), health(1, 1))));
+        assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), Some(health(1, 1)))));
         assert!(told.try_recv().is_err());
         live.health(&web, Some(health(3, 0)));
-        assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), health(3, 0))));
+        assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), Some(health(3, 0)))));
         live.health(&web, Some(health(1, 2)));
         live.health(&web, None);
         live.health(&web, Some(health(3, 0)));
-        assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), health(1, 2))));
+        assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), Some(health(1, 2)))));
+        assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), None)));
         assert!(told.try_recv().is_err(), "nobody asked meanwhile");
     }
 
@@ -240,12 +243,13 @@ mod tests {
         let lacking = |why: &str| BTreeMap::from([(web.clone(), lack(why))]);
         live.lacks(lacking("full"));
         live.lacks(lacking("full"));
-        assert_eq!(told.try_recv(), Ok(Told::Lacks(web.clone(), lack("full"))));
+        assert_eq!(told.try_recv(), Ok(Told::Lacks(web.clone(), Some(lack("full")))));
         assert!(told.try_recv().is_err(), "the same again is no news");
         live.lacks(lacking("fuller"));
-        assert_eq!(told.try_recv(), Ok(Told::Lacks(web.clone(), lack("fuller"))));
+        assert_eq!(told.try_recv(), Ok(Told::Lacks(web.clone(), Some(lack("fuller")))));
         live.lacks(BTreeMap::new());
+        assert_eq!(told.try_recv(), Ok(Told::Lacks(web.clone(), None)));
         live.lacks(lacking("fuller"));
-        assert_eq!(told.try_recv(), Ok(Told::Lacks(web.clone(), lack("fuller"))));
+        assert_eq!(told.try_recv(), Ok(Told::Lacks(web.clone(), Some(lack("fuller")))));
     }
 }

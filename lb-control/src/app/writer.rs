@@ -11,9 +11,9 @@ use std::{
 use super::live::{Health, Lack, Told};
 use crate::{
     model::{Few, ObjectChange, ObjectRef, VirtualIp},
-    plan::controller::{
-        BACKENDS_HEALTHY, BACKENDS_UNHEALTHY, Command, Controller, ControllerOptions, EventTarget,
-        NODE_CANNOT_SERVE, Outcome, agent_status_of,
+    plan::{
+        Tidings,
+        controller::{Command, Controller, ControllerOptions, EventTarget, Outcome, Topic, agent_status_of},
     },
 };
 
@@ -45,8 +45,9 @@ pub struct Writer {
     served: BTreeMap<IpAddr, Few<ObjectRef>>,
     dirty: BTreeSet<IpAddr>,
     attempts: BTreeMap<IpAddr, Attempt>,
-    /// Not yet told.
-    events: Vec<Command>,
+    /// What this node sees of Services, since it was looked at last; `None`: nothing any more.
+    heard: Vec<(ObjectRef, Topic, Option<Command>)>,
+    tidings: Tidings,
 }
 
 impl Writer {
@@ -63,7 +64,8 @@ impl Writer {
             served: BTreeMap::new(),
             dirty: BTreeSet::new(),
             attempts: BTreeMap::new(),
-            events: Vec::new(),
+            heard: Vec::new(),
+            tidings: Tidings::default(),
         }
     }
 
@@ -100,8 +102,14 @@ impl Writer {
             // The Lease says it.
             Told::Unfit(_) | Told::Forwards(_) => return,
             Told::Serves(served) => served,
-            Told::Lacks(service, lack) => return self.tell_lack(&service, &lack),
-            Told::Health(service, health) => return self.tell_health(&service, &health),
+            Told::Lacks(service, lack) => {
+                let event = lack.map(|lack| self.lack(&service, &lack));
+                return self.heard.push((service, Topic::Serving, event));
+            }
+            Told::Health(service, health) => {
+                let event = health.map(|health| self.health(&service, &health));
+                return self.heard.push((service, Topic::Health, event));
+            }
         };
         if services.is_empty() {
             self.served.remove(&address);
@@ -111,36 +119,39 @@ impl Writer {
         self.dirty.insert(address);
     }
 
-    /// Says in an Event of the Service what keeps this node from serving it: nobody else knows.
-    fn tell_lack(&mut self, service: &ObjectRef, lack: &Lack) {
-        self.events.push(Command::Event {
-            about: EventTarget::service(service, &lack.uid),
-            warning: true,
-            reason: NODE_CANNOT_SERVE.to_owned(),
-            note: format!("node {}: {}", self.node, lack.why),
-        });
+    /// What keeps this node from serving a Service: nobody else knows.
+    fn lack(&self, service: &ObjectRef, lack: &Lack) -> Command {
+        self.event(EventTarget::service(service, &lack.uid), Topic::Serving, true, &lack.why)
     }
 
-    /// Says in an Event of the Service how many of its backends do not work, as seen from this node.
-    fn tell_health(&mut self, service: &ObjectRef, health: &Health) {
+    /// How many backends of a Service do not work, as seen from this node.
+    fn health(&self, service: &ObjectRef, health: &Health) -> Command {
         let all = health.healthy + health.unhealthy;
-        let (reason, note) = match &health.example {
-            None => (BACKENDS_HEALTHY, format!("all {all} backends are healthy")),
+        let note = match &health.example {
+            None => format!("all {all} backends are healthy"),
             Some((backend, why)) => {
                 let of = format!("{} of {all} backends", health.unhealthy);
-                (BACKENDS_UNHEALTHY, format!("the health check fails for {of}, as for {backend}: {why}"))
+                format!("the health check fails for {of}, as for {backend}: {why}")
             }
         };
-        self.events.push(Command::Event {
-            about: EventTarget::service(service, &health.uid),
-            warning: health.example.is_some(),
-            reason: reason.to_owned(),
-            note: format!("node {}: {note}", self.node),
-        });
+        let about = EventTarget::service(service, &health.uid);
+        self.event(about, Topic::Health, health.example.is_some(), &note)
+    }
+
+    fn event(&self, about: EventTarget, topic: Topic, warning: bool, note: &str) -> Command {
+        let (wrong, over) = topic.reasons();
+        let reason = over.filter(|_| !warning).unwrap_or(wrong).to_owned();
+        Command::Event { about, warning, reason, note: format!("node {}: {note}", self.node) }
     }
 
     /// Commands that are due.
     pub fn commands(&mut self, now: Duration) -> Vec<Command> {
+        for (service, topic, event) in std::mem::take(&mut self.heard) {
+            match event {
+                Some(event) => self.tidings.news(&service, topic, event, now),
+                None => self.tidings.over(&service, topic),
+            }
+        }
         if !self.synced {
             return Vec::new();
         }
@@ -157,7 +168,7 @@ impl Writer {
                 attempt.is_outdated = false;
             }
         }
-        let mut commands = std::mem::take(&mut self.events);
+        let mut commands = self.tidings.take_due(now);
         commands.extend(agent_status_of(&self.node, &due, &self.virtual_ips, &self.served));
         let mut said = BTreeSet::new();
         for command in &commands {
@@ -176,8 +187,11 @@ impl Writer {
         commands
     }
 
-    /// What became of a command.
+    /// What became of a command. Of Events only those are told that did not arrive.
     pub fn done(&mut self, command: &Command, outcome: &Outcome, now: Duration) {
+        if let Command::Event { .. } = command {
+            return self.tidings.not_told(command, now);
+        }
         let Command::SetVirtualIpStatus { address, uid, resource_version, .. } = command else {
             return self.controller.done(command, outcome, now);
         };
@@ -212,7 +226,11 @@ impl Writer {
         let attempts =
             self.dirty.iter().filter(|_| self.begun).filter_map(|address| self.attempts.get(address));
         let statuses = attempts.filter(|attempt| !attempt.is_under_way).map(|attempt| attempt.not_before);
-        statuses.chain(self.controller.next_due().filter(|_| self.leads)).min()
+        let others = [
+            self.controller.next_due().filter(|_| self.leads),
+            self.tidings.next_due().filter(|_| self.synced),
+        ];
+        statuses.chain(others.into_iter().flatten()).min()
     }
 
     /// Whether everything that this node served has been taken back at the API server. Addresses
@@ -349,7 +367,7 @@ mod tests {
     fn what_this_node_cannot_serve_is_told_by_an_event() {
         let mut writer = writer();
         let lack = Lack { uid: "u".into(), why: "the map is full".into() };
-        writer.told(Told::Lacks(ObjectRef::new("default", "web"), lack));
+        writer.told(Told::Lacks(ObjectRef::new("default", "web"), Some(lack)));
         writer.changed(Vec::new(), START);
         let commands = writer.commands(START);
         let [Command::Event { about, warning: true, note, .. }] = commands.as_slice() else {
@@ -357,6 +375,44 @@ mod tests {
         };
         assert_eq!((about.uid.as_str(), note.as_str()), ("u", "node me: the map is full"));
         assert!(writer.commands(START).is_empty(), "once");
+        let [event] = commands.as_slice() else { unreachable!("looked at above") };
+        writer.done(event, &Outcome::Failed("too many".into()), START);
+        let due = writer.next_due().expect("it is told again");
+        assert!(due > START);
+        assert_eq!(writer.commands(due), commands);
+        writer.done(event, &Outcome::Failed("too many".into()), due);
+        writer.told(Told::Lacks(ObjectRef::new("default", "web"), None));
+        assert!(writer.commands(due * 2).is_empty(), "it is served by now");
+        assert_eq!(writer.next_due(), None);
+    }
+
+    /// Of many that fail at about the same time, and of whatever becomes of them.
+    #[test]
+    fn how_many_backends_work_is_told_as_it_is_by_then() {
+        let mut writer = writer();
+        writer.changed(Vec::new(), START);
+        let mut told = Vec::new();
+        let counts = (1..=100).chain((0..100).rev());
+        for (second, unhealthy) in (100..).zip(counts) {
+            let example = (unhealthy > 0).then(|| (([10, 0, 0, 1], 80).into(), "HTTP 503".to_owned()));
+            let health = Health { uid: "u".into(), healthy: 100 - unhealthy, unhealthy, example };
+            writer.told(Told::Health(ObjectRef::new("default", "web"), Some(health)));
+            told.extend(writer.commands(Duration::from_secs(second)));
+        }
+        while let Some(due) = writer.next_due() {
+            told.extend(writer.commands(due));
+        }
+        let said: Vec<_> = told
+            .iter()
+            .map(|command| match command {
+                Command::Event { reason, note, warning, .. } => (reason.as_str(), note.as_str(), *warning),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let first = "node me: the health check fails for 4 of 100 backends, as for 10.0.0.1:80: HTTP 503";
+        assert_eq!(said[0], ("BackendsUnhealthy", first, true));
+        assert_eq!(said.last(), Some(&("BackendsHealthy", "node me: all 100 backends are healthy", false)));
+        assert!(said.len() < 10, "{said:?}");
     }
 
     #[test]

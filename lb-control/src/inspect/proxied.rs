@@ -117,7 +117,9 @@ pub fn collect_proxied(counts: &[FrontendCounts], totals: &Totals, per_backend: 
     for (reason, count) in &totals.refused {
         samples.count(&table::PROXY_REFUSED, &labels([reason.name()]), *count);
     }
+    samples.plain(&table::PROXY_MAX_CONNECTIONS, totals.most_connections as f64);
     samples.plain(&table::PROXY_HELD_BYTES, totals.held_bytes as f64);
+    samples.count(&table::PROXY_FULL_BUFFERS, &labels([]), totals.full_buffers);
     samples.count(&table::PROXY_SHORTAGES, &labels([]), totals.shortages);
     let IcmpErrors { told, untold } = totals.icmp_errors;
     for (result, count) in [("sent", told), ("not_sent", untold)] {
@@ -265,11 +267,14 @@ mod tests {
     fn metrics_add_up() {
         let mut samples = Samples::default();
         let icmp_errors = IcmpErrors { told: 5, untold: 4 };
-        let totals = Totals { icmp_errors, lost: [7, 8], ..Totals::default() };
+        let counted = Totals { full_buffers: 5, most_connections: 9_000, ..Totals::default() };
+        let totals = Totals { icmp_errors, lost: [7, 8], ..counted };
         collect_proxied(&[counts()], &totals, true, &mut samples);
         let text = samples.text().unwrap();
         for line in [
             "pointsman_proxy_connections 2.0",
+            "pointsman_proxy_max_connections 9000.0",
+            "pointsman_proxy_full_buffers_total 5",
             "pointsman_proxy_ejected_backends 1.0",
             "pointsman_proxy_refused_total{reason=\"source_range\"} 3",
             "pointsman_proxy_icmp_errors_total{result=\"sent\"} 5",

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
-use super::Protocol;
+use super::{ClientAddress, Protocol};
 
 /// What a backend has to do to count as healthy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +44,9 @@ pub struct CheckTarget {
     pub address: SocketAddr,
     /// How.
     pub check: Arc<BackendCheck>,
+    /// The header that is awaited there ahead of the first byte: that of one of the versions of the PROXY
+    /// protocol, or none ([`ClientAddress::Path`]).
+    pub header: ClientAddress,
 }
 
 impl BackendCheck {
@@ -62,15 +65,25 @@ impl BackendCheck {
     const TIMEOUT: Duration = Duration::from_secs(2);
 
     /// Where a backend is asked; `None` if there is no way to: datagrams are answered by whatever the
-    /// server makes of them, so for a UDP port another one has to be named.
+    /// server makes of them, so for a UDP port another one has to be named. `clients`: how connections of
+    /// clients tell the backend who they are; at its own port it awaits that of everybody.
     #[must_use]
-    pub fn target(self: &Arc<Self>, backend: SocketAddr, protocol: Protocol) -> Option<CheckTarget> {
+    pub fn target(
+        self: &Arc<Self>,
+        backend: SocketAddr,
+        protocol: Protocol,
+        clients: ClientAddress,
+    ) -> Option<CheckTarget> {
         let port = match (self.port, protocol) {
             (Some(port), _) => port,
             (None, Protocol::Tcp) => backend.port(),
             (None, _) => return None,
         };
-        Some(CheckTarget { address: SocketAddr::new(backend.ip(), port), check: Arc::clone(self) })
+        let header = match clients {
+            ClientAddress::ProxyV1 | ClientAddress::ProxyV2 if port == backend.port() => clients,
+            _ => ClientAddress::Path,
+        };
+        Some(CheckTarget { address: SocketAddr::new(backend.ip(), port), check: Arc::clone(self), header })
     }
 }
 
@@ -302,11 +315,26 @@ mod tests {
         let backend: SocketAddr = "10.0.0.1:53".parse().unwrap();
         let target = |text: &str, protocol| {
             let check = Arc::new(text.parse::<BackendCheck>().unwrap());
-            check.target(backend, protocol).map(|target| target.address.to_string())
+            let target = check.target(backend, protocol, ClientAddress::Path);
+            target.map(|target| target.address.to_string())
         };
         assert_eq!(target("tcp", Protocol::Tcp).as_deref(), Some("10.0.0.1:53"));
         assert_eq!(target("tcp", Protocol::Udp), None);
         assert_eq!(target("tcp port=80", Protocol::Udp).as_deref(), Some("10.0.0.1:80"));
         assert_eq!(target("tcp port=80", Protocol::Tcp).as_deref(), Some("10.0.0.1:80"));
+    }
+
+    #[test]
+    fn headers_go_where_clients_go() {
+        let backend: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        let header = |text: &str, clients| {
+            let check = Arc::new(text.parse::<BackendCheck>().unwrap());
+            check.target(backend, Protocol::Tcp, clients).unwrap().header
+        };
+        let (path, v2) = (ClientAddress::Path, ClientAddress::ProxyV2);
+        assert_eq!(header("http", ClientAddress::ProxyV1), ClientAddress::ProxyV1);
+        assert_eq!((header("http", v2), header("tcp port=80", v2)), (v2, v2));
+        assert_eq!(header("http port=81", v2), path, "somebody else listens there");
+        assert_eq!((header("http", path), header("http", ClientAddress::Transparent)), (path, path));
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// How backends learn the client's address. Anything but the default needs somebody who speaks with the
 /// backends: the proxy serves such a Service, also where the kernel could forward.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientAddress {
     /// Not by us: what the path of the packets leaves of it. The proxy connects from an address of the

@@ -27,6 +27,7 @@ mod slots;
 mod slow_start;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tidings;
 pub mod unreachable;
 
 pub use compile::name;
@@ -43,3 +44,4 @@ pub use probing::{Answer, Probe, Probing, Verdict};
 pub use recent::Recent;
 pub use resolve::{Here, Resolved, Unhealthy, resolve};
 pub use slots::{MAXIMUM_WEIGHTED_SLOTS, slot_order};
+pub use tidings::Tidings;

@@ -225,6 +225,12 @@ impl Planner {
         self.targets.is_asked(target)
     }
 
+    /// One of the Services that it is asked for; `None` if it is not asked.
+    #[must_use]
+    pub fn asked_for(&self, target: &CheckTarget) -> Option<&ObjectRef> {
+        self.targets.asked_for(target)
+    }
+
     fn renew_all(&mut self, dirty: &BTreeSet<ObjectRef>) -> Effects {
         let mut effects = Effects::default();
         let mut before = Before::default();

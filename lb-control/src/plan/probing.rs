@@ -2,7 +2,9 @@
 //!
 //! Whoever is new counts as healthy until he has failed often enough: an agent that starts knows
 //! nothing, and must not refuse everybody. Questions are spread over the interval by a hash of whom
-//! they are for, so that many backends are not asked at once, also not after a restart.
+//! they are for, so that many backends are not asked at once, also not after a restart. So many questions
+//! may be open at a time; a Service gets of that no more than a part of what is left, so that those of
+//! backends that let one wait for long do not keep others' from being asked.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,11 +12,15 @@ use std::{
     time::Duration,
 };
 
-use crate::model::CheckTarget;
+use crate::model::{CheckTarget, ObjectRef};
 
 /// Until a backend has answered well for the first time, it is asked again so soon after a failure: one
 /// that does not work when the agent starts would get connections for all of the intervals.
 const SOON: Duration = Duration::from_secs(1);
+
+/// A Service has so many questions open at most for each that may still be opened. With one Service that
+/// takes all it can there is room for a third of all questions, with `n` of them for one in `2n + 1`.
+const SHARE: usize = 2;
 
 /// A question that is to be asked now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +47,8 @@ pub type Verdict = (CheckTarget, Option<Arc<str>>);
 
 #[derive(Debug)]
 struct State {
+    /// One of the Services that it is asked for.
+    service: ObjectRef,
     next: Duration,
     /// The question that is open.
     run: Option<u64>,
@@ -59,43 +67,63 @@ enum Standing {
 #[derive(Debug, Default)]
 pub struct Probing {
     targets: HashMap<CheckTarget, State>,
-    /// Those without an open question.
-    due: BTreeSet<(Duration, CheckTarget)>,
+    queues: HashMap<ObjectRef, Queue>,
+    /// The first of each queue.
+    first: BTreeSet<(Duration, ObjectRef)>,
     runs: u64,
 }
 
+/// Those who are asked for a Service.
+#[derive(Debug, Default)]
+struct Queue {
+    /// Those without an open question.
+    due: BTreeSet<(Duration, CheckTarget)>,
+    /// Open questions.
+    open: usize,
+}
+
 impl Probing {
-    /// Has somebody asked from now on.
-    pub fn ask(&mut self, target: &CheckTarget, now: Duration) {
+    /// Has somebody asked from now on, for a Service: one of those that want it.
+    pub fn ask(&mut self, target: &CheckTarget, service: &ObjectRef, now: Duration) {
         if self.targets.contains_key(target) {
             return;
         }
         let next = turn(target, now);
-        let standing = Standing::Healthy { failures: 0 };
-        self.targets.insert(target.clone(), State { next, run: None, is_known: false, standing });
-        self.due.insert((next, target.clone()));
+        let (service, standing) = (service.clone(), Standing::Healthy { failures: 0 });
+        self.with_queue(&service, |queue| queue.due.insert((next, target.clone())));
+        self.targets.insert(target.clone(), State { service, next, run: None, is_known: false, standing });
     }
 
     /// Asks somebody no more. If he did not work, that is taken back: word of it may still be on its
-    /// way when he is asked anew.
+    /// way when he is asked anew. A question that is open does not count any more.
     pub fn forget(&mut self, target: &CheckTarget) -> Option<Verdict> {
         let state = self.targets.remove(target)?;
-        self.due.remove(&(state.next, target.clone()));
+        self.with_queue(&state.service, |queue| match state.run {
+            Some(_) => queue.open -= 1,
+            None => drop(queue.due.remove(&(state.next, target.clone()))),
+        });
         matches!(state.standing, Standing::Unhealthy { .. }).then(|| (target.clone(), None))
     }
 
-    /// When somebody is to be asked next, of those without an open question.
+    /// When somebody is to be asked next, of those without an open question, if there may be so many more.
     #[must_use]
-    pub fn next_due(&self) -> Option<Duration> {
-        self.due.first().map(|(at, _)| *at)
+    pub fn next_due(&self, room: usize) -> Option<Duration> {
+        self.next(room).map(|(at, _)| *at)
     }
 
-    /// Somebody who is to be asked now; those who have waited longest come first.
-    pub fn start(&mut self, now: Duration) -> Option<Probe> {
-        if self.next_due()? > now {
-            return None;
-        }
-        let (_, target) = self.due.pop_first()?;
+    fn next(&self, room: usize) -> Option<&(Duration, ObjectRef)> {
+        let has_share = |queue: &Queue| queue.open < room.saturating_mul(SHARE);
+        self.first.iter().find(|(_, service)| self.queues.get(service).is_some_and(has_share))
+    }
+
+    /// Somebody who is to be asked now, if there may be so many more questions; those who have waited
+    /// longest come first.
+    pub fn start(&mut self, now: Duration, room: usize) -> Option<Probe> {
+        let (_, service) = self.next(room).filter(|(at, _)| *at <= now)?.clone();
+        let (_, target) = self.with_queue(&service, |queue| {
+            queue.open += 1;
+            queue.due.pop_first()
+        })?;
         let state = self.targets.get_mut(&target)?;
         self.runs += 1;
         state.run = Some(self.runs);
@@ -111,8 +139,31 @@ impl Probing {
         let is_new = !state.is_known && matches!(state.standing, Standing::Healthy { failures: 1.. });
         let turn = turn(target, now);
         state.next = if is_new { turn.min(now + SOON) } else { turn };
-        self.due.insert((state.next, target.clone()));
+        let (next, service) = (state.next, state.service.clone());
+        self.with_queue(&service, |queue| {
+            queue.open -= 1;
+            queue.due.insert((next, target.clone()))
+        });
         news.map(|why| (target.clone(), why))
+    }
+
+    /// Changes a queue, which is there as long as there is something in it.
+    fn with_queue<T>(&mut self, service: &ObjectRef, change: impl FnOnce(&mut Queue) -> T) -> T {
+        let queue = self.queues.entry(service.clone()).or_default();
+        let first = |queue: &Queue| queue.due.first().map(|(at, _)| *at);
+        let before = first(queue);
+        let result = change(queue);
+        let after = first(queue);
+        if queue.due.is_empty() && queue.open == 0 {
+            self.queues.remove(service);
+        }
+        if before != after {
+            if let Some(at) = before {
+                self.first.remove(&(at, service.clone()));
+            }
+            self.first.extend(after.map(|at| (at, service.clone())));
+        }
+        result
     }
 
     /// How many are asked.
@@ -190,10 +241,18 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::model::ClientAddress;
+
+    const ROOM: usize = 100;
 
     fn target(last: u8, check: &str) -> CheckTarget {
         let address = ([10, 0, 0, last], 80).into();
-        CheckTarget { address, check: Arc::new(check.parse().unwrap()) }
+        CheckTarget { address, check: Arc::new(check.parse().unwrap()), header: ClientAddress::Path }
+    }
+
+    /// Whoever is asked in these tests is asked for this one.
+    fn web() -> ObjectRef {
+        ObjectRef::new("default", "web")
     }
 
     const fn seconds(count: u64) -> Duration {
@@ -204,11 +263,11 @@ mod tests {
     /// reasons of bad ones. Gives what is told after each: `+`, a reason, or `.` for nothing.
     fn story(check: &str, answers: &str) -> String {
         let mut probing = Probing::default();
-        probing.ask(&target(1, check), Duration::ZERO);
+        probing.ask(&target(1, check), &web(), Duration::ZERO);
         let mut one = |answer: char| {
-            let now = probing.next_due().unwrap();
-            let probe = probing.start(now).unwrap();
-            assert_eq!(probing.start(now + seconds(1_000)), None, "one question at a time");
+            let now = probing.next_due(ROOM).unwrap();
+            let probe = probing.start(now, ROOM).unwrap();
+            assert_eq!(probing.start(now + seconds(1_000), ROOM), None, "one question at a time");
             let answer = match answer {
                 '+' => Answer::Good,
                 '0' => Answer::Unknown,
@@ -260,12 +319,12 @@ mod tests {
     #[test]
     fn whoever_is_new_and_fails_is_asked_again_soon() {
         let mut probing = Probing::default();
-        probing.ask(&target(1, "tcp interval=1m unhealthy=3"), Duration::ZERO);
+        probing.ask(&target(1, "tcp interval=1m unhealthy=3"), &web(), Duration::ZERO);
         let mut then = |answer: Answer| {
-            let now = probing.next_due().unwrap();
-            let probe = probing.start(now).unwrap();
+            let now = probing.next_due(ROOM).unwrap();
+            let probe = probing.start(now, ROOM).unwrap();
             probing.finish(&probe, answer, now);
-            probing.next_due().unwrap() - now
+            probing.next_due(ROOM).unwrap() - now
         };
         let bad = || Answer::Bad("x".into());
         assert!(then(bad()) <= SOON && then(bad()) <= SOON);
@@ -281,18 +340,57 @@ mod tests {
     fn who_is_forgotten_begins_anew() {
         let mut probing = Probing::default();
         let target = target(1, "tcp unhealthy=1");
-        probing.ask(&target, Duration::ZERO);
-        let now = probing.next_due().unwrap();
-        let probe = probing.start(now).unwrap();
+        probing.ask(&target, &web(), Duration::ZERO);
+        let now = probing.next_due(ROOM).unwrap();
+        let probe = probing.start(now, ROOM).unwrap();
         assert_eq!(probing.forget(&target), None);
-        probing.ask(&target, now);
+        probing.ask(&target, &web(), now);
         assert_eq!(probing.finish(&probe, Answer::Bad("late".into()), now), None);
-        let now = probing.next_due().unwrap();
-        let probe = probing.start(now).unwrap();
+        let now = probing.next_due(ROOM).unwrap();
+        let probe = probing.start(now, ROOM).unwrap();
         let bad = probing.finish(&probe, Answer::Bad("x".into()), now);
         assert_eq!(bad, Some((target.clone(), Some("x".into()))));
         assert_eq!(probing.forget(&target), Some((target.clone(), None)), "what was said is taken back");
-        assert!(probing.is_empty() && probing.next_due().is_none() && probing.forget(&target).is_none());
+        assert!(probing.is_empty() && probing.next_due(ROOM).is_none() && probing.forget(&target).is_none());
+    }
+
+    /// Of a Service whose backends let one wait for minutes.
+    #[test]
+    fn one_service_does_not_keep_the_others_waiting() {
+        const PLACES: usize = 30;
+        let mut probing = Probing::default();
+        let slow = ObjectRef::new("default", "slow");
+        for last in 0..100 {
+            probing.ask(&target(last, "tcp interval=5m timeout=5m"), &slow, Duration::ZERO);
+        }
+        let now = seconds(300);
+        let mut open = Vec::new();
+        while let Some(probe) = probing.start(now, PLACES - open.len()) {
+            open.push(probe);
+        }
+        assert_eq!(open.len(), 20, "two thirds");
+        let room = PLACES - open.len();
+        assert_eq!(probing.next_due(room), None, "the others of it wait for its first ones");
+        for last in 0..100 {
+            probing.ask(&target(last, "tcp interval=1s"), &web(), now);
+        }
+        let due = probing.next_due(room).unwrap();
+        assert!(due > now && due <= now + seconds(1), "{due:?}");
+        let now = now + seconds(1);
+        let mut asked = BTreeSet::new();
+        while asked.len() < 100 {
+            let probe = probing.start(now, room).expect("somebody who waits");
+            assert!(probe.target.check.interval == seconds(1) && asked.insert(probe.target.address));
+            probing.finish(&probe, Answer::Good, now);
+        }
+        // Whoever is forgotten gives his place back.
+        probing.forget(&open[0].target);
+        assert_eq!(probing.start(now, room + 1).unwrap().target.check, open[0].target.check);
+        for last in 0..100 {
+            probing.forget(&target(last, "tcp interval=5m timeout=5m"));
+            probing.forget(&target(last, "tcp interval=1s"));
+        }
+        assert!(probing.is_empty() && probing.queues.is_empty() && probing.first.is_empty());
     }
 
     proptest! {
@@ -300,6 +398,7 @@ mod tests {
         /// for the next, is asked once in an interval, and what was told last is how he stands.
         #[test]
         fn nobody_is_lost(steps in vec((0..6u8, 0..4u8, 0..3_000u64), 1..200)) {
+            let services = [web(), ObjectRef::new("default", "dns")];
             let checks = ["tcp interval=1s", "tcp interval=2s unhealthy=1", "http healthy=1"];
             let mut probing = Probing::default();
             let mut open: Vec<Probe> = Vec::new();
@@ -310,12 +409,12 @@ mod tests {
                 let target = target(number, checks[usize::from(number) % 3]);
                 let news = match what {
                     0 => {
-                        probing.ask(&target, now);
+                        probing.ask(&target, &services[usize::from(number) % 2], now);
                         None
                     }
                     1 => probing.forget(&target),
                     2 | 3 => {
-                        let probe = probing.start(now);
+                        let probe = probing.start(now, ROOM);
                         if let Some(probe) = probe {
                             open.retain(|other| other.target != probe.target);
                             open.push(probe);
@@ -335,13 +434,21 @@ mod tests {
                     None => {}
                 }
                 for (target, state) in &probing.targets {
-                    let waits = probing.due.contains(&(state.next, target.clone()));
+                    let queue = &probing.queues[&state.service];
+                    let waits = queue.due.contains(&(state.next, target.clone()));
                     prop_assert!(waits != state.run.is_some());
                     prop_assert!(!waits || state.next <= now + target.check.interval);
                     let fails = matches!(state.standing, Standing::Unhealthy { .. });
                     prop_assert_eq!(fails, told.contains_key(target));
                 }
-                prop_assert!(probing.due.len() <= probing.len());
+                let first = |(service, queue): (&ObjectRef, &Queue)| {
+                    Some((queue.due.first()?.0, service.clone()))
+                };
+                prop_assert_eq!(&probing.queues.iter().filter_map(first).collect::<BTreeSet<_>>(), &probing.first);
+                let open: usize = probing.queues.values().map(|queue| queue.open).sum();
+                let waiting: usize = probing.queues.values().map(|queue| queue.due.len()).sum();
+                prop_assert_eq!(open, probing.targets.values().filter(|state| state.run.is_some()).count());
+                prop_assert_eq!(open + waiting, probing.len());
                 prop_assert!(told.keys().all(|target| probing.targets.contains_key(target)));
             }
         }

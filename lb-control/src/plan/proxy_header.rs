@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::model::ClientAddress;
+
 /// The first twelve bytes of version 2.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, command PROXY.
@@ -40,9 +42,29 @@ pub fn version_2(client: SocketAddr, vip: SocketAddr) -> Vec<u8> {
     header
 }
 
+/// The header of a connection that comes from us and not from a client, as a health check's: `UNKNOWN` in
+/// version 1, the command LOCAL in version 2, which is meant for that. Empty where none is awaited.
+#[must_use]
+pub fn of_nobody(awaited: ClientAddress) -> &'static [u8] {
+    match awaited {
+        ClientAddress::ProxyV1 => b"PROXY UNKNOWN\r\n",
+        ClientAddress::ProxyV2 => b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+        ClientAddress::Path | ClientAddress::Transparent => b"",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_nobody_it_says_so() {
+        let v2 = of_nobody(ClientAddress::ProxyV2);
+        // Version 2 and LOCAL, no address family, nothing behind it (section 2.2).
+        assert_eq!((&v2[..12], &v2[12..]), (&SIGNATURE[..], &[0x20, 0, 0, 0][..]));
+        assert!(of_nobody(ClientAddress::ProxyV1).ends_with(b"UNKNOWN\r\n"));
+        assert!(of_nobody(ClientAddress::Transparent).is_empty());
+    }
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()

@@ -8,9 +8,13 @@ mod answer;
 mod counts;
 mod question;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    StreamExt,
+    future::{AbortHandle, abortable},
+    stream::FuturesUnordered,
+};
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
@@ -18,19 +22,19 @@ use tokio::{
 };
 
 use crate::{
-    model::CheckTarget,
+    model::{CheckTarget, ObjectRef},
     plan::{Answer, Probe, Probing, Verdict},
 };
 
 pub use counts::{Counts, Outcome};
 
 /// So many questions are open at a time. With backends that do not answer at all, the interval grows
-/// instead.
+/// instead, of whoever has many of them ([`Probing::start`]).
 const AT_ONCE: usize = 256;
 
 /// Asks backends. Nobody is asked any more when this is dropped.
 pub struct Probes {
-    asks: mpsc::UnboundedSender<(CheckTarget, bool)>,
+    asks: mpsc::UnboundedSender<(CheckTarget, Option<ObjectRef>)>,
     verdicts: Option<Verdicts>,
     counts: Arc<Counts>,
     task: JoinHandle<()>,
@@ -61,10 +65,10 @@ impl Probes {
         Self { asks, verdicts: Some(Verdicts(told)), counts, task }
     }
 
-    /// Whether somebody is to be asked from now on.
-    pub fn ask(&self, target: CheckTarget, wanted: bool) {
+    /// Has somebody asked from now on, for a Service: one of those that want it; `None`: no more.
+    pub fn ask(&self, target: CheckTarget, service: Option<ObjectRef>) {
         // The other end goes with this one.
-        let _ = self.asks.send((target, wanted));
+        let _ = self.asks.send((target, service));
     }
 
     /// What is found out, for whoever takes it first.
@@ -86,30 +90,38 @@ impl Drop for Probes {
 }
 
 async fn run(
-    mut asks: mpsc::UnboundedReceiver<(CheckTarget, bool)>,
+    mut asks: mpsc::UnboundedReceiver<(CheckTarget, Option<ObjectRef>)>,
     verdicts: mpsc::UnboundedSender<Verdict>,
     counts: Arc<Counts>,
 ) {
     let started = Instant::now();
     let mut probing = Probing::default();
     let mut open = FuturesUnordered::new();
+    let mut ends: HashMap<CheckTarget, AbortHandle> = HashMap::new();
     loop {
-        while open.len() < AT_ONCE
-            && let Some(probe) = probing.start(started.elapsed())
-        {
-            open.push(question(probe));
+        while let Some(probe) = probing.start(started.elapsed(), AT_ONCE - open.len()) {
+            let target = probe.target.clone();
+            let (question, end) = abortable(question(probe));
+            ends.insert(target, end);
+            open.push(question);
         }
-        let due = probing.next_due().filter(|_| open.len() < AT_ONCE);
+        let due = probing.next_due(AT_ONCE - open.len());
         let verdict = tokio::select! {
             ask = asks.recv() => match ask {
-                Some((target, true)) => {
-                    probing.ask(&target, started.elapsed());
+                Some((target, Some(service))) => {
+                    probing.ask(&target, &service, started.elapsed());
                     None
                 }
-                Some((target, false)) => probing.forget(&target),
+                Some((target, None)) => {
+                    // Nobody waits for the answer, and others may for the place.
+                    ends.remove(&target).inspect(AbortHandle::abort);
+                    probing.forget(&target)
+                }
                 None => return,
             },
-            Some((probe, outcome)) = open.next() => {
+            Some(answer) = open.next() => {
+                let Ok((probe, outcome)) = answer else { continue };
+                ends.remove(&probe.target);
                 counts.count(&outcome);
                 probing.finish(&probe, outcome.into(), started.elapsed())
             }

@@ -18,7 +18,10 @@ use super::{
     Outcome,
     answer::{self, Reading},
 };
-use crate::model::{CheckKind, CheckTarget};
+use crate::{
+    model::{CheckKind, CheckTarget},
+    plan::proxy_header,
+};
 
 /// No more of an answer is read.
 const MOST: usize = 4_096;
@@ -35,8 +38,13 @@ pub(super) async fn ask(target: &CheckTarget) -> Outcome {
         Ok(Err(error)) => return not_connected(&error, limit),
         Err(_) => return Outcome::NotConnected(limit),
     };
-    let CheckKind::Http { path, host } = &target.check.kind else { return Outcome::Healthy };
-    let request = request(path, host.as_deref(), target.address);
+    let header = proxy_header::of_nobody(target.header);
+    let CheckKind::Http { path, host } = &target.check.kind else {
+        // Whether it is taken does not matter; servers complain of connections without it.
+        let _ = stream.try_write(header);
+        return Outcome::Healthy;
+    };
+    let request = [header, request(path, host.as_deref(), target.address).as_bytes()].concat();
     let answered = match timeout_at(deadline, get(&mut stream, &request)).await {
         Ok(Ok(answered)) => answered,
         Ok(Err(outcome)) => return outcome,
@@ -104,9 +112,9 @@ fn request(path: &str, host: Option<&str>, address: SocketAddr) -> String {
 }
 
 /// The status of the answer to a request.
-async fn get(stream: &mut TcpStream, request: &str) -> Result<Answered, Outcome> {
+async fn get(stream: &mut TcpStream, request: &[u8]) -> Result<Answered, Outcome> {
     // Whoever answers without reading the request may have closed already: its answer counts.
-    let written = stream.write_all(request.as_bytes()).await;
+    let written = stream.write_all(request).await;
     let mut answer = Vec::with_capacity(512);
     let mut piece = [0; 512];
     loop {

@@ -10,9 +10,14 @@ use tokio::{
 };
 
 use super::*;
+use crate::model::ClientAddress;
 
 fn target(address: SocketAddr, check: &str) -> CheckTarget {
-    CheckTarget { address, check: Arc::new(check.parse().unwrap()) }
+    CheckTarget { address, check: Arc::new(check.parse().unwrap()), header: ClientAddress::Path }
+}
+
+fn web() -> ObjectRef {
+    ObjectRef::new("default", "web")
 }
 
 async fn listener() -> (TcpListener, SocketAddr) {
@@ -142,6 +147,37 @@ async fn tcp_connections_end_with_a_reset() {
     assert_eq!(question::ask(&target).await, Outcome::Refused);
 }
 
+/// Servers that await a header of the PROXY protocol do so of everybody.
+#[tokio::test]
+async fn the_header_that_clients_have_is_there_too() {
+    for (header, expected) in [
+        (ClientAddress::ProxyV1, &b"PROXY UNKNOWN\r\n"[..]),
+        (ClientAddress::ProxyV2, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"),
+    ] {
+        let (listener, address) = listener().await;
+        let server = tokio::spawn(async move {
+            let mut heard = Vec::new();
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut header = vec![0; expected.len()];
+                stream.read_exact(&mut header).await.unwrap();
+                heard.push(header);
+                if heard.len() == 2 {
+                    let head = head(&mut stream).await;
+                    assert!(head.starts_with("GET / HTTP/1.1\r\n"), "{head}");
+                    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                }
+            }
+            heard
+        });
+        for check in ["tcp", "http"] {
+            let target = CheckTarget { header, ..target(address, check) };
+            assert_eq!(question::ask(&target).await, Outcome::Healthy);
+        }
+        assert_eq!(server.await.unwrap(), [expected, expected]);
+    }
+}
+
 #[tokio::test]
 async fn a_backend_falls_ill_and_recovers() {
     let (listener, address) = listener().await;
@@ -149,7 +185,7 @@ async fn a_backend_falls_ill_and_recovers() {
     let mut verdicts = probes.verdicts().unwrap();
     assert!(probes.verdicts().is_none());
     let target = target(address, "tcp interval=1s unhealthy=1 healthy=1");
-    probes.ask(target.clone(), true);
+    probes.ask(target.clone(), Some(web()));
     let _ = listener.accept().await.unwrap();
     drop(listener);
     assert_eq!(verdicts.next().await, [(target.clone(), Some("connect: refused".into()))]);
@@ -157,7 +193,7 @@ async fn a_backend_falls_ill_and_recovers() {
     assert_eq!(verdicts.next().await, [(target.clone(), None)]);
     drop(listener);
     assert_eq!(verdicts.next().await, [(target.clone(), Some("connect: refused".into()))]);
-    probes.ask(target.clone(), false);
+    probes.ask(target.clone(), None);
     assert_eq!(verdicts.next().await, [(target, None)], "what was said is taken back");
     let counts: Vec<_> = probes.counts().read().filter(|(_, count)| *count > 0).collect();
     assert!(matches!(counts[..], [("healthy", 2..), ("refused", 2..)]), "{counts:?}");
@@ -187,8 +223,9 @@ async fn a_bounded_number_at_once() {
         }
     });
     let probes = Probes::start();
+    let service = |number: u32| Some(ObjectRef::new("default", format!("web{}", number % 100)));
     for number in 0..600 {
-        probes.ask(target(address, &format!("http /{number} interval=1s timeout=1s")), true);
+        probes.ask(target(address, &format!("http /{number} interval=1s timeout=1s")), service(number));
     }
     while seen.lock().unwrap().len() < 600 {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -197,4 +234,19 @@ async fn a_bounded_number_at_once() {
     // The other side may hear late of one that was given up.
     assert!((AT_ONCE / 2..=AT_ONCE + 16).contains(&most), "{most}");
     server.abort();
+}
+
+/// Somebody else may want the place.
+#[tokio::test]
+async fn a_question_ends_when_nobody_wants_the_answer() {
+    let (listener, address) = listener().await;
+    let probes = Probes::start();
+    let target = target(address, "http interval=1s timeout=1s");
+    probes.ask(target.clone(), Some(web()));
+    let (mut stream, _) = listener.accept().await.unwrap();
+    head(&mut stream).await;
+    probes.ask(target, None);
+    let error = stream.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(probes.counts().read().all(|(_, count)| count == 0), "not for want of an answer");
 }

@@ -2,6 +2,8 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use tracing::warn;
+
 use super::Settings;
 
 /// A connection has a socket to the client and one to the backend.
@@ -10,6 +12,9 @@ pub const DESCRIPTORS_EACH: usize = 2;
 const SHARE_OF_PIPES: usize = 16;
 /// One of so many file descriptors may be a listening socket that is there for speed only.
 const SHARE_OF_LISTENERS: usize = 16;
+
+/// Fewer file descriptors than this are few: a thousand connections or so.
+const FEW_DESCRIPTORS: usize = 4_096;
 
 /// How much the proxy may have open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +47,19 @@ impl Limits {
         }
     }
 
+    /// What is to be said if there are few.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let Self { descriptors, connections, .. } = self;
+        (*descriptors < FEW_DESCRIPTORS).then(|| {
+            format!(
+                "the proxy has room for {connections} connections only, since the agent may open no more than \
+                 {descriptors} files: raise the hard limit of open files (LimitNOFILE= of the service or of the \
+                 container runtime)"
+            )
+        })
+    }
+
     /// How many TCP connections there may be while there are so many other sockets. At least one.
     #[must_use]
     pub fn connections_beside(&self, others: usize) -> usize {
@@ -49,17 +67,32 @@ impl Limits {
     }
 }
 
-/// Raises the soft limit of open files to the hard one, and gives it. Where that fails it stays as it is.
+/// Raises the soft limit of open files to the hard one, and gives it. Where that fails it stays as it is,
+/// and the log says so.
 #[must_use]
 pub fn raise_descriptors() -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1_024 };
-    let is_raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
-    usize::try_from(if is_raised { hard } else { soft }).unwrap_or(usize::MAX)
+    let mut limit = hard;
+    if soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        limit = soft;
+        warn!("the limit of open files stays at {soft}, and cannot be raised to {hard}: {error}");
+    }
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_descriptors_are_told() {
+        let problem = |descriptors| Limits::of(descriptors, &Settings::default()).problem();
+        assert_eq!(problem(4_096), None);
+        let problem = problem(1_024).unwrap();
+        assert!(problem.contains("room for 224 connections") && problem.contains("1024 files"), "{problem}");
+    }
 
     #[test]
     fn shares() {

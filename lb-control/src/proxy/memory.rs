@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -21,6 +21,8 @@ pub struct Memory {
     held: AtomicUsize,
     /// In pipes: all that those that are in use could hold.
     in_pipes: AtomicUsize,
+    /// How often nothing could be read that might have to be held.
+    refused: AtomicU64,
 }
 
 thread_local! {
@@ -31,7 +33,7 @@ impl Memory {
     /// Up to `most` bytes.
     #[must_use]
     pub fn new(most: usize) -> Self {
-        Self { most, held: AtomicUsize::new(0), in_pipes: AtomicUsize::new(0) }
+        Self { most, held: AtomicUsize::new(0), in_pipes: AtomicUsize::new(0), refused: AtomicU64::new(0) }
     }
 
     /// Bytes that are held.
@@ -40,12 +42,21 @@ impl Memory {
         self.held.load(Relaxed)
     }
 
+    /// How often nothing could be read that might have to be held.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+
     /// How much may be read at once, since it may have to be held: 0 for nothing.
     fn allows(&self) -> usize {
         let held = self.held();
         let left = self.most.saturating_sub(held);
         match left {
-            _ if left < SMALL_BUFFER => 0,
+            _ if left < SMALL_BUFFER => {
+                self.refused.fetch_add(1, Relaxed);
+                0
+            }
             // Where receivers are slow, many hold a little rather than a few much.
             _ if held >= self.most / 4 || left < BUFFER => SMALL_BUFFER,
             _ => BUFFER,
@@ -128,6 +139,7 @@ mod tests {
             memory.held.store(held, Relaxed);
             assert_eq!(memory.allows(), allowed, "{held}");
         }
+        assert_eq!(memory.refused(), 2);
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub struct Totals {
     pub refused: Vec<(Refusal, u64)>,
     /// Bytes that connections hold in buffers and pipes at this time.
     pub held_bytes: u64,
+    /// How often a connection read no more than its receiver took, since no more memory may be used.
+    pub full_buffers: u64,
+    /// TCP connections that there may be, beside the sockets that there are for other things.
+    pub most_connections: u64,
     /// How often a connection had to wait, to be accepted or to get a socket to its backend, because there was
     /// no file descriptor, or no memory.
     pub shortages: u64,
@@ -56,6 +60,7 @@ struct State {
 #[derive(Clone, Copy, Debug, Default)]
 struct Sums {
     shortages: u64,
+    full_buffers: u64,
     icmp_errors: IcmpErrors,
     lost: [u64; 2],
 }
@@ -85,11 +90,15 @@ impl Reader {
     #[must_use]
     pub fn totals(&self) -> Totals {
         let state = self.read();
-        let Sums { shortages, icmp_errors, lost } = state.sums();
-        let held = state.now.as_ref().map_or(0, |(shared, _)| shared.memory.held());
+        let Sums { shortages, full_buffers, icmp_errors, lost } = state.sums();
+        let shared = state.now.as_ref().map(|(shared, _)| shared);
+        let held = shared.map_or(0, |shared| shared.memory.held());
+        let most = shared.map_or(0, |shared| shared.most_connections());
         Totals {
             refused: Refusal::ALL.map(|why| (why, state.refused[why as usize])).into(),
             held_bytes: held as u64,
+            full_buffers,
+            most_connections: most as u64,
             shortages,
             icmp_errors,
             lost,
@@ -148,15 +157,16 @@ impl Reader {
 impl State {
     /// Those of all proxies.
     fn sums(&self) -> Sums {
-        let Sums { mut shortages, mut icmp_errors, mut lost } = self.before;
+        let Sums { mut shortages, mut full_buffers, mut icmp_errors, mut lost } = self.before;
         if let Some((shared, teller)) = &self.now {
             shortages += shared.shortages.load(Relaxed);
+            full_buffers += shared.memory.refused();
             let IcmpErrors { told, untold } = teller.counts();
             icmp_errors.told += told;
             icmp_errors.untold += untold;
             lost.iter_mut().zip(&shared.lost).for_each(|(sum, count)| *sum += count.load(Relaxed));
         }
-        Sums { shortages, icmp_errors, lost }
+        Sums { shortages, full_buffers, icmp_errors, lost }
     }
 
     fn retire(&mut self, key: ServiceKey, entry: &Entry) {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use crate::plan::controller::EventTarget;
+use crate::plan::controller::{EventTarget, Topic};
 
 /// The same Event is not told again within this time.
 const QUIET: Duration = Duration::from_secs(600);
@@ -57,6 +57,10 @@ impl Events {
             return Verdict::TooMany;
         }
         bucket.left -= 1;
+        if let Some(topic) = Topic::of(reason) {
+            // What was told of it before is no longer the last word.
+            self.told.retain(|(other, reason, _), _| other != about || Topic::of(reason) != Some(topic));
+        }
         self.told.insert(key, now);
         Verdict::Tell
     }
@@ -104,6 +108,25 @@ mod tests {
         assert_eq!(admit("a", 599), Verdict::Known);
         assert_eq!(admit("b", 599), Verdict::Tell);
         assert_eq!(admit("a", 600), Verdict::Tell);
+    }
+
+    /// Else the newest Event would say that all is well while it is not.
+    #[test]
+    fn what_was_so_before_something_else_was_told_is_news() {
+        let mut events = Events::default();
+        let mut admit =
+            |reason: &str, note: &str, at| events.admit(&service("web"), reason, note, seconds(at));
+        for (at, reason, note) in [
+            (0, "BackendsUnhealthy", "1 of 3"),
+            (20, "BackendsHealthy", "all 3"),
+            (40, "BackendsUnhealthy", "1 of 3"),
+            (60, "BackendsUnhealthy", "2 of 3"),
+            (80, "BackendsUnhealthy", "1 of 3"),
+        ] {
+            assert_eq!(admit(reason, note, at), Verdict::Tell, "{at}");
+        }
+        assert_eq!(admit("NodeCannotServe", "full", 81), Verdict::Tell, "something else");
+        assert_eq!(admit("BackendsUnhealthy", "1 of 3", 82), Verdict::Known);
     }
 
     #[test]

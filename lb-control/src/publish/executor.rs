@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     model::{ObjectRef, causes},
-    plan::controller::{Command, Outcome},
+    plan::controller::{Command, Outcome, Topic},
 };
 
 /// Requests at a time.
@@ -71,7 +71,8 @@ impl Subject {
 
 /// Carries out commands until it is dropped; requests that are under way are finished.
 pub struct Executor {
-    /// What became of each command. Events are not among them.
+    /// What became of each command. Of Events only those are among them that agents tell of their own
+    /// node ([`Topic`]), and only when they do not arrive, or are too many.
     pub outcomes: mpsc::UnboundedReceiver<(Command, Outcome)>,
     shared: Arc<Shared>,
 }
@@ -112,14 +113,12 @@ impl Executor {
 
     /// Carries out a command once those before it, for the same object, have been.
     pub fn submit(&self, command: Command) {
-        if !self.shared.is_news(&command) {
-            return;
-        }
+        let Some(command) = self.shared.news(command) else { return };
         let subject = Subject::of(&command);
         let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = queues.get_mut(&subject) {
             if subject == Subject::Event && queue.len() >= EVENTS {
-                self.shared.not_told(&command);
+                self.shared.not_told(command, "too many Events wait");
             } else {
                 queue.push_back(command);
             }
@@ -134,20 +133,26 @@ impl Executor {
 
 impl Shared {
     /// Events are told once, whoever comes up with them however often.
-    fn is_news(&self, command: &Command) -> bool {
-        let Command::Event { about, reason, note, .. } = command else { return true };
+    fn news(&self, command: Command) -> Option<Command> {
+        let Command::Event { about, reason, note, .. } = &command else { return Some(command) };
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         let verdict = events.admit(about, reason, note, self.started.elapsed());
-        if verdict != Verdict::Tell {
-            debug!(?verdict, reason, note, "Event is not repeated");
+        drop(events);
+        match verdict {
+            Verdict::Tell => return Some(command),
+            Verdict::Known => debug!(reason, note, "Event is not repeated"),
+            Verdict::TooMany => {
+                debug!(reason, note, "Event is not told: too many of its object");
+                self.is_lost(command, "too many Events of the object");
+            }
         }
-        verdict == Verdict::Tell
+        None
     }
 
     async fn work(&self, subject: &Subject, mut command: Command) {
         loop {
             if matches!(command, Command::Event { .. }) {
-                self.tell(&command).await;
+                self.tell(command).await;
             } else {
                 let Some(outcome) = self.attempt(&command).await else { return };
                 // The receiver goes first only when the agent leaves.
@@ -171,23 +176,31 @@ impl Shared {
     }
 
     /// Sends an Event, which nobody else tries again. One that did not arrive was not told.
-    async fn tell(&self, event: &Command) {
+    async fn tell(&self, event: Command) {
         for attempt in 0..EVENT_ATTEMPTS {
-            match self.attempt(event).await {
+            match self.attempt(&event).await {
                 Some(Outcome::Done) => return,
-                Some(Outcome::Failed(_)) if attempt + 1 < EVENT_ATTEMPTS && self.may_write(event) => {
+                Some(Outcome::Failed(_)) if attempt + 1 < EVENT_ATTEMPTS && self.may_write(&event) => {
                     sleep(EVENT_PAUSE * (1 << attempt)).await;
                 }
                 _ => break,
             }
         }
-        self.not_told(event);
+        self.not_told(event, "it did not arrive");
     }
 
-    fn not_told(&self, event: &Command) {
-        if let Command::Event { about, reason, note, .. } = event {
+    fn not_told(&self, event: Command, why: &str) {
+        if let Command::Event { about, reason, note, .. } = &event {
             let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
             events.not_told(about, reason, note);
+        }
+        self.is_lost(event, why);
+    }
+
+    /// Whoever keeps to what was told last has to hear that this was not.
+    fn is_lost(&self, event: Command, why: &str) {
+        if matches!(&event, Command::Event { reason, .. } if Topic::of(reason).is_some()) {
+            let _ = self.outcomes.send((event, Outcome::Failed(why.to_owned())));
         }
     }
 

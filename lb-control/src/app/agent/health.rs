@@ -15,7 +15,7 @@ impl Agent {
     /// Has those asked who are to be asked from now on, and no others.
     pub(super) fn ask(&self, effects: &Effects) {
         for target in &effects.targets {
-            self.probes.ask(target.clone(), self.planner.is_asked(target));
+            self.probes.ask(target.clone(), self.planner.asked_for(target).cloned());
         }
     }
 

@@ -22,7 +22,7 @@ use crate::app::handover::{Heir, Predecessor};
 use crate::app::trouble::Area;
 use crate::model::{Desired, ObjectRef, Problem, Protocol, ServiceKey};
 use crate::plan::{Frontends, Proxied, Wanted};
-use crate::proxy::{Inherited, Proxy, Reader, Settings};
+use crate::proxy::{Inherited, Limits, Proxy, Reader, Settings};
 use crate::view::{AttachMode, DeviceView};
 
 /// How soon a port is tried again that could not be listened on: somebody else has it.
@@ -178,8 +178,8 @@ impl Agent {
         self.tell_proxy(gone);
         let entries = &self.planner.plan().desired.entries;
         self.proxied.counted.forget(|key| !entries.contains_key(key));
-        if self.proxied.frontends.is_empty() {
-            self.proxied.proxy = None;
+        if self.proxied.frontends.is_empty() && self.proxied.proxy.take().is_some() {
+            self.trouble.clear(Area::Proxy);
         }
     }
 
@@ -228,6 +228,7 @@ impl Agent {
             None => {
                 self.trouble.clear(Area::Proxy);
                 self.proxied.failed.clear();
+                self.tell_limits();
             }
             Some(services) => {
                 self.trouble.forget(Area::Proxy, services);
@@ -248,6 +249,7 @@ impl Agent {
                 }
             }
         });
+        let was_there = self.proxied.proxy.is_some();
         let failures = match self.proxy() {
             // It waits for its workers now and then.
             Ok(proxy) => tokio::task::block_in_place(|| proxy.apply(news)),
@@ -258,6 +260,11 @@ impl Agent {
                 return self.fail(Area::Proxy, "the proxy", &error);
             }
         };
+        if let Some(proxy) = self.proxied.proxy.as_ref().filter(|_| !was_there) {
+            let Limits { descriptors, connections, .. } = proxy.limits();
+            info!(open_files = descriptors, connections, "the proxy works; so many it may have at most");
+            self.tell_limits();
+        }
         for (key, error) in failures {
             let text = format!("{key}: {error:#}");
             self.proxied.frontends.tell_again(&key);
@@ -265,6 +272,12 @@ impl Agent {
             self.proxied.failed.insert(key, text);
             self.retry_by(Instant::now() + RETRY_LISTENER);
         }
+    }
+
+    /// Says if the proxy may have few connections only.
+    fn tell_limits(&mut self) {
+        let problem = self.proxied.proxy.as_ref().and_then(|proxy| proxy.limits().problem());
+        self.trouble.extend(Area::Proxy, problem.map(Problem::warning));
     }
 
     /// The proxy, which is started when it is first needed.

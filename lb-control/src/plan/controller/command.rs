@@ -40,8 +40,8 @@ pub enum Command {
         /// Precondition: nobody gave it away in the meantime.
         resource_version: String,
     },
-    /// Writes the status of a VirtualIP: beside [an Event](NODE_CANNOT_SERVE), what agents write that do
-    /// not lead.
+    /// Writes the status of a VirtualIP: beside [Events](Topic), what agents write that do not
+    /// lead.
     SetVirtualIpStatus {
         /// The address.
         address: IpAddr,
@@ -110,7 +110,7 @@ pub enum Command {
         /// Its conditions.
         conditions: Vec<Condition>,
     },
-    /// Writes an Event. Nothing waits for it, and it is not repeated.
+    /// Writes an Event. Nothing waits for it, and it is not repeated; but see [`Topic`].
     Event {
         /// What it is about.
         about: EventTarget,
@@ -123,14 +123,47 @@ pub enum Command {
     },
 }
 
-/// The reason of the Event that an agent tells of a Service that its own node cannot serve.
-pub const NODE_CANNOT_SERVE: &str = "NodeCannotServe";
-/// The reason of the Event that an agent tells of backends whose health check begins to fail.
-pub const BACKENDS_UNHEALTHY: &str = "BackendsUnhealthy";
-/// The reason of the Event that an agent tells of backends that are all healthy again.
-pub const BACKENDS_HEALTHY: &str = "BackendsHealthy";
-/// What agents tell of their own node, whoever leads.
-const OF_AGENTS: [&str; 3] = [NODE_CANNOT_SERVE, BACKENDS_UNHEALTHY, BACKENDS_HEALTHY];
+/// What an agent says of a Service as its own node sees it, whoever leads. Of the Events of one topic the
+/// newest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Topic {
+    /// Whether the node can serve it.
+    Serving,
+    /// How many of its backends fail their health check.
+    Health,
+}
+
+impl Topic {
+    /// All.
+    pub const ALL: [Self; 2] = [Self::Serving, Self::Health];
+
+    /// The reasons of its Events: that something is wrong, and, where that is told, that it is over.
+    #[must_use]
+    pub const fn reasons(self) -> (&'static str, Option<&'static str>) {
+        match self {
+            Self::Serving => ("NodeCannotServe", None),
+            Self::Health => ("BackendsUnhealthy", Some("BackendsHealthy")),
+        }
+    }
+
+    /// The topic of an Event, by its reason.
+    #[must_use]
+    pub fn of(reason: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|topic| {
+            let (wrong, over) = topic.reasons();
+            reason == wrong || Some(reason) == over
+        })
+    }
+
+    /// Whether it counts something, of which more comes soon when some of it has come.
+    #[must_use]
+    pub const fn is_counted(self) -> bool {
+        match self {
+            Self::Serving => false,
+            Self::Health => true,
+        }
+    }
+}
 
 impl Command {
     /// Whether only the leader may have it carried out.
@@ -138,7 +171,7 @@ impl Command {
     pub fn is_leaders(&self) -> bool {
         match self {
             Self::SetVirtualIpStatus { .. } => false,
-            Self::Event { reason, .. } => !OF_AGENTS.contains(&reason.as_str()),
+            Self::Event { reason, .. } => Topic::of(reason).is_none(),
             _ => true,
         }
     }

@@ -30,7 +30,7 @@ use std::{
 };
 
 pub use announce::{agent_status, agent_status_of};
-pub use command::{BACKENDS_HEALTHY, BACKENDS_UNHEALTHY, Command, EventTarget, NODE_CANNOT_SERVE, Outcome};
+pub use command::{Command, EventTarget, Outcome, Topic};
 pub use conditions::{ALLOCATED, ANNOUNCED};
 pub use services::{FINALIZER, FINALIZER_KUBERNETES};
 

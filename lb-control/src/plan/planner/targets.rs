@@ -24,6 +24,11 @@ impl Targets {
         self.services.contains_key(target)
     }
 
+    /// A Service that it is asked for, always the same as long as the Services are.
+    pub(super) fn asked_for(&self, target: &CheckTarget) -> Option<&ObjectRef> {
+        self.services.get(target)?.iter().next()
+    }
+
     #[cfg(test)]
     pub(super) fn asked(&self) -> BTreeSet<CheckTarget> {
         self.services.keys().cloned().collect()

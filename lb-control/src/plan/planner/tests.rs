@@ -2,7 +2,7 @@ use proptest::{collection::vec, option, prelude::*};
 
 use super::*;
 use crate::{
-    model::{Endpoint, EndpointPort, Few, Node, Protocol},
+    model::{ClientAddress, Endpoint, EndpointPort, Few, Node, Protocol},
     plan::{
         ipam::Options,
         testing::{pool, service},
@@ -298,7 +298,8 @@ fn vip_change(vip: VirtualIp) -> ObjectChange {
 }
 
 fn target(last: u8, check: &str) -> CheckTarget {
-    CheckTarget { address: ([10, 0, 0, last], 8080).into(), check: Arc::new(check.parse().unwrap()) }
+    let check = Arc::new(check.parse().unwrap());
+    CheckTarget { address: ([10, 0, 0, last], 8080).into(), check, header: ClientAddress::Path }
 }
 
 fn fails(last: u8) -> (CheckTarget, Option<Arc<str>>) {

@@ -73,7 +73,8 @@ pub(super) fn backends(
     let can_take = |one: &Merged<'_>| if any_ready { one.ready } else { one.serving_while_terminating };
     let check = service.backend_check.as_ref().filter(|_| unhealthy.is_some());
     let asked = |(address, one): (&SocketAddr, &Merged<'_>)| {
-        let target = check.filter(|_| can_take(one))?.target(*address, port.protocol)?;
+        let clients = service.client_address;
+        let target = check.filter(|_| can_take(one))?.target(*address, port.protocol, clients)?;
         Some((*address, target))
     };
     let targets: BTreeMap<SocketAddr, CheckTarget> = merged.iter().filter_map(asked).collect();
@@ -207,7 +208,7 @@ mod tests {
         let fails = |address: &&str| {
             let address = SocketAddr::new(address.parse().unwrap(), 8080);
             let check = service.backend_check.as_ref()?;
-            Some((check.target(address, Protocol::Tcp)?, "connect: refused".into()))
+            Some((check.target(address, Protocol::Tcp, service.client_address)?, "connect: refused".into()))
         };
         let unhealthy: Unhealthy = fail.iter().filter_map(fails).collect();
         let found = backends(&service, &service.ports[0], &[&slice], Family::V4, &here, Some(&unhealthy));

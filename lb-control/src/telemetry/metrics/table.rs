@@ -128,10 +128,14 @@ metrics! {
 
     PROXY_CONNECTIONS = Gauge "pointsman_proxy_connections" []
         "Connections (UDP: sessions) that the userspace proxy has; absent while it serves nothing.";
+    PROXY_MAX_CONNECTIONS = Gauge "pointsman_proxy_max_connections" []
+        "TCP connections that the userspace proxy may have, by --proxy-max-connections or by the limit of open files, of which ports and sessions of UDP take their part.";
     PROXY_REFUSED = Counter "pointsman_proxy_refused_total" ["reason"]
         "Connections that the userspace proxy refused or could not pass on.";
     PROXY_HELD_BYTES = Gauge "pointsman_proxy_held_bytes" []
         "Bytes that the userspace proxy holds for receivers that are slower than their senders.";
+    PROXY_FULL_BUFFERS = Counter "pointsman_proxy_full_buffers_total" []
+        "How often the userspace proxy, at --proxy-max-buffers, read no more than a receiver took.";
     PROXY_SHORTAGES = Counter "pointsman_proxy_shortages_total" []
         "How often connections of the userspace proxy had to wait, to be accepted or for a socket to their backend, for want of file descriptors or memory.";
     PROXY_ICMP_ERRORS = Counter "pointsman_proxy_icmp_errors_total" ["result"]
