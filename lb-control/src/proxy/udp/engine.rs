@@ -307,8 +307,8 @@ impl Engine {
             self.fail(token, why, now);
             return sent.datagrams > 0;
         }
-        self.lost(0, sent.lost);
         session.untroubled_since = session.backend.met_no_trouble(session.untroubled_since, now);
+        self.lost(0, sent.lost);
         self.sessions.client_sent(token, now);
         true
     }
