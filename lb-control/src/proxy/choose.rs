@@ -32,7 +32,7 @@ impl Entry {
         let index = place.filter(fits).or_else(|| self.schedule(table, client, tried, now))?;
         let remembered = Remembered { backend: table.backends[index].address, last: now };
         let mut affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
-        affinity.insert(client.ip(), remembered);
+        affinity.insert(client.ip(), remembered, now);
         Some(index)
     }
 
@@ -41,12 +41,12 @@ impl Entry {
         let Some(limit) = table.frontend.connection_limit else { return true };
         let client = network(client);
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = ticks(now);
-        let before = rates.get(&client).unwrap_or(ConnectionRate::time(now));
-        let after = limit.take(before, now);
+        let tick = ticks(now);
+        let before = rates.get(&client).unwrap_or(ConnectionRate::time(tick));
+        let after = limit.take(before, tick);
         let is_below = after != before;
         if is_below {
-            rates.insert(client, after);
+            rates.insert(client, after, now);
         }
         is_below
     }
@@ -174,7 +174,7 @@ mod tests {
             connection_limit: None,
             client_address: ClientAddress::Path,
         };
-        Entry::new(Arc::new(frontend), 1)
+        Entry::new(Arc::new(frontend), 1, &Arc::default())
     }
 
     /// While a backend that failed has more connections than others, nothing is tried there; when it has
@@ -204,5 +204,41 @@ mod tests {
         (0..3).for_each(|_| entry.table().backends[0].failed(Duration::ZERO));
         let client = ([198, 51, 100, 1], 9).into();
         assert_eq!(entry.choose(&entry.table(), client, &[], Duration::ZERO), Some(0));
+    }
+
+    /// Whose affinity is over is not remembered, and nobody is once an entry has none any more.
+    #[test]
+    fn clients_are_forgotten() {
+        let room = Arc::default();
+        let frontend = entry(Scheduler::RoundRobin, 2).table().frontend.as_ref().clone();
+        let limit = lb_common::abi::ConnectionLimit { rate: 10, burst: 100 };
+        let sticky = Frontend {
+            affinity: Some(Duration::from_secs(60)),
+            connection_limit: Some(limit),
+            ..frontend.clone()
+        };
+        let entry = Entry::new(Arc::new(sticky), 1, &room);
+        // The clock's time: a change of what is wanted looks at that.
+        let begin = super::super::clock::now();
+        let come = |last: u8, now| {
+            let client = SocketAddr::from(([198, 51, 100, last], 9));
+            assert!(entry.is_below_limit(&entry.table(), client.ip(), now));
+            entry.choose(&entry.table(), client, &[], now).unwrap()
+        };
+        let first = come(1, begin);
+        come(2, begin);
+        assert_eq!(room.remembered(), 4);
+        for after in (0..=30).step_by(5) {
+            entry.forget_clients(begin + Duration::from_secs(after));
+        }
+        assert_eq!(room.remembered(), 2, "their buckets are full again");
+        assert_eq!(come(1, begin + Duration::from_secs(50)), first);
+        for after in (50..=200).step_by(5) {
+            entry.forget_clients(begin + Duration::from_secs(after));
+        }
+        assert_eq!(room.remembered(), 0);
+        come(3, begin);
+        entry.update(Arc::new(frontend));
+        assert_eq!(room.remembered(), 0);
     }
 }

@@ -9,15 +9,11 @@ use std::{
 
 use super::{
     backend::Backend,
+    clients::{Clients, Room},
+    clock,
     counts::{EntryCounters, FrontendCounts, Refusal},
 };
-use crate::{
-    model::ServiceKey,
-    plan::{Frontend, Recent},
-};
-
-/// So many clients are remembered for an entry, for affinity and for the limit of connections each.
-const REMEMBERED_CLIENTS: usize = 65_536;
+use crate::{model::ServiceKey, plan::Frontend};
 
 /// One port of one VIP.
 #[derive(Debug)]
@@ -28,9 +24,9 @@ pub struct Entry {
     pub counters: EntryCounters,
     /// New connections take turns over all workers.
     pub(super) turn: AtomicU64,
-    pub(super) affinity: Mutex<Recent<IpAddr, Remembered>>,
+    pub(super) affinity: Mutex<Clients<Remembered>>,
     /// When the bucket of a client is full again.
-    pub(super) rates: Mutex<Recent<IpAddr, u64>>,
+    pub(super) rates: Mutex<Clients<u64>>,
     table: RwLock<Arc<Table>>,
 }
 
@@ -53,15 +49,15 @@ pub struct Remembered {
 }
 
 impl Entry {
-    /// An entry that has no connections.
+    /// An entry that has no connections. It remembers clients as far as there is `room`.
     #[must_use]
-    pub fn new(frontend: Arc<Frontend>, workers: usize) -> Self {
+    pub fn new(frontend: Arc<Frontend>, workers: usize, room: &Arc<Room>) -> Self {
         Self {
             key: frontend.key.clone(),
             counters: EntryCounters::new(workers),
             turn: AtomicU64::new(0),
-            affinity: Mutex::new(Recent::new(REMEMBERED_CLIENTS)),
-            rates: Mutex::new(Recent::new(REMEMBERED_CLIENTS)),
+            affinity: Mutex::new(Clients::new(room)),
+            rates: Mutex::new(Clients::new(room)),
             table: RwLock::new(Arc::new(Table::new(frontend, &HashMap::new()))),
         }
     }
@@ -81,8 +77,21 @@ impl Entry {
         let gone: Vec<_> = table.backends.iter().filter(|backend| !kept(backend)).cloned().collect();
         *table = Arc::new(next);
         drop(table);
+        self.forget_clients(clock::now());
         gone.iter().for_each(|backend| backend.goes());
         gone.iter().any(|backend| backend.open() > 0)
+    }
+
+    /// Forgets clients that nothing is remembered for any more: whose affinity is over, or whose limit is not
+    /// used up.
+    pub fn forget_clients(&self, now: Duration) {
+        let frontend = Arc::clone(&self.table().frontend);
+        let refilled = frontend.connection_limit.map(|limit| {
+            let seconds = u64::from(limit.burst).div_ceil(u64::from(limit.rate.max(1)));
+            Duration::from_secs(seconds + 1)
+        });
+        self.affinity.lock().unwrap_or_else(PoisonError::into_inner).age(frontend.affinity, now);
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner).age(refilled, now);
     }
 
     /// All its connections are to be reset.

@@ -5,6 +5,7 @@
 
 mod backend;
 mod choose;
+mod clients;
 mod clock;
 mod connect;
 mod connection;
@@ -39,6 +40,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+use tokio::time::{MissedTickBehavior, interval};
 
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
 pub use limits::{Limits, raise_descriptors};
@@ -106,6 +108,9 @@ impl Proxy {
             shared.handles.get_or_init(|| workers.iter().map(|worker| worker.handle.clone()).collect());
         let udp = Udp::start(handles, &shared)?;
         reader.follow(&shared, udp.teller());
+        if let Some(worker) = workers.first() {
+            worker.handle.spawn(forget_clients(reader.clone()));
+        }
         let (services, inherited, patience) = (BTreeMap::new(), HashMap::new(), Duration::ZERO);
         Ok(Self { shared, udp, workers, services, reader, inherited, patience })
     }
@@ -269,7 +274,7 @@ impl Proxy {
     fn update(&mut self, key: &ServiceKey, frontend: &Arc<Frontend>) -> bool {
         let workers = self.workers.len();
         let served = self.services.entry(key.clone()).or_insert_with(|| {
-            let entry = Arc::new(Entry::new(Arc::clone(frontend), workers));
+            let entry = Arc::new(Entry::new(Arc::clone(frontend), workers, &self.shared.clients));
             self.reader.has(key, Some(&entry));
             Served { entry, listeners: Vec::new() }
         });
@@ -342,6 +347,19 @@ impl Drop for Proxy {
     }
 }
 
+/// Lets entries forget clients that were not seen for long.
+async fn forget_clients(reader: Reader) {
+    let mut turns = interval(FORGET_CLIENTS);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        turns.tick().await;
+        let now = clock::now();
+        reader.entries().iter().for_each(|entry| entry.forget_clients(now));
+    }
+}
+
+/// How often clients are looked at.
+const FORGET_CLIENTS: Duration = Duration::from_secs(30);
 /// How long all sockets that are closed together may wait for file descriptors.
 const LAST_ACCEPTS: Duration = Duration::from_secs(1);
 /// How long connections may take to be reset rather than closed.

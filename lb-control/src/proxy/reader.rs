@@ -115,6 +115,11 @@ impl Reader {
         }
     }
 
+    /// What is served.
+    pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
+        self.read().entries.values().cloned().collect()
+    }
+
     /// From now on it tells of this proxy.
     pub(super) fn follow(&self, shared: &Arc<Shared>, teller: Arc<Teller>) {
         self.end();

@@ -12,6 +12,7 @@ use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
     Settings,
+    clients::Room,
     limits::{DESCRIPTORS_EACH, Limits},
     memory::Memory,
 };
@@ -28,6 +29,8 @@ pub struct Shared {
     pub limits: Limits,
     /// What connections hold.
     pub memory: Arc<Memory>,
+    /// What entries remember of clients.
+    pub clients: Arc<Room>,
     /// Connections that there are.
     pub open: AtomicUsize,
     /// Listening sockets (TCP) that there are.
@@ -61,6 +64,7 @@ impl Shared {
         Self {
             loads,
             memory: Arc::new(Memory::new(settings.max_buffers)),
+            clients: Arc::default(),
             handles: OnceLock::new(),
             settings,
             limits,

@@ -425,7 +425,7 @@ impl Engine {
         session.backend.failed(now);
         let vip = SocketAddr::new(session.entry.key.vip, session.entry.key.port);
         let (client, backend, length) = (*client, session.backend.address, session.last_length);
-        self.refused.insert(client, backend);
+        self.refused.insert(client, backend, now);
         self.end(token);
         let of = Undelivered { client, vip, length, payload: &trouble.payload };
         self.shared.teller.tell(trouble.why, &of, now);
@@ -482,7 +482,7 @@ mod tests {
             client_address: ClientAddress::Path,
         };
         let mut engine = Engine::new(0, shared).unwrap();
-        let entry = Arc::new(Entry::new(Arc::new(frontend), 1));
+        let entry = Arc::new(Entry::new(Arc::new(frontend), 1, &Arc::default()));
         engine.add(7, entry, Arc::new(socket.into())).unwrap();
         (engine, 7)
     }

@@ -204,7 +204,7 @@ impl Udp {
 
     fn update(&mut self, key: &ServiceKey, frontend: &Arc<Frontend>) {
         let Some(served) = self.entries.get(key) else {
-            let entry = Arc::new(Entry::new(Arc::clone(frontend), self.workers.len()));
+            let entry = Arc::new(Entry::new(Arc::clone(frontend), self.workers.len(), &self.shared.clients));
             self.entries.insert(key.clone(), Served { entry, ways: Vec::new() });
             return;
         };
