@@ -219,7 +219,7 @@ mod tests {
         };
         let entry = Entry::new(Arc::new(sticky), 1, &room);
         // The clock's time: a change of what is wanted looks at that.
-        let begin = super::super::clock::now();
+        let begin = crate::proxy::clock::now();
         let come = |last: u8, now| {
             let client = SocketAddr::from(([198, 51, 100, last], 9));
             assert!(entry.is_below_limit(&entry.table(), client.ip(), now));
