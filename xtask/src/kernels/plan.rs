@@ -16,8 +16,12 @@ const AGENT: &str = "pointsman";
 pub const VERIFY: &str = "verify";
 /// The name under which the agent is started where the kernel refuses programs.
 pub const REFUSAL: &str = "refusal";
-/// What it is to say then.
+/// The name under which it is started there as it chooses itself.
+pub const PROXY: &str = "proxy";
+/// What it is to say of such a kernel.
 pub const REFUSAL_WORDS: &str = "cannot run the program";
+/// What is printed in the guest when a connection went through the proxy, and the status says why.
+pub const PROXY_WORDS: &str = "served by the proxy: this kernel cannot forward";
 /// Seconds that anything may take. A processor in software is twenty times slower than one.
 const LIMIT: u32 = 600;
 
@@ -68,8 +72,8 @@ pub fn build() -> Result<Executables> {
 pub enum Beside {
     /// The core set of tests.
     Tests,
-    /// The agent is started, and is to say what the kernel lacks: programs are refused there, and tests
-    /// would fail one after the other for the same reason.
+    /// The agent is started, and is to say what the kernel lacks, and to serve by its proxy: programs are
+    /// refused there, and tests would fail one after the other for the same reason.
     Refusal,
 }
 
@@ -101,10 +105,11 @@ pub fn root(built: &Executables, module_tree: &Path, beside: Beside) -> Result<V
     match beside {
         Beside::Refusal => {
             root.file("config/none.yaml", b"");
+            let run = "run --kubernetes=false --link-device lo --pin-dir /sys/fs/bpf/p --max-flows 1024";
             plan.push(format!(
-                "run {LIMIT} {REFUSAL} /{AGENT} run --kubernetes=false --config /config --link-device lo \
-                 --pin-dir /sys/fs/bpf/p --socket /run/p.sock --max-flows 1024"
+                "run {LIMIT} {REFUSAL} /{AGENT} {run} --config /config --socket /run/p.sock --datapath tc"
             ));
+            plan.push(format!("run {LIMIT} {PROXY} /init proxy {run} --datapath auto"));
         }
         Beside::Tests => {
             for (target, names) in TESTS {
