@@ -33,7 +33,7 @@ const TOOLS: [&str; 2] = ["ip", "ethtool"];
 /// Tests of the core set: the file in `tests/tests`, and the test. They are few, because verifying the
 /// programs takes an emulator half a minute each time, and touch every program and every kind of map,
 /// not every rule: those are the same on all kernels.
-const TESTS: [(&str, &[&str]); 4] = [
+const TESTS: [(&str, &[&str]); 7] = [
     (
         "differential",
         &[
@@ -50,7 +50,14 @@ const TESTS: [(&str, &[&str]); 4] = [
     ("e2e_agent", &["changes_made_while_it_was_dead_are_applied", "sigterm_leaves_nothing_behind"]),
     // The egress program: by netlink before Linux 6.6, by a link since.
     ("e2e_local", &["the_pod_sees_the_client"]),
+    // With the flow cache.
     ("e2e_forward", &["tcp_goes_round_exactly", "fragmented_datagrams_arrive_both_ways"]),
+    // Attached to devices and carrying all kinds of traffic: tcx since Linux 6.6, a filter before.
+    ("e2e_tc", &["in_place_of_xdp"]),
+    // The helpers of cookies.
+    ("e2e_cookies", &["connections_work"]),
+    // The programs of a control group, which pass reasons on since Linux 6.1.
+    ("e2e_hairpin", &["the_node_reaches_its_own_vips"]),
 ];
 
 /// Executables by the name of their target.
