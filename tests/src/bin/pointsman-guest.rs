@@ -1,10 +1,14 @@
 //! The first process of a virtual machine that is started to see what its kernel does with us:
 //! `cargo xtask test --kernels`. It prints what happens in lines that xtask reads, and powers off.
 //!
-//! As `pointsman-guest verify` it loads every program and prints what that cost.
+//! As `pointsman-guest verify` it loads every program and prints what that cost; as `pointsman-guest proxy
+//! ARGUMENT…` it starts the agent with these arguments on a kernel that refuses programs, and is content if it
+//! serves a Service all the same.
 
 use std::ffi::CString;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -18,6 +22,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pointsman_tests::kit::kernel::object;
 use pointsman_tests::kit::verified::verify_all;
+use pointsman_tests::lab::agent::list;
+use pointsman_tests::lab::manifest::{HTTP, ServiceSpec, manifest, vip};
+use pointsman_tests::lab::{Lab, wait_for};
+use serde_json::Value;
 
 /// What to do, in lines: `module PATH`, `env NAME VALUE`, `run SECONDS NAME PROGRAM ARGUMENT…`.
 const PLAN: &str = "/plan";
@@ -27,8 +35,14 @@ const MARK: &str = "@pointsman";
 const OUTPUT: &str = "/tmp/output";
 
 fn main() {
-    if std::env::args().nth(1).as_deref() == Some("verify") {
-        if let Err(error) = verify() {
+    let mut arguments = std::env::args().skip(1);
+    let asked = match arguments.next().as_deref() {
+        Some("verify") => Some(verify()),
+        Some("proxy") => Some(proxy(&arguments.collect::<Vec<_>>())),
+        _ => None,
+    };
+    if let Some(result) = asked {
+        if let Err(error) = result {
             println!("{error:#}");
             std::process::exit(1);
         }
@@ -64,6 +78,47 @@ fn verify() -> Result<()> {
             Err(refusal) => say(&format!("refused {program} {}", one_line(&refusal))),
         }
     }
+    Ok(())
+}
+
+/// Starts the agent with a Service whose backend is this process, and connects to the VIP. All that it
+/// starts ends with it: `run` sees to that.
+fn proxy(arguments: &[String]) -> Result<()> {
+    const SOCKET: &str = "/run/proxy.sock";
+    const ANSWER: &[u8] = b"from the backend";
+    let backend = Lab::backend_address(1, false);
+    check("ip", &["address", "add", &format!("{backend}/32"), "dev", "lo"])?;
+    let listener = TcpListener::bind((backend, HTTP.target)).context("cannot be a backend")?;
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            stream.and_then(|mut stream| stream.write_all(ANSWER)).ok();
+        }
+    });
+    fs::create_dir_all("/run/config")?;
+    let service = manifest(&[ServiceSpec::new("web", &[HTTP], &[1])]);
+    fs::write("/run/config/services.yaml", service)?;
+    let agent = std::env::var("POINTSMAN_BIN").context("POINTSMAN_BIN")?;
+    let mut running = Command::new(&agent)
+        .args(arguments)
+        .args(["--config", "/run/config", "--socket", SOCKET])
+        .spawn()
+        .context("cannot start the agent")?;
+    let mut status = Value::Null;
+    let served = wait_for("an answer of the backend", || {
+        if let Some(status) = running.try_wait()? {
+            bail!("the agent has ended: {status}");
+        }
+        let shown = Command::new(&agent).args(["status", "-o", "json", "--socket", SOCKET]).output()?;
+        status = serde_json::from_slice(&shown.stdout).unwrap_or_default();
+        let Ok(vip) = vip(&status, "web", false, HTTP) else { return Ok(None) };
+        let mut answer = Vec::new();
+        let read = TcpStream::connect(vip).and_then(|mut stream| stream.read_to_end(&mut answer));
+        Ok((read.is_ok() && answer == ANSWER).then_some(()))
+    });
+    served.with_context(|| format!("{status:#}"))?;
+    let device = list(&status, "devices").first().context("no device")?;
+    let text = |key: &str| device[key].as_str().unwrap_or_default();
+    println!("served by the {}: {}", text("mode"), text("reason"));
     Ok(())
 }
 

@@ -118,6 +118,7 @@ fn judge(kernel: &Kernel, transcript: &Transcript, budget: &Budget) -> Summary {
         let outcome = match ended.name.as_str() {
             plan::VERIFY => verification(ended, &budget.complaints(kernel.name, transcript)),
             plan::REFUSAL => refusal(ended),
+            plan::PROXY => proxy(ended),
             // A guest has everything that tests need.
             _ => match outcome::judge(ended.status, &ended.output) {
                 Outcome::Skipped(why) => Outcome::Failed(format!("skipped: {why}")),
@@ -148,13 +149,25 @@ fn verification(ended: &Ended, complaints: &[String]) -> Outcome {
     }
 }
 
-/// The agent ends, and says why in a sentence.
+/// The agent ends if the kernel's programs are what it has to use, and says why in a sentence.
 fn refusal(ended: &Ended) -> Outcome {
     match ended.status {
         None => Outcome::Failed("timed out".into()),
         Some(status) if status.success() => Outcome::Failed("the agent was content".into()),
         Some(_) if !ended.output.contains(plan::REFUSAL_WORDS) => {
             Outcome::Failed(format!("the agent did not say that the kernel `{}`", plan::REFUSAL_WORDS))
+        }
+        Some(_) => Outcome::Passed,
+    }
+}
+
+/// The agent serves without them. Who looks in the guest says what is missing, and that nothing is.
+fn proxy(ended: &Ended) -> Outcome {
+    match ended.status {
+        None => Outcome::Failed("timed out".into()),
+        Some(status) if !status.success() => Outcome::Failed(status.to_string()),
+        Some(_) if !ended.output.contains(plan::PROXY_WORDS) => {
+            Outcome::Failed(format!("it did not end with `{}`", plan::PROXY_WORDS))
         }
         Some(_) => Outcome::Passed,
     }
@@ -210,6 +223,18 @@ mod tests {
         assert_eq!(refusal("0", words), (1, 1));
         assert_eq!(refusal("timeout", words), (1, 1));
         assert_eq!(refusal("256", "Invalid argument"), (1, 1));
+    }
+
+    #[test]
+    fn an_agent_that_is_refused_has_to_serve() {
+        let proxy = |status: &str, words: &str| {
+            let text = format!("@pointsman begin proxy\n{words}\n@pointsman done proxy {status} 3\n");
+            summary(&format!("{KERNEL}{text}@pointsman end\n"), "6.1 slow 10 8")
+        };
+        assert_eq!(proxy("0", plan::PROXY_WORDS), (2, 0));
+        assert_eq!(proxy("0", "nothing"), (1, 1));
+        assert_eq!(proxy("256", plan::PROXY_WORDS), (1, 1));
+        assert_eq!(proxy("timeout", plan::PROXY_WORDS), (1, 1));
     }
 
     #[test]

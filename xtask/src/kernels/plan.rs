@@ -16,8 +16,12 @@ const AGENT: &str = "pointsman";
 pub const VERIFY: &str = "verify";
 /// The name under which the agent is started where the kernel refuses programs.
 pub const REFUSAL: &str = "refusal";
-/// What it is to say then.
+/// The name under which it is started there as it chooses itself.
+pub const PROXY: &str = "proxy";
+/// What it is to say of such a kernel.
 pub const REFUSAL_WORDS: &str = "cannot run the program";
+/// What is printed in the guest when a connection went through the proxy, and the status says why.
+pub const PROXY_WORDS: &str = "served by the proxy: this kernel cannot forward";
 /// Seconds that anything may take. A processor in software is twenty times slower than one.
 const LIMIT: u32 = 600;
 
@@ -29,7 +33,7 @@ const TOOLS: [&str; 2] = ["ip", "ethtool"];
 /// Tests of the core set: the file in `tests/tests`, and the test. They are few, because verifying the
 /// programs takes an emulator half a minute each time, and touch every program and every kind of map,
 /// not every rule: those are the same on all kernels.
-const TESTS: [(&str, &[&str]); 4] = [
+const TESTS: [(&str, &[&str]); 7] = [
     (
         "differential",
         &[
@@ -46,7 +50,14 @@ const TESTS: [(&str, &[&str]); 4] = [
     ("e2e_agent", &["changes_made_while_it_was_dead_are_applied", "sigterm_leaves_nothing_behind"]),
     // The egress program: by netlink before Linux 6.6, by a link since.
     ("e2e_local", &["the_pod_sees_the_client"]),
+    // With the flow cache.
     ("e2e_forward", &["tcp_goes_round_exactly", "fragmented_datagrams_arrive_both_ways"]),
+    // Attached to devices and carrying all kinds of traffic: tcx since Linux 6.6, a filter before.
+    ("e2e_tc", &["in_place_of_xdp"]),
+    // The helpers of cookies.
+    ("e2e_cookies", &["connections_work"]),
+    // The programs of a control group, which pass reasons on since Linux 6.1.
+    ("e2e_hairpin", &["the_node_reaches_its_own_vips"]),
 ];
 
 /// Executables by the name of their target.
@@ -68,8 +79,8 @@ pub fn build() -> Result<Executables> {
 pub enum Beside {
     /// The core set of tests.
     Tests,
-    /// The agent is started, and is to say what the kernel lacks: programs are refused there, and tests
-    /// would fail one after the other for the same reason.
+    /// The agent is started, and is to say what the kernel lacks, and to serve by its proxy: programs are
+    /// refused there, and tests would fail one after the other for the same reason.
     Refusal,
 }
 
@@ -101,10 +112,11 @@ pub fn root(built: &Executables, module_tree: &Path, beside: Beside) -> Result<V
     match beside {
         Beside::Refusal => {
             root.file("config/none.yaml", b"");
+            let run = "run --kubernetes=false --link-device lo --pin-dir /sys/fs/bpf/p --max-flows 1024";
             plan.push(format!(
-                "run {LIMIT} {REFUSAL} /{AGENT} run --kubernetes=false --config /config --link-device lo \
-                 --pin-dir /sys/fs/bpf/p --socket /run/p.sock --max-flows 1024"
+                "run {LIMIT} {REFUSAL} /{AGENT} {run} --config /config --socket /run/p.sock --datapath tc"
             ));
+            plan.push(format!("run {LIMIT} {PROXY} /init proxy {run} --datapath auto"));
         }
         Beside::Tests => {
             for (target, names) in TESTS {

@@ -58,10 +58,14 @@ impl KernelPath {
         match Self::start(lock, pins, settings) {
             Ok((path, begin)) => Ok((Some(path), begin, None)),
             // Programs that an earlier agent has left go on with what they have.
-            Err(error) if settings.datapath != DatapathPolicy::Auto || has_left => Err(error),
+            Err(error) if has_left => Err(error),
             Err(error) => {
+                // Not only here: the next agent, which may be told to choose, would take it for an earlier one's.
                 if let Err(error) = pins.remove() {
                     warn!("{error:#}");
+                }
+                if settings.datapath != DatapathPolicy::Auto {
+                    return Err(error);
                 }
                 Ok((None, without, Some(no_kernel(&error))))
             }
