@@ -68,6 +68,38 @@ fn the_pod_sees_the_client() -> Result<()> {
     Ok(())
 }
 
+/// Packets of clients come in by the link device, and the default route leaves by another.
+#[test]
+fn replies_leave_by_another_device() -> Result<()> {
+    let Some(world) = with_pods(0, 1)? else { return Ok(()) };
+    let Lab { client, edge, .. } = &world.lab;
+    edge.ip_batch(&format!("link add back type veth peer name eth1 netns {}", client.name()))?;
+    edge.ip_batch(
+        "addr add 10.6.0.1/24 dev back\n addr add fd06::1/64 dev back nodad\n link set back up
+         route add default via 10.6.0.2\n route add ::/0 via fd06::2",
+    )?;
+    client.ip_batch(
+        "addr add 10.6.0.2/24 dev eth1\n addr add fd06::2/64 dev eth1 nodad\n link set eth1 up
+         addr add 10.5.0.2/32 dev lo\n addr add fd05::2/128 dev lo nodad
+         route replace default via 10.1.0.1 src 10.5.0.2\n route replace ::/0 via fd01::1 src fd05::2",
+    )?;
+    for (namespace, device) in [(edge, "uplink"), (client.as_ref(), "eth1")] {
+        for name in [device, "all"] {
+            namespace.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0")?;
+        }
+    }
+    let (_agent, status) = world.web_in_kernel(&[P1])?;
+    for (to, own) in both(&status, HTTP)?.into_iter().zip(["10.5.0.2", "fd05::2"]) {
+        assert_eq!(seen_by_backend(&world.lab, to)?.ip().to_string(), own);
+        assert_eq!(who_answers(client, to, 3)?, ["p1"; 3]);
+    }
+    for to in both(&status, UDP)? {
+        assert_eq!(who_answers_udp(client, to, 3)?, ["p1"; 3]);
+    }
+    assert_eq!(exits(&world.lab)?, 2);
+    Ok(())
+}
+
 #[test]
 fn super_packets_arrive_intact_both_ways() -> Result<()> {
     let Some(world) = with_pods(0, 1)? else { return Ok(()) };

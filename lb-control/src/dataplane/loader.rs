@@ -147,6 +147,10 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn unpinned(sizes: &Sizes) -> Result<Self> {
+        Self::unpinned_from(object::bytes()?, sizes)
+    }
+
+    fn unpinned_from(object: &[u8], sizes: &Sizes) -> Result<Self> {
         let cpus = Cpus::count()?;
         let mut loader = EbpfLoader::new();
         let cached = sizes.flow_cache_on(cpus.possible);
@@ -154,7 +158,7 @@ impl Kernel {
         for map in maps::ALL {
             loader.map_max_entries(map.name, sizes.of(*map, cpus).min(TRIAL_ENTRIES));
         }
-        Self::with_maps(loader.load(object::bytes()?).context("creating BPF maps")?)
+        Self::with_maps(loader.load(object).context("creating BPF maps")?)
     }
 
     fn with_maps(mut ebpf: Ebpf) -> Result<Self> {
@@ -195,10 +199,10 @@ impl Kernel {
             let fd = program::<Xdp>(&mut self.ebpf, name)?.fd()?.try_clone()?;
             put(&mut self.programs, index, &fd, name)?;
         }
-        if self.has_tc {
-            self.load_tc_cookies()?;
-        }
         self.has_cookies = true;
+        if self.has_tc {
+            self.load_tc_cookies_if_possible()?;
+        }
         Ok(())
     }
 
@@ -208,7 +212,25 @@ impl Kernel {
         self.has_cookies
     }
 
-    fn load_tc_cookies(&mut self) -> Result<()> {
+    /// Where the kernel refuses them for TC alone, connections begin there as without cookies.
+    fn load_tc_cookies_if_possible(&mut self) -> Result<()> {
+        let Err(error) = self.load_tc_cookies() else { return Ok(()) };
+        warn!("SYN cookies are not used where packets come in by TC: {error:#}");
+        // Called in their place.
+        for (index, name) in
+            (maps::PROGRAM_COOKIE_V4..).zip([maps::TC_CALLED_PROGRAMS[2], maps::TC_CALLED_PROGRAMS[3]])
+        {
+            let fd = program::<SchedClassifier>(&mut self.ebpf, name)?.fd()?.try_clone()?;
+            put(&mut self.tc_programs, index, &fd, name)?;
+        }
+        Ok(())
+    }
+
+    /// Loads the programs of TC for SYN cookies.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub(super) fn load_tc_cookies(&mut self) -> Result<()> {
         for (index, name) in (maps::PROGRAM_COOKIE_V4..).zip(maps::TC_COOKIE_PROGRAMS) {
             let fd = program::<SchedClassifier>(&mut self.ebpf, name)?.fd()?.try_clone()?;
             put(&mut self.tc_programs, index, &fd, name)?;
@@ -247,17 +269,8 @@ impl Kernel {
             let fd = program.fd()?.try_clone()?;
             put(&mut self.tc_programs, index, &fd, name)?;
         }
-        if self.has_cookies
-            && let Err(error) = self.load_tc_cookies()
-        {
-            // Called in their place, these begin connections as without cookies.
-            warn!("SYN cookies are not used where packets come in by TC: {error:#}");
-            for (index, name) in
-                (maps::PROGRAM_COOKIE_V4..).zip([maps::TC_CALLED_PROGRAMS[2], maps::TC_CALLED_PROGRAMS[3]])
-            {
-                let fd = program::<SchedClassifier>(&mut self.ebpf, name)?.fd()?.try_clone()?;
-                put(&mut self.tc_programs, index, &fd, name)?;
-            }
+        if self.has_cookies {
+            self.load_tc_cookies_if_possible()?;
         }
         program::<SchedClassifier>(&mut self.ebpf, maps::INGRESS_PROGRAM)?;
         Ok(())
@@ -377,6 +390,34 @@ fn report_sizes(ebpf: &Ebpf, sizes: &Sizes, cpus: Cpus) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cookies_that_tc_alone_lacks_are_used_in_xdp_in_either_order() {
+        let Ok(object) = object::bytes() else {
+            println!("SKIP: the kernel programs are not built");
+            return;
+        };
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIP: needs root");
+            return;
+        }
+        let [.., missing] = maps::TC_COOKIE_PROGRAMS;
+        let mut object = object.to_vec();
+        let places: Vec<_> =
+            (0..object.len()).filter(|at| object[*at..].starts_with(missing.as_bytes())).collect();
+        assert!(!places.is_empty());
+        places.into_iter().for_each(|at| object[at] = b'x');
+        let sizes = Sizes { flows: 1_024, services: 64, backends: 64, source_ranges: 64, flow_cache: 64 };
+        for tc_first in [false, true] {
+            let mut kernel = Kernel::unpinned_from(&object, &sizes).unwrap();
+            if tc_first {
+                kernel.ingress_program().unwrap();
+            }
+            kernel.load_cookies().unwrap();
+            kernel.ingress_program().unwrap();
+            assert!(kernel.has_cookies() && kernel.load_tc_cookies().is_err(), "{tc_first}");
+        }
+    }
 
     #[test]
     fn the_flow_cache_does_not_grow_with_every_cpu_that_might_be() {

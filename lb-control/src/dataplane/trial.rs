@@ -52,7 +52,10 @@ pub fn run(subjects: &[Subject]) -> Vec<Trial> {
     let tc = kernel.ingress_program().map(drop);
     let has_tc = tc.is_ok();
     trials.push(trial(Ability::TcPrograms, "", tc));
-    trials.push(trial(Ability::CookiePrograms, "", kernel.load_cookies()));
+    let cookies = kernel.load_cookies();
+    // Agents do without those of TC.
+    let cookies = cookies.and_then(|()| if has_tc { kernel.load_tc_cookies() } else { Ok(()) });
+    trials.push(trial(Ability::CookiePrograms, "", cookies));
     trials.push(trial(Ability::SocketPrograms, "", load_all_for_sockets(&mut kernel)));
     trials.push(trial(Ability::ControlGroup, "", Cgroup::Auto.directory().map(drop)));
     let mut hooks = Hooks { kernel, has_xdp, has_tc };

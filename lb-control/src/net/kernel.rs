@@ -12,12 +12,13 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteVia};
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection};
 use tokio::task::AbortHandle;
 
+use super::outward::gateway;
 use super::way::{Link, LinkKind, Neighbour, Route, Vlan};
 use super::{addresses, neighbour_address, route_address};
 
@@ -89,7 +90,16 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses for another reason.
     pub async fn route(&self, destination: IpAddr) -> Result<Option<Route>> {
-        let message = match destination {
+        let found = self.ask_route(destination, RouteFlags::empty()).await?;
+        Ok(found.as_ref().map(read_route))
+    }
+
+    pub(super) async fn ask_route(
+        &self,
+        destination: IpAddr,
+        flags: RouteFlags,
+    ) -> Result<Option<RouteMessage>> {
+        let mut message = match destination {
             IpAddr::V4(address) => {
                 RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(address, 32).build()
             }
@@ -97,9 +107,10 @@ impl Kernel {
                 RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(address, 128).build()
             }
         };
+        message.header.flags = flags;
         let mut answers = Box::pin(self.handle.route().get(message).execute());
         match answers.next().await {
-            Some(Ok(answer)) => Ok(Some(read_route(&answer))),
+            Some(Ok(answer)) => Ok(Some(answer)),
             Some(Err(rtnetlink::Error::NetlinkError(error)))
                 if matches!(
                     -error.raw_code(),
@@ -256,12 +267,11 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbou
 }
 
 fn read_route(message: &RouteMessage) -> Route {
-    let mut route = Route { kind: message.header.kind, ..Route::default() };
+    let gateway = gateway(&message.attributes);
+    let mut route = Route { kind: message.header.kind, gateway, ..Route::default() };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => route.ifindex = *index,
-            RouteAttribute::Gateway(gateway) => route.gateway = route_address(gateway),
-            RouteAttribute::Via(RouteVia::Inet6(gateway)) => route.gateway = Some((*gateway).into()),
             RouteAttribute::PrefSource(source) => route.source = route_address(source),
             RouteAttribute::Metrics(metrics) => route.mtu = metrics.iter().find_map(read_mtu),
             _ => {}

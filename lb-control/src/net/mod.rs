@@ -10,6 +10,7 @@ mod here;
 mod kernel;
 mod news;
 pub mod next_hops;
+mod outward;
 pub mod survey;
 #[cfg(test)]
 mod testing;

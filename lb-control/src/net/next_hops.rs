@@ -14,7 +14,8 @@ use tracing::warn;
 use super::here::{leads_to_container, on_this_node};
 use super::kernel::{Kernel, Links, Neighbours};
 use super::news::{News, note};
-use super::way::{Resolution, Route, resolve};
+use super::outward::WayOut;
+use super::way::{Resolution, Route, below_vlans, resolve};
 
 /// Neighbours that the kernel forgot and that are remembered at most.
 const MAX_FORGOTTEN: usize = 16_384;
@@ -65,6 +66,8 @@ pub struct NextHops {
     needed: HashMap<NeighbourKey, usize>,
     /// Neighbours that the kernel keeps resolved because we asked for it.
     managed: BTreeSet<NeighbourKey>,
+    /// How packets to clients far away leave the node; `None` until that was asked.
+    ways_out: Option<BTreeSet<WayOut>>,
     /// How many backends are on this node.
     local: usize,
     /// Backends to which no way is known, and why.
@@ -95,7 +98,8 @@ pub enum Ask {
 pub struct Refreshed {
     /// Backends to which the way is another than before.
     pub backends: BTreeSet<IpAddr>,
-    /// Some neighbour, of a backend or of a client, has another address than it had last.
+    /// Some neighbour, of a backend or of a client, has another address than it had last, or a gateway
+    /// to clients has one now.
     pub neighbours: bool,
     /// Some device is not as it was.
     pub links: bool,
@@ -113,6 +117,7 @@ impl NextHops {
             sampled: None,
             needed: HashMap::new(),
             managed: BTreeSet::new(),
+            ways_out: None,
             local: 0,
             troubled: BTreeMap::new(),
             routes: HashMap::new(),
@@ -199,11 +204,15 @@ impl NextHops {
     /// Reads the kernel's tables anew. What is as before costs nothing but the reading.
     ///
     /// # Errors
-    /// When devices or neighbours cannot be listed; everything is as before then. A question about a
+    /// When devices or neighbours cannot be listed, or the ways out not be asked for; everything is as before then. A question about a
     /// route that fails is a problem of its backend.
     pub async fn refresh(&mut self, ask: Ask) -> Result<Refreshed> {
         let links = self.kernel.links().await?;
         let neighbours = self.kernel.neighbours().await?;
+        let knew_gateways = self.ways_out.is_some();
+        if ask != Ask::Neighbours || !knew_gateways {
+            self.ways_out = Some(self.kernel.ways_out().await?);
+        }
         let other_links = links != self.links;
         let mut moved = differing(&self.neighbours, &neighbours);
         (self.links, self.neighbours) = (links, neighbours);
@@ -227,8 +236,13 @@ impl NextHops {
         let mut news = News::default();
         let backends = stale.into_iter().filter(|backend| self.renew(*backend, &mut news)).collect();
         drop(news);
-        self.manage().await;
-        Ok(Refreshed { backends, neighbours: self.take_macs(), links: other_links })
+        let gateways = self.gateways();
+        let has_mac = |key| self.neighbours.get(key).is_some_and(|found| found.mac.is_some());
+        // Until now, the way to clients behind it could not be found: flows may still go by another.
+        let has_come = knew_gateways && moved.iter().any(|key| gateways.contains(key) && has_mac(key));
+        self.manage(&gateways).await;
+        let neighbours = self.take_macs() || has_come;
+        Ok(Refreshed { backends, neighbours, links: other_links })
     }
 
     /// Finds the ways to backends that are new, by what is known of devices and neighbours, and
@@ -425,7 +439,7 @@ impl NextHops {
     ///
     /// Neighbours that the kernel forgot are remembered: it forgets those that it does not talk to
     /// itself, and packets that pass by XDP it does not see. What points to them is still right.
-    /// One that is new harms nobody: nothing points to it yet.
+    /// One that is new harms nobody: nothing points to it yet. Gateways are seen to elsewhere.
     fn take_macs(&mut self) -> bool {
         let mut differs = false;
         for (key, found) in &self.neighbours {
@@ -440,16 +454,37 @@ impl NextHops {
         differs
     }
 
-    /// Has the kernel keep the neighbours of backends resolved, and no others.
-    async fn manage(&mut self) {
-        let is_wanted = |key: &NeighbourKey| self.needed.contains_key(key) && !self.is_fixed(key);
+    /// The devices by which packets to clients far away leave the node, below any VLANs: by index. Those
+    /// that are no Ethernet devices are left out.
+    #[must_use]
+    pub fn devices_out(&self) -> BTreeMap<u32, String> {
+        let devices = self.ways_out.iter().flatten().filter_map(|(index, _)| {
+            let link = self.links.get(index).filter(|link| link.mac.is_some())?;
+            let (index, _) = below_vlans(*index, link, &self.links).ok()?;
+            Some((index, self.links.get(&index)?.name.clone()))
+        });
+        devices.collect()
+    }
+
+    /// The neighbours that packets to clients far away go to. The datapath sends them itself, which
+    /// resolves nobody (`bpf_fib_lookup`).
+    fn gateways(&self) -> BTreeSet<NeighbourKey> {
+        let is_ethernet = |index| self.links.get(index).is_some_and(|link| link.mac.is_some());
+        let ways = self.ways_out.iter().flatten().filter(|(index, _)| is_ethernet(index));
+        ways.filter_map(|(index, gateway)| Some((*index, (*gateway)?))).collect()
+    }
+
+    /// Has the kernel keep the neighbours of backends and these gateways resolved, and no others.
+    async fn manage(&mut self, gateways: &BTreeSet<NeighbourKey>) {
+        let is_needed = |key: &NeighbourKey| self.needed.contains_key(key) || gateways.contains(key);
+        let is_wanted = |key: &NeighbourKey| is_needed(key) && !self.is_fixed(key);
         let gone: Vec<_> = self.managed.iter().filter(|key| !is_wanted(key)).copied().collect();
         let is_kept = |key: &NeighbourKey| {
             let found = self.neighbours.get(key);
             self.managed.contains(key) && found.is_some_and(|found| found.managed || found.mac.is_some())
         };
-        let missing = self.needed.keys().filter(|key| is_wanted(key) && !is_kept(key));
-        let missing: Vec<_> = missing.copied().collect();
+        let missing = self.needed.keys().chain(gateways).filter(|key| is_wanted(key) && !is_kept(key));
+        let missing: BTreeSet<_> = missing.copied().collect();
         for key in gone {
             self.kernel.forget_neighbour(key.0, key.1, self.neighbours.get(&key)).await;
             self.managed.remove(&key);

@@ -155,7 +155,7 @@ pub fn resolve(backend: IpAddr, route: Option<&Route>, links: &Links, neighbours
 
 /// A VLAN device sends by the one below, with a tag: the device below them all, and the tags, outer
 /// one first.
-fn below_vlans(ifindex: u32, link: &Link, links: &Links) -> Result<(u32, VlanTags), String> {
+pub(super) fn below_vlans(ifindex: u32, link: &Link, links: &Links) -> Result<(u32, VlanTags), String> {
     let (mut index, mut device) = (ifindex, link);
     let mut ids = Vec::new();
     while let Some(vlan) = device.vlan {

@@ -216,7 +216,7 @@ impl Agent {
         let wanted = self.devices_wanted();
         let Some(mut kernel) = self.kernel.take() else { return };
         self.leave_devices(&mut kernel, &wanted);
-        let keep: Vec<_> = wanted.keys().copied().collect();
+        let keep: Vec<_> = self.exits_wanted(&wanted).into_keys().collect();
         if let Err(error) = kernel.exits.keep_only(&keep) {
             self.fail(Area::Devices, "devices", &error);
         }
@@ -248,7 +248,8 @@ impl Agent {
         if !self.next_hops.has_local() {
             return;
         }
-        for (index, name) in devices {
+        let devices = self.exits_wanted(devices);
+        for (index, name) in &devices {
             let program = kernel.programs.egress_program();
             if let Err(error) = program.and_then(|program| kernel.exits.attach(program, *index, name)) {
                 self.fail(Area::Devices, name, &error);
@@ -261,6 +262,14 @@ impl Agent {
         let families = self.next_hops.families_behind_devices();
         let missing: Vec<_> = families.into_iter().filter_map(forwarding::missing).collect();
         self.trouble.extend(Area::Devices, missing.into_iter().map(Problem::warning));
+    }
+
+    /// Where the program for replies of backends on this node is to be: on the devices that have the
+    /// datapath, since clients may come in by each, and on those that routes to clients leave by.
+    fn exits_wanted(&self, devices: &BTreeMap<u32, String>) -> BTreeMap<u32, String> {
+        let mut all = self.next_hops.devices_out();
+        all.extend(devices.iter().map(|(index, name)| (*index, name.clone())));
+        all
     }
 
     /// Takes TC off beside XDP, and the program for replies, once the maps rely on neither any more.
@@ -298,7 +307,7 @@ impl Agent {
     /// Looks for our filters of TC, where there are no links: what somebody has taken
     /// away is attached anew with the others, and what an agent has left that was killed is replaced.
     pub(super) async fn find_filters(&mut self) {
-        let wanted = self.devices_wanted();
+        let wanted = self.exits_wanted(&self.devices_wanted());
         let Some(kernel) = &mut self.kernel else { return };
         if !kernel.exits.uses_filters() && !kernel.devices.classifiers().uses_filters() {
             return;

@@ -233,6 +233,49 @@ fn local_backends_need_nothing_and_silent_ones_are_explained() {
     });
 }
 
+/// Packets to clients go by them, and the programs that send those resolve nobody.
+#[test]
+fn gateways_to_clients_are_resolved_and_told_of_when_they_come() {
+    run(async |lab| {
+        pair(lab).await;
+        lab.node.add_route("0.0.0.0/0", "10.0.0.2").await;
+        lab.node.add_route("::/0", "2001:db8:1::2").await;
+        let mut agent = Agent::new(&[]).await;
+        for gateway in ["10.0.0.2", "2001:db8:1::2"] {
+            assert_eq!(managed(lab, gateway).await, Some(true));
+        }
+        let (index, _) = lab.node.device("eth0").await;
+        assert_eq!(agent.next_hops.devices_out(), [(index, "eth0".to_owned())].into());
+        // The route fails over to a gateway that nobody has talked to, and that comes up later.
+        lab.node.add_route("0.0.0.0/0", "10.0.0.3").await;
+        agent.refresh().await;
+        assert_eq!(managed(lab, "10.0.0.3").await, Some(true));
+        assert_eq!(managed(lab, "10.0.0.2").await.unwrap_or_default(), false, "let go");
+        // Word of the first ones may have come late.
+        agent.neighbours_changed = false;
+        lab.remote.add_address("eth0", "10.0.0.3/24").await;
+        let is_told = async {
+            let key = (index, ip("10.0.0.3"));
+            loop {
+                agent.neighbours_changed = false;
+                agent.refresh().await;
+                if lab.node.neighbours().await.unwrap()[&key].mac.is_some() {
+                    break;
+                }
+                agent.monitor.next().await.unwrap();
+            }
+            while !agent.neighbours_changed {
+                agent.refresh().await;
+            }
+        };
+        timeout(PATIENCE, is_told).await.expect("the new gateway is told of");
+        agent.neighbours_changed = false;
+        agent.refresh().await;
+        assert!(!agent.neighbours_changed, "once");
+        agent.next_hops.release().await;
+    });
+}
+
 /// One list of neighbours arrives, the next one, while a new neighbour is waited for, does not.
 #[test]
 fn an_error_while_new_neighbours_are_met_costs_no_backend_its_way() {

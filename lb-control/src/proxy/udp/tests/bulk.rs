@@ -6,6 +6,9 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setso
 
 use super::*;
 
+/// How soon whoever has no answer asks again.
+const AGAIN: Duration = Duration::from_millis(200);
+
 #[test]
 fn every_size_is_kept() {
     let (_proxy, key) = serving(&[echo()]);
@@ -121,7 +124,16 @@ fn established_traffic_goes_on_during_a_flood_of_new_clients() {
     });
     let mut exchanges = 0;
     while !flood.is_finished() {
-        assert_eq!(exchange(&steady, b"y"), b"y");
+        // What finds the queues of a flooded socket full is lost, as any datagram may be.
+        let begin = Instant::now();
+        steady.set_read_timeout(Some(AGAIN)).unwrap();
+        loop {
+            steady.send(b"y").unwrap();
+            match steady.recv(&mut [0; 8]) {
+                Ok(_) => break,
+                Err(error) => assert!(begin.elapsed() < PATIENCE, "{error}"),
+            }
+        }
         exchanges += 1;
     }
     flood.join().unwrap();
