@@ -12,7 +12,7 @@ use super::{
     counts::{EntryCounters, FrontendCounts, Refusal},
 };
 use crate::{
-    model::ServiceKey,
+    model::{Role, ServiceKey},
     plan::{Frontend, Recent},
 };
 
@@ -83,6 +83,15 @@ impl Entry {
         drop(table);
         gone.iter().for_each(|backend| backend.goes());
         gone.iter().any(|backend| backend.open() > 0)
+    }
+
+    /// Backends that take connections.
+    #[must_use]
+    pub fn takers(&self) -> Vec<Arc<Backend>> {
+        let table = self.table();
+        let all = table.frontend.backends.iter().zip(&table.backends);
+        let takers = all.filter(|(wanted, _)| wanted.role == Role::Active);
+        takers.map(|(_, backend)| Arc::clone(backend)).collect()
     }
 
     /// All its connections are to be reset.

@@ -42,7 +42,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
 pub use limits::{Limits, raise_descriptors};
-pub use reader::{Reader, Totals};
+pub use reader::{Avoided, Reader, Totals};
 pub use settings::{Inherited, Settings};
 pub use udp::IcmpErrors;
 
