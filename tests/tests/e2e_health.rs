@@ -288,3 +288,33 @@ fn a_check_that_cannot_be_made_costs_nothing_else() -> Result<()> {
     ensure!(world.servers[0].asked().is_empty());
     Ok(())
 }
+
+/// The proxy avoids a backend that takes no connections without being asked to, and tells it when it lasts.
+#[test]
+fn who_is_avoided_for_long_is_told() -> Result<()> {
+    let Some(mut world) = ClusterWorld::new(2)? else { return Ok(()) };
+    world.pool(&["192.0.2.0/28"])?;
+    // Nobody listens at the second one.
+    drop(world.servers.remove(1));
+    let agent = world.agent(&["--datapath", "proxy"])?;
+    world.service("web", &json!({"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4"]}), &[1, 2])?;
+    let vip = world.published("web", 1)?[0];
+    let connect = || who_answers(&world.lab.client, vip, 2);
+    wait_for("a backend to be avoided", || {
+        ensure!(connect()? == ["b1"; 2], "others take its turns");
+        Ok(agent.status()?.to_string().contains("avoided for now").then_some(()))
+    })?;
+    ensure!(!world.reasons("web")?.iter().any(|one| one == "BackendsEjected"), "it may be back in a second");
+    let told = |reason: &'static str| {
+        wait_for(reason, || {
+            connect()?;
+            Ok(world.reasons("web")?.iter().any(|one| one == reason).then_some(()))
+        })
+    };
+    told("BackendsEjected")?;
+    ensure!(!world.reasons("web")?.iter().any(|one| one == "BackendsReturned"));
+    let _server = Server::start(&world.lab.backends[1])?;
+    wait_for("somebody to try it", || Ok(connect()?.contains(&"b2".to_owned()).then_some(())))?;
+    told("BackendsReturned")?;
+    Ok(())
+}

@@ -27,6 +27,9 @@ pub enum Told {
     Lacks(ObjectRef, Option<Lack>),
     /// How many backends of a Service work, when that is other than before; `None`: nobody asks any more.
     Health(ObjectRef, Option<Health>),
+    /// How many backends of a Service the proxy does not avoid, when that is other than before; `None`: it
+    /// does not serve it any more.
+    Avoids(ObjectRef, Option<Health>),
 }
 
 /// How many backends of a Service work.
@@ -69,6 +72,8 @@ pub struct Live {
     lacking: BTreeMap<ObjectRef, Lack>,
     /// How many backends do not work, of Services that have such.
     unhealthy: BTreeMap<ObjectRef, usize>,
+    /// Services with backends that the proxy avoids.
+    avoided: BTreeMap<ObjectRef, Health>,
     /// Nobody listens if there is no cluster.
     listener: Option<mpsc::UnboundedSender<Told>>,
 }
@@ -84,6 +89,7 @@ impl Live {
             forwarding: Forwarding::default(),
             lacking: BTreeMap::new(),
             unhealthy: BTreeMap::new(),
+            avoided: BTreeMap::new(),
             listener: None,
         }
     }
@@ -162,6 +168,26 @@ impl Live {
         }
     }
 
+    /// All Services with backends that the proxy avoids; those of which that is news are told, and those
+    /// that have none any more, if the proxy still serves them.
+    pub fn avoids(&mut self, avoided: BTreeMap<ObjectRef, Health>, serves: impl Fn(&ObjectRef) -> bool) {
+        let before = std::mem::replace(&mut self.avoided, avoided);
+        let Some(listener) = &self.listener else { return };
+        for (service, health) in &self.avoided {
+            if before.get(service).is_none_or(|before| before.unhealthy != health.unhealthy) {
+                let _ = listener.send(Told::Avoids(service.clone(), Some(health.clone())));
+            }
+        }
+        for (service, health) in before {
+            if !self.avoided.contains_key(&service) {
+                let healthy = health.healthy + health.unhealthy;
+                let well = Health { healthy, unhealthy: 0, example: None, ..health };
+                let well = serves(&service).then_some(well);
+                let _ = listener.send(Told::Avoids(service, well));
+            }
+        }
+    }
+
     /// What an address serves from now on.
     pub fn is_now(&mut self, address: IpAddr, services: Few<ObjectRef>) {
         let Some(listener) = &self.listener else { return };
@@ -220,6 +246,29 @@ mod tests {
         assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), Some(health(1, 2)))));
         assert_eq!(told.try_recv(), Ok(Told::Health(web.clone(), None)));
         assert!(told.try_recv().is_err(), "nobody asked meanwhile");
+    }
+
+    #[test]
+    fn which_backends_are_avoided_is_told_when_it_changes() {
+        let (mut live, mut told) = Live::channel();
+        let web = ObjectRef::new("default", "web");
+        let health = |unhealthy, failures| {
+            let example = Some((([10, 0, 0, 1], 80).into(), format!("{failures} in a row")));
+            Health { uid: "u".into(), healthy: 3 - unhealthy, unhealthy, example }
+        };
+        let of = |unhealthy, failures| BTreeMap::from([(web.clone(), health(unhealthy, failures))]);
+        live.avoids(of(1, 5), |_| true);
+        live.avoids(of(1, 6), |_| true);
+        live.avoids(of(2, 7), |_| true);
+        live.avoids(BTreeMap::new(), |_| true);
+        live.avoids(BTreeMap::new(), |_| true);
+        live.avoids(of(1, 5), |_| true);
+        live.avoids(BTreeMap::new(), |_| false);
+        let well = Health { healthy: 3, unhealthy: 0, example: None, ..health(1, 5) };
+        for expected in [Some(health(1, 5)), Some(health(2, 7)), Some(well), Some(health(1, 5)), None] {
+            assert_eq!(told.try_recv(), Ok(Told::Avoids(web.clone(), expected)));
+        }
+        assert!(told.try_recv().is_err());
     }
 
     #[test]

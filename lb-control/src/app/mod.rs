@@ -430,7 +430,10 @@ async fn serve(
             }
             () = at(retry) => agent.retry().await,
             () = at(step) => agent.step(),
-            _ = renewal.tick() => agent.network_changed().await,
+            _ = renewal.tick() => {
+                agent.network_changed().await;
+                agent.tell_avoided();
+            }
             _ = resync.tick() => agent.resync().await,
             problems = health_problems.next() => agent.health_troubled(problems),
             found = probed(verdicts.as_mut()) => agent.probed(found).await,

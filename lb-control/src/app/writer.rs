@@ -110,6 +110,10 @@ impl Writer {
                 let event = health.map(|health| self.health(&service, &health));
                 return self.heard.push((service, Topic::Health, event));
             }
+            Told::Avoids(service, health) => {
+                let event = health.map(|health| self.avoids(&service, &health));
+                return self.heard.push((service, Topic::Connects, event));
+            }
         };
         if services.is_empty() {
             self.served.remove(&address);
@@ -136,6 +140,19 @@ impl Writer {
         };
         let about = EventTarget::service(service, &health.uid);
         self.event(about, Topic::Health, health.example.is_some(), &note)
+    }
+
+    /// How many backends of a Service the proxy of this node avoids.
+    fn avoids(&self, service: &ObjectRef, health: &Health) -> Command {
+        let all = health.healthy + health.unhealthy;
+        let note = match &health.example {
+            None => "the proxy avoids no backend any more that takes connections".to_owned(),
+            Some((backend, why)) => {
+                format!("the proxy avoids {} of {all} backends, as {backend}: {why}", health.unhealthy)
+            }
+        };
+        let about = EventTarget::service(service, &health.uid);
+        self.event(about, Topic::Connects, health.example.is_some(), &note)
     }
 
     fn event(&self, about: EventTarget, topic: Topic, warning: bool, note: &str) -> Command {

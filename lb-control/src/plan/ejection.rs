@@ -21,6 +21,8 @@ pub struct Ejection {
     until: Duration,
     is_tried: bool,
     last: Duration,
+    /// When it was ejected first.
+    since: Duration,
 }
 
 impl Ejection {
@@ -30,6 +32,9 @@ impl Ejection {
         // Connects that began before it was ejected tell nothing new.
         if self.failures < FAILURES || (self.is_out(now) && !self.is_tried) {
             return;
+        }
+        if self.times == 0 {
+            self.since = now;
         }
         let time = FIRST.saturating_mul(1 << self.times.min(16)).min(LONGEST);
         (self.until, self.is_tried) = (now + time, false);
@@ -63,6 +68,13 @@ impl Ejection {
     #[must_use]
     pub fn is_out(&self, now: Duration) -> bool {
         self.failures >= FAILURES && now < self.until
+    }
+
+    /// How many connects in a row have failed, if connections have avoided it for at least so long, and
+    /// another one that was tried meanwhile has failed, too.
+    #[must_use]
+    pub fn failures_of_long(&self, least: Duration, now: Duration) -> Option<u32> {
+        (self.times > 1 && now.saturating_sub(self.since) >= least).then_some(self.failures)
     }
 
     /// Whether a connection may go there. Once its time is over a single one may try, and the others
@@ -155,6 +167,18 @@ mod tests {
         assert_eq!(silent.met_no_trouble(since, at(6_000)), at(1_000));
         assert!(silent.is_clear());
         assert_eq!(silent.met_no_trouble(since, at(99_000)), since);
+    }
+
+    #[test]
+    fn who_is_out_for_long_failed_again() {
+        let mut out = failing(3);
+        assert_eq!(out.failures_of_long(at(10_000), at(60_000)), None, "nobody tried meanwhile");
+        assert!(out.admits(at(60_000)));
+        out.failed(at(60_000));
+        assert_eq!(out.failures_of_long(at(60_001), at(60_000)), None);
+        assert_eq!(out.failures_of_long(at(60_000), at(60_000)), Some(4));
+        out.succeeded();
+        assert_eq!(out.failures_of_long(at(0), at(90_000)), None);
     }
 
     #[test]

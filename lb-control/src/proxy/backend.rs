@@ -109,6 +109,15 @@ impl Backend {
         self.is_failing.load(Relaxed) && self.with_ejection(|ejection| ejection.is_out(now))
     }
 
+    /// How many connects in a row have failed, if new connections have avoided it for at least so long.
+    #[must_use]
+    pub fn failures_of_long(&self, least: Duration, now: Duration) -> Option<u32> {
+        self.is_failing
+            .load(Relaxed)
+            .then(|| self.with_ejection(|ejection| ejection.failures_of_long(least, now)))
+            .flatten()
+    }
+
     /// Connections to it are to be reset.
     pub fn goes(&self) {
         self.is_gone.store(true, Relaxed);

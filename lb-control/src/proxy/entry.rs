@@ -13,7 +13,10 @@ use super::{
     clock,
     counts::{EntryCounters, FrontendCounts, Refusal},
 };
-use crate::{model::ServiceKey, plan::Frontend};
+use crate::{
+    model::{Role, ServiceKey},
+    plan::Frontend,
+};
 
 /// One port of one VIP.
 #[derive(Debug)]
@@ -92,6 +95,15 @@ impl Entry {
         });
         self.affinity.lock().unwrap_or_else(PoisonError::into_inner).age(frontend.affinity, now);
         self.rates.lock().unwrap_or_else(PoisonError::into_inner).age(refilled, now);
+    }
+
+    /// Backends that take connections.
+    #[must_use]
+    pub fn takers(&self) -> Vec<Arc<Backend>> {
+        let table = self.table();
+        let all = table.frontend.backends.iter().zip(&table.backends);
+        let takers = all.filter(|(wanted, _)| wanted.role == Role::Active);
+        takers.map(|(_, backend)| Arc::clone(backend)).collect()
     }
 
     /// All its connections are to be reset.

@@ -44,7 +44,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
 pub use limits::{Limits, raise_descriptors};
-pub use reader::{Reader, Totals};
+pub use reader::{Avoided, Reader, Totals};
 pub use settings::{Inherited, Lent, Settings};
 pub use udp::IcmpErrors;
 

@@ -1,8 +1,10 @@
 //! What the proxy counts, for those who ask beside it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use super::{
@@ -12,7 +14,7 @@ use super::{
     shared::Shared,
     udp::{IcmpErrors, Teller},
 };
-use crate::model::ServiceKey;
+use crate::model::{ObjectRef, ServiceKey};
 
 /// Of so many entries that are served no more the counts are kept.
 const KEPT: usize = 16_384;
@@ -42,6 +44,17 @@ pub struct Totals {
     pub icmp_errors: IcmpErrors,
     /// Datagrams that were not passed on, from clients and to clients.
     pub lost: [u64; 2],
+}
+
+/// Backends of a Service that new connections avoid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Avoided {
+    /// How many are.
+    pub count: usize,
+    /// Of so many that take connections.
+    pub all: usize,
+    /// One of them, and how many connects in a row have failed.
+    pub example: (SocketAddr, u32),
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +97,36 @@ impl Reader {
             }
         }
         all.into_values().collect()
+    }
+
+    /// Services with backends that new connections have avoided for at least so long. Of those entries alone
+    /// that count, and of those backends alone that take connections.
+    #[must_use]
+    pub fn avoided(
+        &self,
+        least: Duration,
+        counts: impl Fn(&ServiceKey) -> bool,
+    ) -> BTreeMap<ObjectRef, Avoided> {
+        let entries: Vec<_> = self.read().entries.values().cloned().collect();
+        let now = clock::now();
+        // An address may be a backend of several entries of a Service.
+        let mut found: BTreeMap<ObjectRef, BTreeMap<SocketAddr, u32>> = BTreeMap::new();
+        for entry in &entries {
+            let failing = entry.takers().into_iter().filter_map(|backend| {
+                backend.failures_of_long(least, now).map(|failures| (backend.address, failures))
+            });
+            let failing: Vec<_> = failing.collect();
+            if !failing.is_empty() && counts(&entry.key) {
+                found.entry(entry.key.service.clone()).or_default().extend(failing);
+            }
+        }
+        let of = |(service, avoided): (ObjectRef, BTreeMap<SocketAddr, u32>)| {
+            let own = entries.iter().filter(|entry| entry.key.service == service);
+            let all: BTreeSet<_> = own.flat_map(|entry| entry.takers()).map(|one| one.address).collect();
+            let example = avoided.first_key_value().map(|(address, failures)| (*address, *failures))?;
+            Some((service, Avoided { count: avoided.len(), all: all.len(), example }))
+        };
+        found.into_iter().filter_map(of).collect()
     }
 
     /// What belongs to no entry.

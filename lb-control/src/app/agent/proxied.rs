@@ -19,10 +19,11 @@ use super::telling::Placed;
 use super::{Agent, RETRY};
 use crate::app::DatapathPolicy;
 use crate::app::handover::{Heir, Predecessor};
+use crate::app::live::Health;
 use crate::app::trouble::Area;
 use crate::model::{Desired, ObjectRef, Problem, Protocol, ServiceKey};
 use crate::plan::{Frontends, Proxied, Wanted};
-use crate::proxy::{Inherited, Limits, Proxy, Reader, Settings};
+use crate::proxy::{Avoided, Inherited, Limits, Proxy, Reader, Settings};
 use crate::view::{AttachMode, DeviceView};
 
 /// How soon a port is tried again that could not be listened on: somebody else has it.
@@ -32,6 +33,8 @@ const FIRST_CONFIGURATION: Duration = Duration::from_secs(60);
 
 /// How long the agent before this one goes on accepting for what could not be served at once.
 const SECOND_TRIES: Duration = Duration::from_secs(10);
+/// Backends that the proxy avoids for so long are told of: others may be back in a moment.
+const LONG_AVOIDED: Duration = Duration::from_secs(10);
 
 /// How soon a way in the kernel is tried again, while the proxy serves.
 pub(super) const RETRY_KERNEL: Duration = Duration::from_secs(10);
@@ -272,6 +275,23 @@ impl Agent {
             self.proxied.failed.insert(key, text);
             self.retry_by(Instant::now() + RETRY_LISTENER);
         }
+    }
+
+    /// Tells the cluster which backends the proxy has avoided for long.
+    pub fn tell_avoided(&mut self) {
+        let frontends = &self.proxied.frontends;
+        let is_served = |key: &ServiceKey| matches!(frontends.wanted(key), Some(Wanted::Serve(_)));
+        let services = &self.planner.objects().services;
+        let avoided = self.proxied.counted.avoided(LONG_AVOIDED, is_served).into_iter();
+        let health = avoided.filter_map(|(service, Avoided { count, all, example: (backend, failures) })| {
+            let uid = services.get(&service)?.api.uid.clone();
+            let example = Some((backend, format!("the last {failures} connects failed")));
+            Some((service, Health { uid, healthy: all - count, unhealthy: count, example }))
+        });
+        let serves = |service: &ObjectRef| {
+            frontends.all().any(|(key, wanted)| key.service == *service && matches!(wanted, Wanted::Serve(_)))
+        };
+        self.live.avoids(health.collect(), serves);
     }
 
     /// Says if the proxy may have few connections only.

@@ -131,11 +131,13 @@ pub enum Topic {
     Serving,
     /// How many of its backends fail their health check.
     Health,
+    /// How many of its backends the proxy avoids, since connects to them fail.
+    Connects,
 }
 
 impl Topic {
     /// All.
-    pub const ALL: [Self; 2] = [Self::Serving, Self::Health];
+    pub const ALL: [Self; 3] = [Self::Serving, Self::Health, Self::Connects];
 
     /// The reasons of its Events: that something is wrong, and, where that is told, that it is over.
     #[must_use]
@@ -143,6 +145,7 @@ impl Topic {
         match self {
             Self::Serving => ("NodeCannotServe", None),
             Self::Health => ("BackendsUnhealthy", Some("BackendsHealthy")),
+            Self::Connects => ("BackendsEjected", Some("BackendsReturned")),
         }
     }
 
@@ -160,7 +163,7 @@ impl Topic {
     pub const fn is_counted(self) -> bool {
         match self {
             Self::Serving => false,
-            Self::Health => true,
+            Self::Health | Self::Connects => true,
         }
     }
 }
