@@ -1,7 +1,7 @@
 //! How the kernel divides a table of flows that begin among CPUs.
 //!
-//! Each CPU has a list of its own of a map with `BPF_F_NO_COMMON_LRU`, takes entries from that, and evicts only from
-//! that. All lists are of one length, and every CPU that the machine may ever have gets one
+//! Each CPU has a list of its own of a map with `BPF_F_NO_COMMON_LRU`, takes entries from that, and evicts
+//! only from that. All lists are of one length, and every CPU that the machine may ever have gets one
 //! (kernel/bpf/bpf_lru_list.c, `bpf_percpu_lru_populate`): virtual machines to which CPUs can be added
 //! often count 128 and have four.
 

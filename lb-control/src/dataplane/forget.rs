@@ -33,8 +33,8 @@ pub(super) trait Entries<K, V> {
     fn put_back(&mut self, key: &K, value: &V) -> Result<()>;
 }
 
-/// Removes an entry, and its partner if it has one, if both are there and over by now. The client's entry is the one to name
-/// first: a reply entry without it does no harm. Says whether they are gone.
+/// Removes an entry, and its partner if it has one, if both are there and over by now. The client's entry
+/// is the one to name first: a reply entry without it does no harm. Says whether they are gone.
 ///
 /// # Errors
 /// When the table cannot be read or written.

@@ -25,31 +25,35 @@ fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Scales weights down to a sum of at most `cap`, the largest remainders first.
+/// Scales weights down to a sum of `cap`, or as many as there are to be used. Who would get nothing gets
+/// one, off the others' part; that is shared by weight, rounded, the largest remainders first.
 fn fit(weights: Vec<u64>, cap: u64) -> Vec<u64> {
-    let total: u64 = weights.iter().sum();
-    let used = weights.iter().filter(|weight| **weight > 0).count() as u64;
-    let cap = cap.max(used);
+    let mut total: u64 = weights.iter().sum();
+    let mut order: Vec<usize> = (0..weights.len()).filter(|index| weights[*index] > 0).collect();
+    let mut cap = cap.max(order.len() as u64);
     if total <= cap {
         return weights;
     }
-    // One slot each comes first; the rest is shared by weight.
-    let spare = u128::from(cap - used);
-    let share = |weight: u64| (u128::from(weight) * spare, u128::from(total));
-    let mut scaled: Vec<u64> = weights
-        .iter()
-        .map(|weight| {
-            let (product, total) = share(*weight);
-            u64::from(*weight > 0) + u64::try_from(product / total).expect("at most the cap")
-        })
-        .collect();
-    let mut order: Vec<usize> = (0..weights.len()).filter(|index| weights[*index] > 0).collect();
-    order.sort_by_key(|index| {
-        let (product, total) = share(weights[*index]);
-        (std::cmp::Reverse(product % total), *index)
-    });
-    let missing = cap - scaled.iter().sum::<u64>();
-    for index in order.into_iter().take(usize::try_from(missing).unwrap_or(usize::MAX)) {
+    let mut scaled = vec![0; weights.len()];
+    let share = |weight: u64, cap: u64, total: u64| {
+        let product = u128::from(weight) * u128::from(cap);
+        (u64::try_from(product / u128::from(total)).expect("at most the cap"), product % u128::from(total))
+    };
+    // From the lightest on: each that takes more than its share leaves the others less.
+    order.sort_by_key(|index| weights[*index]);
+    let mut few = 0;
+    while let Some(index) = order.get(few).filter(|index| share(weights[**index], cap, total).0 == 0) {
+        scaled[*index] = 1;
+        (cap, total) = (cap - 1, total - weights[*index]);
+        few += 1;
+    }
+    let mut rest = order.split_off(few);
+    for index in &rest {
+        scaled[*index] = share(weights[*index], cap, total).0;
+    }
+    let missing = cap - rest.iter().map(|index| scaled[*index]).sum::<u64>();
+    rest.sort_by_key(|index| (std::cmp::Reverse(share(weights[*index], cap, total).1), *index));
+    for index in rest.into_iter().take(usize::try_from(missing).unwrap_or(usize::MAX)) {
         scaled[index] += 1;
     }
     scaled
@@ -102,6 +106,27 @@ mod tests {
         order.iter().filter(|other| **other == index).count()
     }
 
+    #[test]
+    fn what_is_rounded_keeps_its_share() {
+        let counts = |weights: &[u32], cap| {
+            let order = slot_order(weights, cap);
+            (0..weights.len()).map(|index| count(&order, index)).collect::<Vec<_>>()
+        };
+        // A slow start among many.
+        let mut weights = vec![10; 1_000];
+        weights.push(1);
+        let slots = counts(&weights, MAXIMUM_WEIGHTED_SLOTS);
+        assert!(slots[..1_000].iter().all(|slots| (4..=5).contains(slots)) && slots[1_000] == 1);
+        // Twice as much is twice as much, also where there is hardly more than a slot for each.
+        let weights: Vec<u32> = (0..60).map(|index| if index < 30 { 1_001 } else { 2_002 - index }).collect();
+        assert_eq!(counts(&weights, 90), [[1; 30], [2; 30]].concat());
+        // The light one has its share, and no more.
+        assert_eq!(counts(&[101, 899], 10), [1, 9]);
+        // The light ones take theirs from the heavy one.
+        assert_eq!(counts(&[1, 1, 1_000_000], 10), [1, 1, 8]);
+        assert_eq!(counts(&[7, 1_000_000, 900], 2), [1, 1, 1]);
+    }
+
     proptest! {
         #[test]
         fn exact_over_a_cycle(weights in proptest::collection::vec(0u32..40, 1..12)) {
@@ -119,6 +144,18 @@ mod tests {
             prop_assert!(order.len() <= cap.max(used));
             for (index, weight) in weights.iter().enumerate() {
                 prop_assert_eq!(count(&order, index) > 0, *weight > 0);
+            }
+            // Rounded by less than one, unless somebody has to be raised to one.
+            let total: u64 = weights.iter().copied().map(u64::from).sum();
+            let exact = |weight: u32| f64::from(weight) * cap as f64 / total as f64;
+            if weights.iter().all(|weight| *weight == 0 || exact(*weight) >= 1.0) && order.len() == cap {
+                for (index, weight) in weights.iter().enumerate() {
+                    let slots = count(&order, index) as f64;
+                    prop_assert!((slots - exact(*weight)).abs() < 1.0, "{weight}: {slots}");
+                }
+            }
+            for (a, b) in (0..weights.len()).flat_map(|a| (0..weights.len()).map(move |b| (a, b))) {
+                prop_assert!(weights[a] <= weights[b] || count(&order, a) >= count(&order, b));
             }
         }
     }
