@@ -194,8 +194,8 @@ pub struct Flow<A> {
     pub l3_checksum_delta: u16,
     /// The same for the TCP or UDP checksum.
     pub l4_checksum_delta: u16,
-    /// Reply entries: the way to the client. Unused in the other direction, where the backend's
-    /// entry holds the way.
+    /// Reply entries: the way to the client. In the other direction, where the backend's entry holds
+    /// the way, its `vlan` is [`Self::initial_sequence`], and all else is unused.
     pub next_hop: NextHop,
     /// Index in the array `backends`.
     pub backend: u32,
@@ -235,6 +235,19 @@ impl<A> Flow<A> {
     #[inline(always)]
     pub fn state(&self) -> FlowState {
         FlowState::from_raw(self.status.state)
+    }
+
+    /// To the backend: the initial sequence number that the client's connection began with; 0 if it is
+    /// not known. Of use until the connection is established.
+    #[inline(always)]
+    pub fn initial_sequence(&self) -> u32 {
+        u32::from_ne_bytes(self.next_hop.vlan)
+    }
+
+    /// Sets [`Self::initial_sequence`].
+    #[inline(always)]
+    pub fn set_initial_sequence(&mut self, sequence: u32) {
+        self.next_hop.vlan = sequence.to_ne_bytes();
     }
 
     /// Whether the backend is on this node.

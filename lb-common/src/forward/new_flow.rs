@@ -85,8 +85,9 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         Ok(delta) => delta,
         Err(reason) => return Verdict::drop(datapath, reason),
     };
-    let Scratch { key, out, flow, handshake, .. } = scratch;
+    let Scratch { parsed, key, out, flow, handshake, .. } = scratch;
     set_up::<F>(flow, key, out);
+    flow.set_initial_sequence(parsed.transport.sequence);
     flow.status.flags =
         local | handshake.edits() | if timestamp_delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
     flow.generation = backend.generation;

@@ -130,6 +130,7 @@ pub fn rebuild_peer<D: Tables<F>, F: IpFamily>(
         };
     }
     if flow.is_reply() {
+        peer.set_initial_sequence(0);
         // Of the endpoint that sent the packet, not of a later one with its index.
         peer.generation = match datapath.backend(flow.backend) {
             Some(backend)

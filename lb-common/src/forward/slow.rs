@@ -271,21 +271,26 @@ fn lost_its_port<D: Tables<F>, F: IpFamily>(
     }
 }
 
-/// The control bits of a segment, without an RST that somebody may have made up.
+/// The control bits of a segment; none of an RST that its backend will not believe.
 #[inline(always)]
 fn believed<A>(parsed: &Parsed<A>, flow: &Flow<A>, state: FlowState) -> u8 {
     let Transport { flags, sequence, .. } = parsed.transport;
-    let is_doubtful = flags & TCP_RST != 0
-        && !flow.is_reply()
-        && tcp_state::is_established(state)
-        && !tcp_state::is_credible_reset(sequence, flow.mark);
-    if is_doubtful { flags & !TCP_RST } else { flags }
+    if flags & TCP_RST == 0 || flow.is_reply() {
+        return flags;
+    }
+    let is_credible = match state {
+        FlowState::SynSent | FlowState::SynReceived => {
+            tcp_state::is_credible_in_handshake(sequence, flow.initial_sequence())
+        }
+        _ => !tcp_state::is_established(state) || tcp_state::is_credible_reset(sequence, flow.mark),
+    };
+    if is_credible { flags } else { 0 }
 }
 
 /// Whether a client's segment acknowledges the backend's SYN-ACK.
 #[inline(always)]
 fn answers_syn_ack<A>(parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
-    parsed.transport.flags & TCP_ACK != 0
+    parsed.transport.flags & (TCP_ACK | TCP_RST) == TCP_ACK
         && tcp_state::acknowledges(cookie::acknowledged(parsed, flow), flow.mark)
 }
 

@@ -182,6 +182,43 @@ pub fn blind_reset_changes_nothing(device: &mut dyn Device) {
     }
 }
 
+/// So it is before the connection is established: a client that waits for a SYN-ACK answers a segment of
+/// an earlier connection, too, by an RST with the number that this acknowledges.
+pub fn strange_reset_in_the_handshake_changes_nothing(device: &mut dyn Device) {
+    set_up(device, 1);
+    for ip in Ip::BOTH {
+        for (port, flags) in [(40_000, RST), (40_001, RST | ACK)] {
+            let mut connection = Connection::new(ip, 1, port);
+            connection.from_client(device, SYN, b"");
+            let next = connection.client_sequence;
+            let strange = |device: &mut dyn Device, connection: &mut Connection, state| {
+                for sequence in [0, next - 1, next + (1 << 17), next + (1 << 31)] {
+                    connection.client_sequence = sequence;
+                    connection.from_client(device, flags, b"");
+                    expect(device, connection, state, TRANSIENT);
+                }
+                connection.client_sequence = next;
+            };
+            strange(device, &mut connection, FlowState::SynSent);
+            connection.from_backend(device, SYN | ACK, b"");
+            strange(device, &mut connection, FlowState::SynReceived);
+            connection.from_client(device, ACK, b"");
+            expect(device, &connection, FlowState::Established, ESTABLISHED);
+            connection.talk(device);
+            connection.close(device);
+        }
+        for (port, is_answered) in [(41_000, false), (41_001, true)] {
+            let mut connection = Connection::new(ip, 1, port);
+            connection.from_client(device, SYN, b"");
+            if is_answered {
+                connection.from_backend(device, SYN | ACK, b"");
+            }
+            connection.from_client(device, RST, b"");
+            expect(device, &connection, FlowState::Reset, TRANSIENT);
+        }
+    }
+}
+
 /// N·k connections: each of N backends gets exactly k, in turn.
 pub fn round_robin_is_exact(device: &mut dyn Device) {
     set_up(device, 1);
