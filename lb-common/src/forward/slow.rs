@@ -144,11 +144,19 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
             None => return 0,
         },
     };
-    if !established && !flow.is_reply() && lost_its_port::<D, F>(datapath, key, peer_key, &flow) {
-        return 0;
-    }
     if is_for_another_hook(datapath, &flow) {
         return Verdict::Pass.pack();
+    }
+    if !established
+        && (!flow.is_reply() || parsed.ip.protocol == IPPROTO_TCP)
+        && is_half_of_another::<D, F>(datapath, key, peer_key, &flow)
+    {
+        if flow.is_reply() {
+            // As the client would answer it, which waits for another backend's SYN-ACK.
+            scratch.refusal = refuse::connection::<D, F>(datapath, parsed, flow.service, DropReason::NoFlow);
+            return Verdict::Pass.pack();
+        }
+        return 0;
     }
     if !COOKIES && flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 {
         return OF_COOKIE;
@@ -255,10 +263,12 @@ pub fn is_for_another_hook<D: Datapath, A>(datapath: &D, flow: &Flow<A>) -> bool
     flow.is_local() && flow.is_reply()
 }
 
-/// Whether the source port of a client's entry serves another flow by now: the least recently used
-/// table has forgotten the reply entry that kept it. Its packets would get into that other flow.
+/// Whether the other direction of an entry belongs to another flow by now, into which packets of this one
+/// would get. Of a client's entry, the least recently used table has forgotten the reply entry that kept
+/// its source port. Of a reply entry, which stays as its port's history, the client has begun another
+/// connection on the same ports, and has another backend.
 #[inline(always)]
-fn lost_its_port<D: Tables<F>, F: IpFamily>(
+pub fn is_half_of_another<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     key: &FlowKey<F::Address>,
     peer_key: &mut FlowKey<F::Address>,
