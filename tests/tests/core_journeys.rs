@@ -1,6 +1,12 @@
 //! The forwarding core on the host takes every journey.
 
+use lb_common::abi::{Config, DropReason, FlowState};
 use pointsman_tests::each_journey;
+use pointsman_tests::kit::device::Device;
+use pointsman_tests::kit::host::Host;
+use pointsman_tests::kit::journeys::connection::{Connection, states};
+use pointsman_tests::kit::packet::flags::{ACK, SYN};
+use pointsman_tests::kit::world::{Ip, dropped, set_up};
 
 macro_rules! tests {
     ($($module:ident { $($name:ident),+ })+) => {
@@ -22,11 +28,6 @@ each_journey!(tests);
 /// moves as soon as there is room.
 #[test]
 fn a_full_table_takes_nobody_until_there_is_room() {
-    use lb_common::abi::FlowState;
-    use pointsman_tests::kit::host::Host;
-    use pointsman_tests::kit::journeys::connection::{Connection, states};
-    use pointsman_tests::kit::world::{Ip, set_up};
-
     let mut host = Host::default();
     set_up(&mut host, 3);
     (host.v4.capacity, host.v6.capacity) = (5, 5);
@@ -42,5 +43,31 @@ fn a_full_table_takes_nobody_until_there_is_room() {
         first.close(&mut host);
         third.talk(&mut host);
         assert_eq!([&second, &third].map(|connection| place(&mut host, connection)), [stays; 2]);
+    }
+}
+
+/// The port of a connection that another CPU moves to the other table, just when it was looked for there,
+/// is not given away.
+#[test]
+fn a_port_is_not_given_to_two() {
+    let mut host = Host::default();
+    set_up(&mut host, 1);
+    for ip in Ip::BOTH {
+        host.config = Config { snat_port_first: 2000, snat_port_count: 1, ..Config::default() };
+        let mut first = Connection::new(ip, 1, 40_000);
+        first.from_client(&mut host, SYN, b"");
+        first.from_backend(&mut host, SYN | ACK, b"");
+        host.meanwhile.set(Some(|host| {
+            host.v4.promote_all();
+            host.v6.promote_all();
+        }));
+        let second = Connection::new(ip, 2, 40_000);
+        let syn = second.client_segment(SYN, b"").build();
+        dropped(&mut host, &syn, DropReason::SnatPortsExhausted);
+        assert_eq!(states(&mut host, &first), [Some((FlowState::SynReceived as u8, true)); 2]);
+        let tables = host.snapshots();
+        assert!(tables.v4.transient.is_empty() && tables.v6.transient.is_empty(), "nothing is left behind");
+        first.from_client(&mut host, ACK, b"");
+        first.talk(&mut host);
     }
 }

@@ -218,7 +218,9 @@ fn claim_port<D: Tables<F>, F: IpFamily>(
         flow.mark = handshake.cookie;
         set_way_back(datapath, &parsed.link, &mut flow.next_hop);
         match datapath.insert_new_transient(peer_key, flow) {
-            Ok(()) => return Ok(0),
+            // Asked again: another CPU may have moved the port's flow to the other table in between.
+            Ok(()) if datapath.established(peer_key).is_none() => return Ok(0),
+            Ok(()) => datapath.remove_transient(peer_key),
             Err(InsertFailed::Full) => return Err(DropReason::TableFull),
             Err(InsertFailed::Exists) => {
                 if let Some(delta) = take_over::<D, F>(datapath, scratch, attempt) {

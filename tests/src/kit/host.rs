@@ -105,6 +105,9 @@ pub struct Host {
     /// kernel, which has secrets.
     pub next_cookie: Cell<Option<u32>>,
     cookies: RefCell<BTreeMap<Vec<u8>, Cookie>>,
+    /// What another CPU does, once, right before a new entry is put into the table of beginning flows, or
+    /// right after one found the other table full.
+    pub meanwhile: Cell<Option<fn(&Host)>>,
     /// IPv4.
     pub v4: Family<[u8; 4], [u8; 0]>,
     /// IPv6.
@@ -169,6 +172,7 @@ impl Default for Host {
             cache_lifetime: CACHE_JIFFIES,
             next_cookie: Cell::new(None),
             cookies: RefCell::default(),
+            meanwhile: Cell::new(None),
             v4: Family::new([0; 4]),
             v6: Family::new([0; 16]),
         }
@@ -186,6 +190,12 @@ impl Host {
     /// Forgets all copies of flows.
     pub fn clear_cache(&mut self) {
         self.set_cache(self.v4.cache.len() as u32);
+    }
+
+    fn let_others_run(&self) {
+        if let Some(run) = self.meanwhile.take() {
+            run(self);
+        }
     }
 
     fn add_open(&self, backend: u32, amount: u32) {
@@ -441,6 +451,8 @@ where
         let family = F::of(self);
         let mut table = family.established.borrow_mut();
         if table.len() >= family.capacity && !table.contains_key(key) {
+            drop(table);
+            self.let_others_run();
             return Err(InsertFailed::Full);
         }
         table.insert(*key, Shared::new(*flow));
@@ -452,6 +464,7 @@ where
         key: &FlowKey<F::Address>,
         flow: &Flow<F::Address>,
     ) -> Result<(), InsertFailed> {
+        self.let_others_run();
         let mut table = F::of(self).transient.borrow_mut();
         if table.contains_key(key) {
             return Err(InsertFailed::Exists);
