@@ -1,12 +1,14 @@
 //! The forwarding core on the host takes every journey.
 
-use lb_common::abi::{Config, DropReason, FlowState};
+use lb_common::abi::{
+    Backend, Config, DropReason, FlowState, IPPROTO_TCP, NextHop, Service, ServiceFlags, ticks_from_seconds,
+};
 use pointsman_tests::each_journey;
 use pointsman_tests::kit::device::Device;
 use pointsman_tests::kit::host::Host;
 use pointsman_tests::kit::journeys::connection::{Connection, states};
 use pointsman_tests::kit::packet::flags::{ACK, SYN};
-use pointsman_tests::kit::world::{Ip, dropped, set_up};
+use pointsman_tests::kit::world::{BACKEND_DEVICE, Ip, NODE_MAC, backend, dropped, forwarded, set_up};
 
 macro_rules! tests {
     ($($module:ident { $($name:ident),+ })+) => {
@@ -69,5 +71,48 @@ fn a_port_is_not_given_to_two() {
         assert!(tables.v4.transient.is_empty() && tables.v6.transient.is_empty(), "nothing is left behind");
         first.from_client(&mut host, ACK, b"");
         first.talk(&mut host);
+    }
+}
+
+/// A way from the kernel's routes.
+fn way(number: u8) -> NextHop {
+    NextHop {
+        ifindex: BACKEND_DEVICE,
+        destination_mac: [2, 0xee, 0, 0, 0, number],
+        source_mac: NODE_MAC,
+        vlan: [0; 4],
+    }
+}
+
+fn set_route(host: &mut Host, to: std::net::IpAddr, hop: NextHop) {
+    match to {
+        std::net::IpAddr::V4(to) => drop(host.v4.routes.insert(to.octets(), hop)),
+        std::net::IpAddr::V6(to) => drop(host.v6.routes.insert(to.octets(), hop)),
+    }
+}
+
+/// Before others stand in for a backend whose way the agent does not know yet, the kernel is asked.
+#[test]
+fn the_kernel_may_know_the_way_to_a_backend() {
+    let mut host = Host::default();
+    set_up(&mut host, 2);
+    for ip in Ip::BOTH {
+        let (service, first_slot) = (ip.service(IPPROTO_TCP), ip.first_slot(IPPROTO_TCP));
+        host.set_slot(first_slot + 1, ip.backend_index(IPPROTO_TCP, 0));
+        host.set_slot(first_slot + 2, ip.backend_index(IPPROTO_TCP, 1));
+        host.set_service(service, Service::new(first_slot, 3, ServiceFlags::MAGLEV));
+        let given = |host: &mut Host| {
+            (40_000..40_020)
+                .map(|port| {
+                    forwarded(host, &Connection::new(ip, 1, port).client_segment(SYN, b"")).destination
+                })
+                .collect::<Vec<_>>()
+        };
+        let before = given(&mut host);
+        host.clear_flows();
+        let lost = Backend { next_hop: NextHop::default(), ..backend(ip, IPPROTO_TCP, 0) };
+        host.set_backend(ip.backend_index(IPPROTO_TCP, 0), lost);
+        set_route(&mut host, ip.backend(0), way(1));
+        assert_eq!(given(&mut host), before, "{ip:?}");
     }
 }

@@ -192,6 +192,12 @@ impl Host {
         self.set_cache(self.v4.cache.len() as u32);
     }
 
+    /// Forgets all flows.
+    pub fn clear_flows(&mut self) {
+        self.v4.clear_flows();
+        self.v6.clear_flows();
+    }
+
     fn let_others_run(&self) {
         if let Some(run) = self.meanwhile.take() {
             run(self);

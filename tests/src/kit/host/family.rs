@@ -96,6 +96,11 @@ impl<A: Copy + Ord + Hash, P: Copy> Family<A, P> {
         self.rates.get_mut().values_mut().for_each(|entry| rate(entry));
     }
 
+    pub(super) fn clear_flows(&mut self) {
+        self.established.get_mut().clear();
+        self.transient.get_mut().clear();
+    }
+
     /// Moves all beginning flows to the table of established ones.
     pub fn promote_all(&self) {
         self.established.borrow_mut().extend(self.transient.borrow_mut().drain());
