@@ -91,6 +91,41 @@ fn set_route(host: &mut Host, to: std::net::IpAddr, hop: NextHop) {
     }
 }
 
+/// Routes have changed, and the new gateway is not known yet: replies go on as before, on the fast path,
+/// and find the new way soon after there is one, of which nobody tells.
+#[test]
+fn the_way_to_the_client_is_asked_for_again() {
+    for (ip, slots) in Ip::BOTH.into_iter().flat_map(|ip| [0, 64].map(|slots| (ip, slots))) {
+        let mut host = Host::default();
+        host.set_cache(slots);
+        set_up(&mut host, 1);
+        let mut connection = Connection::open(&mut host, ip, 1, 40_000);
+        connection.talk(&mut host);
+        let before = forwarded(&mut host, &connection.backend_segment(ACK, b"")).to;
+        host.config.route_generation += 1;
+        let reply = |host: &mut Host| forwarded(host, &connection.backend_segment(ACK, b"")).to;
+        let asked = host.routes_asked.get();
+        for _ in 0..600 {
+            assert_eq!(reply(&mut host), before);
+            host.now += 1;
+        }
+        let asked = host.routes_asked.get() - asked;
+        assert!((5..=12).contains(&asked), "asked {asked} times in ten seconds");
+        set_route(&mut host, ip.client(1), way(9));
+        let waited = (0..).find(|_| {
+            host.now += 1;
+            reply(&mut host) == way(9).destination_mac
+        });
+        assert!(waited.unwrap() <= ticks_from_seconds(2), "{waited:?}");
+        let asked = host.routes_asked.get();
+        for _ in 0..600 {
+            assert_eq!(reply(&mut host), way(9).destination_mac);
+            host.now += 1;
+        }
+        assert_eq!(host.routes_asked.get(), asked, "now it is known");
+    }
+}
+
 /// Before others stand in for a backend whose way the agent does not know yet, the kernel is asked.
 #[test]
 fn the_kernel_may_know_the_way_to_a_backend() {

@@ -162,6 +162,9 @@ impl FlowFlags {
     /// TCP sequence or acknowledgment number edited. `timestamp_delta` is what is added to the
     /// backend's sequence numbers; such flows have no timestamps.
     pub const EDIT_SEQUENCE: u8 = 64;
+    /// Reply entries: when the kernel was asked for the way to the client last, it knew none, and packets
+    /// go on by the one before. It is asked again once a second.
+    pub const OLD_WAY: u8 = 128;
 }
 
 /// State and flags of a flow in one word, so that it can be compared and swapped.

@@ -3,7 +3,9 @@
 
 use super::emit::{self, Parsed};
 use super::ip::IpFamily;
-use super::pair::{copy_hop, demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key, set_way_back};
+use super::pair::{
+    ask_again, copy_hop, demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key, set_way_back,
+};
 use super::parse::{self, Parse, Part, Transport};
 use super::platform::{Datapath, Tables};
 use super::progress::{Mark, Packed, Progress};
@@ -216,6 +218,7 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
         scratch.refusal = refuse::too_big::<F>(*mtu);
         return Verdict::Pass.pack();
     }
+    ask_again(&mut flow, now);
     flow.last_seen = now;
     // The packet is edited, and may be moved, before the entries follow it: what they need of it is
     // kept.
@@ -470,10 +473,14 @@ pub fn find_hop<D: Tables<F>, F: IpFamily>(
     if flow.generation != generation {
         // Clients behind a VLAN tag are answered the way they came: the kernel's answer names the
         // VLAN device, not the tag.
-        if u32::from_ne_bytes(flow.next_hop.vlan) == 0
-            && let Some(found) = datapath.route(&flow.new_source, &flow.new_destination)
-        {
-            copy_hop(&mut flow.next_hop, &found);
+        if u32::from_ne_bytes(flow.next_hop.vlan) == 0 {
+            if let Some(found) = datapath.route(&flow.new_source, &flow.new_destination) {
+                copy_hop(&mut flow.next_hop, &found);
+                flow.status.flags &= !FlowFlags::OLD_WAY;
+            } else {
+                // With the generation left as it was, every packet would come here until there is one.
+                flow.status.flags |= FlowFlags::OLD_WAY;
+            }
         }
         // Last: with it, other CPUs take the way for the current one.
         flow.generation = generation;

@@ -108,6 +108,8 @@ pub struct Host {
     /// What another CPU does, once, right before a new entry is put into the table of beginning flows, or
     /// right after one found the other table full.
     pub meanwhile: Cell<Option<fn(&Host)>>,
+    /// How often the kernel was asked for a route.
+    pub routes_asked: Cell<u32>,
     /// IPv4.
     pub v4: Family<[u8; 4], [u8; 0]>,
     /// IPv6.
@@ -173,6 +175,7 @@ impl Default for Host {
             next_cookie: Cell::new(None),
             cookies: RefCell::default(),
             meanwhile: Cell::new(None),
+            routes_asked: Cell::new(0),
             v4: Family::new([0; 4]),
             v6: Family::new([0; 16]),
         }
@@ -561,6 +564,7 @@ where
     }
 
     fn route(&self, _source: &F::Address, destination: &F::Address) -> Option<NextHop> {
+        self.routes_asked.set(self.routes_asked.get() + 1);
         let hop = F::of(self).routes.get(destination).copied()?;
         self.can_send_by(hop.ifindex).then_some(hop)
     }
