@@ -180,6 +180,8 @@ pub fn promote<D: Tables<F>, F: IpFamily>(
     }
     if datapath.insert_established(client_key, client).is_err() {
         datapath.remove_established(reply_key);
+        // A reply may have come by meanwhile.
+        cache::forget::<D, F>(datapath, reply_key);
         return;
     }
     datapath.remove_transient(reply_key);
