@@ -1,7 +1,9 @@
 //! Every state, every segment, both directions.
 
 use lb_common::abi::FlowState::{self, *};
-use lb_common::forward::tcp_state::{Step, acknowledges, is_credible_reset, is_established, step};
+use lb_common::forward::tcp_state::{
+    Step, acknowledges, is_credible_in_handshake, is_credible_reset, is_established, step,
+};
 use lb_common::forward::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 const CLIENT: bool = false;
@@ -94,6 +96,17 @@ fn the_answer_to_a_syn_ack_lies_in_a_window_behind_its_sequence_number() {
         assert!(acknowledges(initial.wrapping_add(1 << 17), initial));
         assert!(!acknowledges(initial.wrapping_add((1 << 17) + 1), initial));
     }
+}
+
+#[test]
+fn a_reset_in_the_handshake_follows_the_syn() {
+    for initial in [1u32, 0x7fff_ffff, 0xffff_fffe, 0xffff_ffff] {
+        for (near, is_credible) in [(0, false), (1, true), (1 << 17, true), ((1 << 17) + 1, false)] {
+            assert_eq!(is_credible_in_handshake(initial.wrapping_add(near), initial), is_credible, "{near}");
+        }
+        assert!(!is_credible_in_handshake(initial.wrapping_sub(65_537), initial), "of the one before");
+    }
+    assert!(is_credible_in_handshake(12_345, 0), "nothing is known");
 }
 
 #[test]

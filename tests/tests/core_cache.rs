@@ -1,13 +1,14 @@
 //! The flow cache changes nothing that is seen from outside: journeys and random traffic on a host
 //! with it, beside one without.
 
-use lb_common::abi::{CACHE_TICKS, Tick};
+use lb_common::abi::{CACHE_TICKS, Tick, V4, V6};
+use lb_common::forward::cache::{self, Place};
 use pointsman_tests::each_journey;
 use pointsman_tests::kit::device::{AnyKey, Device};
 use pointsman_tests::kit::host::Host;
 use pointsman_tests::kit::journeys::connection::Connection;
 use pointsman_tests::kit::packet::Body;
-use pointsman_tests::kit::packet::flags::{ACK, PSH};
+use pointsman_tests::kit::packet::flags::{ACK, PSH, SYN};
 use pointsman_tests::kit::random::{Source, Traffic};
 use pointsman_tests::kit::twins::Twins;
 use pointsman_tests::kit::world::{Ip, forwarded, set_up};
@@ -75,6 +76,40 @@ fn the_table_hears_of_a_sequence_number_far_on() {
         tcp.sequence = tcp.sequence.wrapping_add(2 << 24);
         forwarded(&mut host, &spec);
         assert_eq!(last_seen(&mut host, &connection), host.now, "{ip:?}");
+    }
+}
+
+/// A flow that the table has no room for was in it for a moment, with one half: a copy that another packet
+/// has made of it then is not used.
+#[test]
+fn no_copy_stays_of_a_flow_that_could_not_be_established() {
+    fn copy_all(host: &Host) {
+        for (key, flow) in host.v4.snapshot().established {
+            cache::keep::<_, V4>(host, &key, &flow, Place::of::<_, V4>(host, &key));
+        }
+        for (key, flow) in host.v6.snapshot().established {
+            cache::keep::<_, V6>(host, &key, &flow, Place::of::<_, V6>(host, &key));
+        }
+    }
+    for ip in Ip::BOTH {
+        let mut host = Host::default();
+        host.set_cache(64);
+        set_up(&mut host, 1);
+        (host.v4.capacity, host.v6.capacity) = (1, 1);
+        let mut connection = Connection::new(ip, 1, 40_000);
+        connection.from_client(&mut host, SYN, b"");
+        connection.from_backend(&mut host, SYN | ACK, b"");
+        host.meanwhile.set(Some(copy_all));
+        connection.from_client(&mut host, ACK, b"");
+        assert!(host.meanwhile.take().is_none(), "the table was full");
+        host.now += 1;
+        connection.from_backend(&mut host, PSH | ACK, b"by the table");
+        let tables = host.snapshots();
+        let seen = match connection.reply_key() {
+            AnyKey::V4(key) => tables.v4.transient[&key].last_seen,
+            AnyKey::V6(key) => tables.v6.transient[&key].last_seen,
+        };
+        assert_eq!(seen, host.now, "{ip:?}");
     }
 }
 

@@ -37,7 +37,7 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// A connection to a Service without backends was refused (TCP RST, ICMP port unreachable).
     NoBackend = 0, "no-backend", true;
-    /// A TCP packet that is no SYN belongs to no known connection; answered with an RST.
+    /// A TCP packet that is no SYN belongs to no known connection, or to one that its client has replaced; answered with an RST, unless it comes from a backend on this node.
     NoFlow = 1, "no-flow", true;
     /// The backend of the connection is gone; answered with an RST.
     BackendGone = 2, "backend-gone", true;

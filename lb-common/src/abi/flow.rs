@@ -162,6 +162,9 @@ impl FlowFlags {
     /// TCP sequence or acknowledgment number edited. `timestamp_delta` is what is added to the
     /// backend's sequence numbers; such flows have no timestamps.
     pub const EDIT_SEQUENCE: u8 = 64;
+    /// Reply entries: when the kernel was asked for the way to the client last, it knew none, and packets
+    /// go on by the one before. It is asked again once a second.
+    pub const OLD_WAY: u8 = 128;
 }
 
 /// State and flags of a flow in one word, so that it can be compared and swapped.
@@ -194,8 +197,8 @@ pub struct Flow<A> {
     pub l3_checksum_delta: u16,
     /// The same for the TCP or UDP checksum.
     pub l4_checksum_delta: u16,
-    /// Reply entries: the way to the client. Unused in the other direction, where the backend's
-    /// entry holds the way.
+    /// Reply entries: the way to the client. In the other direction, where the backend's entry holds
+    /// the way, its `vlan` is [`Self::initial_sequence`], and all else is unused.
     pub next_hop: NextHop,
     /// Index in the array `backends`.
     pub backend: u32,
@@ -235,6 +238,19 @@ impl<A> Flow<A> {
     #[inline(always)]
     pub fn state(&self) -> FlowState {
         FlowState::from_raw(self.status.state)
+    }
+
+    /// To the backend: the initial sequence number that the client's connection began with; 0 if it is
+    /// not known. Of use until the connection is established.
+    #[inline(always)]
+    pub fn initial_sequence(&self) -> u32 {
+        u32::from_ne_bytes(self.next_hop.vlan)
+    }
+
+    /// Sets [`Self::initial_sequence`].
+    #[inline(always)]
+    pub fn set_initial_sequence(&mut self, sequence: u32) {
+        self.next_hop.vlan = sequence.to_ne_bytes();
     }
 
     /// Whether the backend is on this node.

@@ -12,7 +12,7 @@ use super::parse::{self, Parse, Part};
 use super::platform::{ChecksumChange, Datapath, Packet, Tables};
 use super::progress::{Mark, Progress};
 use super::scratch::Scratch;
-use super::slow::{follow, mark_of};
+use super::slow::{follow, is_half_of_another, mark_of};
 use super::tcp_state::{self, Step};
 use super::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, TCP_RST, TCP_SYN, Udp};
 use super::{Verdict, pair};
@@ -61,7 +61,7 @@ pub fn is_ours<A>(flow: &Flow<A>) -> bool {
 
 #[inline(always)]
 fn reply<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Address>) -> Verdict {
-    let Scratch { parsed, key, cursor, .. } = scratch;
+    let Scratch { parsed, key, peer_key, cursor, .. } = scratch;
     let (mut flow, established) = match datapath.established(key) {
         Some(flow) => (flow, true),
         None => match datapath.transient(key) {
@@ -79,6 +79,9 @@ fn reply<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addre
         if is_foreign(state, parsed.transport.flags) {
             leave_alone::<D, F>(datapath, scratch, &mut flow, now);
             return Verdict::Pass;
+        }
+        if !established && is_half_of_another::<D, F>(datapath, key, peer_key, &flow) {
+            return Verdict::drop(datapath, DropReason::NoFlow);
         }
         match tcp_state::step(state, parsed.transport.flags, true, false) {
             Step::To(next) => next,

@@ -6,6 +6,7 @@ use super::cache::{self, Place};
 use super::checksum;
 use super::emit;
 use super::ip::{IpFamily, IpHeader};
+use super::pair::ask_again;
 use super::parse::Link;
 use super::platform::{ChecksumChange, Packet, Tables};
 use super::wire::{
@@ -197,6 +198,9 @@ fn touch<D: Tables<F>, F: IpFamily>(datapath: &D, flow: &mut Flow<F::Address>, p
     let now = datapath.now();
     if flow.last_seen != now {
         // Only when it changes: a line that is only read can be shared by CPUs.
+        if reply {
+            ask_again(flow, now);
+        }
         flow.last_seen = now;
         if !reply
             && protocol == IPPROTO_TCP

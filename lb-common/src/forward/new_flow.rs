@@ -59,7 +59,8 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         find_next_hop::<D, F>(datapath, backend, &mut scratch.hop);
     }
     if scratch.hop.ifindex == 0 && local == 0 {
-        // No entry is made: the client's retransmission takes its turn with the next backend.
+        // No entry is made: the client's retransmission takes its turn with the next backend. Where it
+        // is not in turn, no other was in reach.
         return Verdict::drop(datapath, DropReason::NoNeighbour);
     }
     if local == 0 && emit::is_too_big(backend.mtu, emit::largest_on_wire(datapath, &scratch.parsed)) {
@@ -85,8 +86,9 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         Ok(delta) => delta,
         Err(reason) => return Verdict::drop(datapath, reason),
     };
-    let Scratch { key, out, flow, handshake, .. } = scratch;
+    let Scratch { parsed, key, out, flow, handshake, .. } = scratch;
     set_up::<F>(flow, key, out);
+    flow.set_initial_sequence(parsed.transport.sequence);
     flow.status.flags =
         local | handshake.edits() | if timestamp_delta == 0 { 0 } else { FlowFlags::EDIT_TIMESTAMPS };
     flow.generation = backend.generation;
@@ -135,12 +137,16 @@ fn choose<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addr
     scratch.affinity.backend = 0;
     if entry.has(ServiceFlags::MAGLEV) {
         let slot = schedule::by_client::<F>(&scratch.key, entry);
-        return datapath.slot(entry.first_slot.wrapping_add(slot)).unwrap_or(0);
+        let index = datapath.slot(entry.first_slot.wrapping_add(slot)).unwrap_or(0);
+        if is_in_reach::<D, F>(datapath, &mut scratch.hop, index) {
+            return index;
+        }
+        return schedule::next_in_reach(datapath, &mut scratch.best, entry.first_slot, slot, count, index);
     }
     let sticks = entry.has(ServiceFlags::AFFINITY);
     if sticks {
         let index = client::remembered::<D, F>(datapath, scratch, service);
-        if index != 0 {
+        if index != 0 && is_in_reach::<D, F>(datapath, &mut scratch.hop, index) {
             return index;
         }
     }
@@ -153,6 +159,18 @@ fn choose<D: Tables<F>, F: IpFamily>(datapath: &D, scratch: &mut Scratch<F::Addr
         scratch.affinity.backend = index;
     }
     index
+}
+
+/// Whether a way to a backend is known, which is left in `hop`. One that is not there is left to the
+/// caller.
+#[inline(always)]
+fn is_in_reach<D: Tables<F>, F: IpFamily>(datapath: &D, hop: &mut NextHop, index: u32) -> bool {
+    let Some(backend) = datapath.backend(index) else { return true };
+    if backend.is_local() {
+        return true;
+    }
+    find_next_hop::<D, F>(datapath, backend, hop);
+    hop.ifindex != 0
 }
 
 /// The way to a backend: what the agent keeps current or, until it has, what the kernel knows.
@@ -217,7 +235,9 @@ fn claim_port<D: Tables<F>, F: IpFamily>(
         flow.mark = handshake.cookie;
         set_way_back(datapath, &parsed.link, &mut flow.next_hop);
         match datapath.insert_new_transient(peer_key, flow) {
-            Ok(()) => return Ok(0),
+            // Asked again: another CPU may have moved the port's flow to the other table in between.
+            Ok(()) if datapath.established(peer_key).is_none() => return Ok(0),
+            Ok(()) => datapath.remove_transient(peer_key),
             Err(InsertFailed::Full) => return Err(DropReason::TableFull),
             Err(InsertFailed::Exists) => {
                 if let Some(delta) = take_over::<D, F>(datapath, scratch, attempt) {

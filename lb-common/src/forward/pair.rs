@@ -103,6 +103,19 @@ pub fn set_way_back<D: Datapath>(datapath: &D, link: &Link, hop: &mut NextHop) {
     }
 }
 
+/// A power of two of ticks, as its logarithm: about a second.
+const ASK_AGAIN: u32 = 6;
+
+/// Where the kernel knew no way to the client, lets the next packet of a reply entry ask anew, once a
+/// second: nobody tells that the client's gateway has been found since. To be called before `last_seen`
+/// becomes `now`.
+#[inline(always)]
+pub fn ask_again<A>(flow: &mut Flow<A>, now: Tick) {
+    if flow.status.flags & FlowFlags::OLD_WAY != 0 && (flow.last_seen ^ now) >> ASK_AGAIN != 0 {
+        flow.generation = 0;
+    }
+}
+
 /// Builds the lost entry of the other direction, with the key `peer_key`, anew. For a reply entry,
 /// the way back must be in `flow.next_hop` of the scratch: the packet at hand was edited already.
 #[inline(always)]
@@ -118,7 +131,7 @@ pub fn rebuild_peer<D: Tables<F>, F: IpFamily>(
     peer.service = flow.service;
     peer.last_seen = flow.last_seen;
     peer.status = flow.status;
-    peer.status.flags = (peer.status.flags ^ FlowFlags::REPLY) & !FlowFlags::TC;
+    peer.status.flags = (peer.status.flags ^ FlowFlags::REPLY) & !(FlowFlags::TC | FlowFlags::OLD_WAY);
     peer.timestamp_delta = flow.timestamp_delta;
     // With a SYN cookie: what each of them knows of it, until the handshake is over.
     let begins = matches!(flow.state(), FlowState::SynSent | FlowState::SynReceived);
@@ -130,6 +143,7 @@ pub fn rebuild_peer<D: Tables<F>, F: IpFamily>(
         };
     }
     if flow.is_reply() {
+        peer.set_initial_sequence(0);
         // Of the endpoint that sent the packet, not of a later one with its index.
         peer.generation = match datapath.backend(flow.backend) {
             Some(backend)
@@ -166,6 +180,8 @@ pub fn promote<D: Tables<F>, F: IpFamily>(
     }
     if datapath.insert_established(client_key, client).is_err() {
         datapath.remove_established(reply_key);
+        // A reply may have come by meanwhile.
+        cache::forget::<D, F>(datapath, reply_key);
         return;
     }
     datapath.remove_transient(reply_key);

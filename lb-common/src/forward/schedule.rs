@@ -5,7 +5,7 @@ use core::num::{NonZeroU32, NonZeroU64};
 use super::ip::IpFamily;
 use super::platform::Datapath;
 use super::tcp_state;
-use crate::abi::{Flow, FlowKey, FlowState, Service, ServiceFlags};
+use crate::abi::{Backend, Flow, FlowKey, FlowState, Service, ServiceFlags};
 
 /// The backend that is next in turn, exact over all CPUs; 0 if there is none.
 #[inline(always)]
@@ -48,6 +48,36 @@ pub struct Best {
     count: usize,
 }
 
+/// Of a lookup table, the backend of the next slot after `place` to which a way is known; `index`, which is
+/// that of the place itself, if there is none among as many as are [`COMPARED`]. It depends on the client
+/// as the place does.
+#[inline(always)]
+pub fn next_in_reach<D: Datapath>(
+    datapath: &D,
+    best: &mut Best,
+    first_slot: u32,
+    place: u32,
+    count: NonZeroU32,
+    index: u32,
+) -> u32 {
+    best.backend = index;
+    for number in 1..=COMPARED {
+        let slot = place.wrapping_add(number) % count;
+        let other = datapath.slot(first_slot.wrapping_add(slot)).unwrap_or(0);
+        if datapath.backend(other).is_some_and(is_in_reach) {
+            best.backend = other;
+            break;
+        }
+    }
+    best.backend
+}
+
+/// Whether the agent knows a way to a backend.
+#[inline(always)]
+fn is_in_reach(backend: &Backend) -> bool {
+    backend.is_local() || backend.next_hop.ifindex != 0
+}
+
 /// The backend with the fewest open flows for its weight, counting the one that it would get. Of several,
 /// the next in turn. Of more slots than are [`COMPARED`], the next in turn and others that lie at a distance
 /// from each other that is different each time. 0 if there is none.
@@ -75,8 +105,7 @@ pub fn least_connections<D: Datapath>(
             place -= count;
         }
         let Some(backend) = datapath.backend(index) else { continue };
-        let is_in_reach = backend.is_local() || backend.next_hop.ifindex != 0;
-        let flows = if is_in_reach { open(datapath, index) } else { OUT_OF_REACH };
+        let flows = if is_in_reach(backend) { open(datapath, index) } else { OUT_OF_REACH };
         let weight = backend.weight.max(1);
         // Fractions compared without dividing.
         if u64::from(flows + 1) * u64::from(best.weight) < (u64::from(best.flows) + 1) * u64::from(weight) {

@@ -3,7 +3,9 @@
 
 use super::emit::{self, Parsed};
 use super::ip::IpFamily;
-use super::pair::{copy_hop, demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key, set_way_back};
+use super::pair::{
+    ask_again, copy_hop, demote, is_peer, is_stream, promote, rebuild_peer, set_peer_key, set_way_back,
+};
 use super::parse::{self, Parse, Part, Transport};
 use super::platform::{Datapath, Tables};
 use super::progress::{Mark, Packed, Progress};
@@ -144,11 +146,19 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
             None => return 0,
         },
     };
-    if !established && !flow.is_reply() && lost_its_port::<D, F>(datapath, key, peer_key, &flow) {
-        return 0;
-    }
     if is_for_another_hook(datapath, &flow) {
         return Verdict::Pass.pack();
+    }
+    if !established
+        && (!flow.is_reply() || parsed.ip.protocol == IPPROTO_TCP)
+        && is_half_of_another::<D, F>(datapath, key, peer_key, &flow)
+    {
+        if flow.is_reply() {
+            // As the client would answer it, which waits for another backend's SYN-ACK.
+            scratch.refusal = refuse::connection::<D, F>(datapath, parsed, flow.service, DropReason::NoFlow);
+            return Verdict::Pass.pack();
+        }
+        return 0;
     }
     if !COOKIES && flow.status.flags & FlowFlags::EDIT_SEQUENCE != 0 {
         return OF_COOKIE;
@@ -208,6 +218,7 @@ fn known<D: Tables<F>, F: IpFamily, const COOKIES: bool>(
         scratch.refusal = refuse::too_big::<F>(*mtu);
         return Verdict::Pass.pack();
     }
+    ask_again(&mut flow, now);
     flow.last_seen = now;
     // The packet is edited, and may be moved, before the entries follow it: what they need of it is
     // kept.
@@ -255,10 +266,12 @@ pub fn is_for_another_hook<D: Datapath, A>(datapath: &D, flow: &Flow<A>) -> bool
     flow.is_local() && flow.is_reply()
 }
 
-/// Whether the source port of a client's entry serves another flow by now: the least recently used
-/// table has forgotten the reply entry that kept it. Its packets would get into that other flow.
+/// Whether the other direction of an entry belongs to another flow by now, into which packets of this one
+/// would get. Of a client's entry, the least recently used table has forgotten the reply entry that kept
+/// its source port. Of a reply entry, which stays as its port's history, the client has begun another
+/// connection on the same ports, and has another backend.
 #[inline(always)]
-fn lost_its_port<D: Tables<F>, F: IpFamily>(
+pub fn is_half_of_another<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     key: &FlowKey<F::Address>,
     peer_key: &mut FlowKey<F::Address>,
@@ -271,21 +284,26 @@ fn lost_its_port<D: Tables<F>, F: IpFamily>(
     }
 }
 
-/// The control bits of a segment, without an RST that somebody may have made up.
+/// The control bits of a segment; none of an RST that its backend will not believe.
 #[inline(always)]
 fn believed<A>(parsed: &Parsed<A>, flow: &Flow<A>, state: FlowState) -> u8 {
     let Transport { flags, sequence, .. } = parsed.transport;
-    let is_doubtful = flags & TCP_RST != 0
-        && !flow.is_reply()
-        && tcp_state::is_established(state)
-        && !tcp_state::is_credible_reset(sequence, flow.mark);
-    if is_doubtful { flags & !TCP_RST } else { flags }
+    if flags & TCP_RST == 0 || flow.is_reply() {
+        return flags;
+    }
+    let is_credible = match state {
+        FlowState::SynSent | FlowState::SynReceived => {
+            tcp_state::is_credible_in_handshake(sequence, flow.initial_sequence())
+        }
+        _ => !tcp_state::is_established(state) || tcp_state::is_credible_reset(sequence, flow.mark),
+    };
+    if is_credible { flags } else { 0 }
 }
 
 /// Whether a client's segment acknowledges the backend's SYN-ACK.
 #[inline(always)]
 fn answers_syn_ack<A>(parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
-    parsed.transport.flags & TCP_ACK != 0
+    parsed.transport.flags & (TCP_ACK | TCP_RST) == TCP_ACK
         && tcp_state::acknowledges(cookie::acknowledged(parsed, flow), flow.mark)
 }
 
@@ -455,10 +473,14 @@ pub fn find_hop<D: Tables<F>, F: IpFamily>(
     if flow.generation != generation {
         // Clients behind a VLAN tag are answered the way they came: the kernel's answer names the
         // VLAN device, not the tag.
-        if u32::from_ne_bytes(flow.next_hop.vlan) == 0
-            && let Some(found) = datapath.route(&flow.new_source, &flow.new_destination)
-        {
-            copy_hop(&mut flow.next_hop, &found);
+        if u32::from_ne_bytes(flow.next_hop.vlan) == 0 {
+            if let Some(found) = datapath.route(&flow.new_source, &flow.new_destination) {
+                copy_hop(&mut flow.next_hop, &found);
+                flow.status.flags &= !FlowFlags::OLD_WAY;
+            } else {
+                // With the generation left as it was, every packet would come here until there is one.
+                flow.status.flags |= FlowFlags::OLD_WAY;
+            }
         }
         // Last: with it, other CPUs take the way for the current one.
         flow.generation = generation;

@@ -81,6 +81,16 @@ pub fn acknowledges(acknowledgment: u32, initial_sequence: u32) -> bool {
     acknowledgment.wrapping_sub(initial_sequence).wrapping_sub(1) < HANDSHAKE_WINDOW
 }
 
+/// Whether a client's RST may be believed while its handshake lasts: one for a segment that answers the
+/// SYN has the number that this acknowledges, the next one; a client that gives up has sent some data at
+/// most. What answers a segment of an earlier connection on the same ports has a number of that. `initial`
+/// is the SYN's sequence number, 0 if it is not known.
+#[inline(always)]
+#[must_use]
+pub fn is_credible_in_handshake(sequence: u32, initial: u32) -> bool {
+    initial == 0 || acknowledges(sequence, initial)
+}
+
 /// How far a client's RST may be from a recent segment of it: what a fast sender sends in a tick.
 const RESET_WINDOW: u32 = 1 << 26;
 /// How far it may be behind.

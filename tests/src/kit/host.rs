@@ -105,6 +105,11 @@ pub struct Host {
     /// kernel, which has secrets.
     pub next_cookie: Cell<Option<u32>>,
     cookies: RefCell<BTreeMap<Vec<u8>, Cookie>>,
+    /// What another CPU does, once, right before a new entry is put into the table of beginning flows, or
+    /// right after one found the other table full.
+    pub meanwhile: Cell<Option<fn(&Host)>>,
+    /// How often the kernel was asked for a route.
+    pub routes_asked: Cell<u32>,
     /// IPv4.
     pub v4: Family<[u8; 4], [u8; 0]>,
     /// IPv6.
@@ -169,6 +174,8 @@ impl Default for Host {
             cache_lifetime: CACHE_JIFFIES,
             next_cookie: Cell::new(None),
             cookies: RefCell::default(),
+            meanwhile: Cell::new(None),
+            routes_asked: Cell::new(0),
             v4: Family::new([0; 4]),
             v6: Family::new([0; 16]),
         }
@@ -186,6 +193,18 @@ impl Host {
     /// Forgets all copies of flows.
     pub fn clear_cache(&mut self) {
         self.set_cache(self.v4.cache.len() as u32);
+    }
+
+    /// Forgets all flows.
+    pub fn clear_flows(&mut self) {
+        self.v4.clear_flows();
+        self.v6.clear_flows();
+    }
+
+    fn let_others_run(&self) {
+        if let Some(run) = self.meanwhile.take() {
+            run(self);
+        }
     }
 
     fn add_open(&self, backend: u32, amount: u32) {
@@ -441,6 +460,8 @@ where
         let family = F::of(self);
         let mut table = family.established.borrow_mut();
         if table.len() >= family.capacity && !table.contains_key(key) {
+            drop(table);
+            self.let_others_run();
             return Err(InsertFailed::Full);
         }
         table.insert(*key, Shared::new(*flow));
@@ -452,6 +473,7 @@ where
         key: &FlowKey<F::Address>,
         flow: &Flow<F::Address>,
     ) -> Result<(), InsertFailed> {
+        self.let_others_run();
         let mut table = F::of(self).transient.borrow_mut();
         if table.contains_key(key) {
             return Err(InsertFailed::Exists);
@@ -542,6 +564,7 @@ where
     }
 
     fn route(&self, _source: &F::Address, destination: &F::Address) -> Option<NextHop> {
+        self.routes_asked.set(self.routes_asked.get() + 1);
         let hop = F::of(self).routes.get(destination).copied()?;
         self.can_send_by(hop.ifindex).then_some(hop)
     }

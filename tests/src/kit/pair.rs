@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 
 use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
-use lb_common::abi::{Backend, Config, ConnectionLimit, ConnectionRate, Flow, Service, Tick};
+use lb_common::abi::{Backend, Config, ConnectionLimit, ConnectionRate, Flow, FlowFlags, Service, Tick};
 use lb_common::forward::Verdict;
 
 use super::device::{Action, AnyKey, Device};
@@ -145,7 +145,10 @@ fn comparable<A: Copy + Ord>(
         .iter()
         .map(|(key, flow)| {
             let mark = if key.protocol == 17 { 0 } else { flow.mark };
-            (*key, Flow { last_seen: 0, mark, ..*flow })
+            // The moment at which the kernel is asked for the way again is one by the clock, too.
+            let asks_again = flow.status.flags & FlowFlags::OLD_WAY != 0;
+            let generation = if asks_again { 0 } else { flow.generation };
+            (*key, Flow { last_seen: 0, mark, generation, ..*flow })
         })
         .collect()
 }

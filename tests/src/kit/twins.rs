@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use lb_common::abi::{Backend, Config, ConnectionLimit, Flow, FlowKey, Service, Tick};
+use lb_common::abi::{Backend, Config, ConnectionLimit, Flow, FlowFlags, FlowKey, Service, Tick};
 
 use super::device::{Action, AnyKey, Device};
 use super::host::{Family, Hook, Host, Stats};
@@ -40,7 +40,7 @@ fn flows<A: Copy + Ord>(tables: &Snapshot<A>) -> Vec<(FlowKey<A>, Flow<A>)> {
 }
 
 /// Tells a table what it hears late of established flows when there is a cache: the moment, and the
-/// sequence number of that moment. All that comes of it is that an idle time ends sooner, or that an
+/// sequence number of that moment, and when the kernel is asked for the way to the client again. All that comes of it is that an idle time ends sooner, or that an
 /// RST is judged by a sequence number from a moment before.
 fn catch_up<A: Copy + Ord + Hash, P: Copy>(cached: &mut Family<A, P>, plain: &Family<A, P>) {
     let heard = plain.snapshot().established;
@@ -49,6 +49,9 @@ fn catch_up<A: Copy + Ord + Hash, P: Copy>(cached: &mut Family<A, P>, plain: &Fa
             if let Some(plain) = heard.get(key) {
                 flow.last_seen = plain.last_seen;
                 flow.mark = plain.mark;
+                if plain.status.flags & FlowFlags::OLD_WAY != 0 {
+                    flow.generation = plain.generation;
+                }
             }
         },
         |_| {},

@@ -96,6 +96,16 @@ impl<A: Copy + Ord + Hash, P: Copy> Family<A, P> {
         self.rates.get_mut().values_mut().for_each(|entry| rate(entry));
     }
 
+    pub(super) fn clear_flows(&mut self) {
+        self.established.get_mut().clear();
+        self.transient.get_mut().clear();
+    }
+
+    /// Moves all beginning flows to the table of established ones.
+    pub fn promote_all(&self) {
+        self.established.borrow_mut().extend(self.transient.borrow_mut().drain());
+    }
+
     /// What the kernel's LRU does when it needs room; says whether there was such an entry.
     pub fn evict(&mut self, key: &FlowKey<A>) -> bool {
         self.transient.get_mut().remove(key).is_some()

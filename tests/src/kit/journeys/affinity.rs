@@ -119,6 +119,22 @@ fn set_only(device: &mut dyn Device, ip: Ip, number: u32) {
     device.set_slot(ip.first_slot(IPPROTO_UDP), ip.backend_index(IPPROTO_UDP, number));
 }
 
+/// So is a backend that no way is known to.
+pub fn leaves_one_out_of_reach(device: &mut dyn Device) {
+    turn_on(device, 2, HOURS);
+    for ip in Ip::BOTH {
+        assert_eq!(connect(device, ip, 1, 40_000), ip.backend(0));
+        let mut lost = backend(ip, IPPROTO_TCP, 0);
+        lost.next_hop.ifindex = 0;
+        device.set_backend(ip.backend_index(IPPROTO_TCP, 0), lost);
+        for port in 40_001..40_004 {
+            assert_eq!(connect(device, ip, 1, port), ip.backend(1), "the next in turn, and again");
+        }
+        device.set_backend(ip.backend_index(IPPROTO_TCP, 0), backend(ip, IPPROTO_TCP, 0));
+        assert_eq!(connect(device, ip, 1, 40_004), ip.backend(1));
+    }
+}
+
 /// Clients that come back do not disturb the turns of new ones. A connection that could not be made
 /// leaves nothing to stick to.
 pub fn keeps_others_in_turn(device: &mut dyn Device) {

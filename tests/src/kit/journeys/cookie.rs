@@ -142,6 +142,28 @@ impl Guest {
 
 const LARGE: [u8; 4] = [2, 4, 5, 0xb4];
 
+/// An RST ends such a connection, too, if it has the number that the backend waits for.
+pub fn strange_reset(device: &mut dyn Device) {
+    set_up_cookies(device, 1);
+    for ip in Ip::BOTH {
+        let mut guest = Guest::greet(device, ip, 40_000, &LARGE);
+        let acknowledgment = guest.segment(ACK, b"");
+        guest.becomes_syn(device, &acknowledgment);
+        for state in [FlowState::SynSent, FlowState::SynReceived] {
+            let next = guest.next.0;
+            guest.next.0 = next.wrapping_add(1 << 20);
+            forwarded(device, &guest.segment(RST, b""));
+            guest.next.0 = next;
+            assert_eq!(guest.states(device), [Some((state as u8, false)); 2]);
+            if state == FlowState::SynSent {
+                guest.opens(device);
+            }
+        }
+        forwarded(device, &guest.segment(RST, b""));
+        assert_eq!(guest.states(device), [Some((FlowState::Reset as u8, false)); 2]);
+    }
+}
+
 /// Handshake, data both ways, close; the server or the client speaks first.
 pub fn whole_life(device: &mut dyn Device) {
     set_up_cookies(device, 2);

@@ -12,8 +12,8 @@ use crate::kit::packet::flags::{ACK, FIN, PSH, RST, SYN};
 use crate::kit::packet::{Body, Spec};
 use crate::kit::seen::{self, Seen, SeenBody};
 use crate::kit::world::{
-    DNS, DNS_BACKEND, HTTP, HTTP_BACKEND, Ip, answer, answered, backend, dropped, forwarded, passed, set_up,
-    to_vip, udp,
+    DNS, DNS_BACKEND, HTTP, HTTP_BACKEND, Ip, answer, answered, backend, dropped, drops, forwarded, passed,
+    set_up, to_vip, udp,
 };
 
 const ESTABLISHED: bool = true;
@@ -445,6 +445,28 @@ fn quotes(ip: Ip, quote: &[u8], source: (std::net::IpAddr, u16), destination: (s
     assert_eq!(quote[addresses], [octets(source.0), octets(destination.0)].concat());
     let ports = [source.1.to_be_bytes(), destination.1.to_be_bytes()].concat();
     assert_eq!(quote[header..header + 4], ports);
+}
+
+/// What a backend still sends of a connection that its client has replaced by one with another backend
+/// does not reach the client.
+pub fn late_segments_of_an_earlier_backend(device: &mut dyn Device) {
+    set_up_local(device, 2);
+    for ip in Ip::BOTH {
+        let mut earlier = Local::open(device, ip, 1, 40_000);
+        earlier.client_sends(device, FIN | ACK, b"");
+        earlier.backend_sends(device, FIN | ACK, b"");
+        let late = earlier.0.backend_segment(FIN | ACK, b"").build();
+        let mut local = Local::new(ip, 1, 40_000);
+        local.client_sends(device, SYN, b"");
+        assert_ne!(local.0.backend(), earlier.0.backend());
+        let before = drops(device, DropReason::NoFlow);
+        assert_eq!(device.leave(&late).0, Action::Drop);
+        assert_eq!(drops(device, DropReason::NoFlow), before + 1);
+        local.expect(device, FlowState::SynSent, TRANSIENT);
+        local.backend_sends(device, SYN | ACK, b"");
+        local.client_sends(device, ACK, b"");
+        local.expect(device, FlowState::Established, ESTABLISHED);
+    }
 }
 
 /// What leaves the node and is not a reply of a backend on it passes untouched.

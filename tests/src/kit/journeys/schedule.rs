@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lb_common::abi::{FlowKey, IPPROTO_TCP, IPPROTO_UDP, Service, ServiceFlags, V4, V6, ticks_from_seconds};
+use lb_common::abi::{
+    DropReason, FlowKey, IPPROTO_TCP, IPPROTO_UDP, Service, ServiceFlags, V4, V6, ticks_from_seconds,
+};
 use lb_common::forward::schedule;
 
 use super::connection::Connection;
 use super::udp::ask;
 use crate::kit::device::{AnyKey, Device};
-use crate::kit::world::{DNS, HTTP, Ip, backend, set_flags, set_up};
+use crate::kit::packet::flags::SYN;
+use crate::kit::world::{DNS, HTTP, Ip, backend, dropped, set_flags, set_up};
 
 /// Places of the lookup tables here.
 const PLACES: u32 = 251;
@@ -171,6 +174,36 @@ pub fn out_of_reach_comes_last(device: &mut dyn Device) {
         for round in 0..5 {
             assert_eq!(Connection::open(device, ip, 1, 40_000 + round).backend(), ip.backend(1));
         }
+    }
+}
+
+/// A backend of a lookup table that no way is known to leaves its clients to others: each to the same one
+/// every time. Nobody else moves.
+pub fn others_stand_in_for_one_out_of_reach(device: &mut dyn Device) {
+    const FLAGS: u8 = ServiceFlags::AFFINITY;
+    set_up(device, BACKENDS);
+    for ip in Ip::BOTH {
+        let index = |number: u32| ip.backend_index(IPPROTO_TCP, number);
+        set_table(device, (ip, IPPROTO_TCP), ip.first_slot(IPPROTO_TCP), index, FLAGS);
+        let mut lost = backend(ip, IPPROTO_TCP, 0);
+        lost.next_hop.ifindex = 0;
+        device.set_backend(index(0), lost);
+        let mut moved = 0;
+        for client in 0..20 {
+            let first = expected(ip, IPPROTO_TCP, client, 1, FLAGS);
+            let found = Connection::open(device, ip, client, 40_000).backend();
+            assert_eq!(Connection::open(device, ip, client, 40_001).backend(), found);
+            assert_eq!(found == first, first != ip.backend(0));
+            moved += u32::from(found != first);
+        }
+        assert!(moved > 0, "somebody had it");
+        for number in 0..BACKENDS {
+            lost = backend(ip, IPPROTO_TCP, number);
+            lost.next_hop.ifindex = 0;
+            device.set_backend(index(number), lost);
+        }
+        let syn = Connection::new(ip, 1, 40_002).client_segment(SYN, b"").build();
+        dropped(device, &syn, DropReason::NoNeighbour);
     }
 }
 

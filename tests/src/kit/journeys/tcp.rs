@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::abi::{BackendState, Config, FlowState, IPPROTO_TCP, ticks_from_seconds};
+use lb_common::abi::{BackendState, Config, DropReason, FlowState, IPPROTO_TCP, ticks_from_seconds};
 
 use super::connection::{Connection, states};
 use crate::kit::device::Device;
 use crate::kit::packet::flags::{ACK, FIN, PSH, RST, SYN};
 use crate::kit::packet::{Body, Tcp};
-use crate::kit::world::{HTTP, Ip, backend, backend_mac, forwarded, set_slots, set_up, to_vip};
+use crate::kit::world::{
+    HTTP, Ip, answered, backend, backend_mac, dropped, drops, forwarded, set_slots, set_up, to_vip,
+};
 
 const TRANSIENT: bool = false;
 const ESTABLISHED: bool = true;
@@ -179,6 +181,73 @@ pub fn blind_reset_changes_nothing(device: &mut dyn Device) {
         connection.from_client(device, ACK, b"still here");
         connection.from_client(device, RST, b"");
         expect(device, &connection, FlowState::Reset, TRANSIENT);
+    }
+}
+
+/// So it is before the connection is established: a client that waits for a SYN-ACK answers a segment of
+/// an earlier connection, too, by an RST with the number that this acknowledges.
+pub fn strange_reset_in_the_handshake_changes_nothing(device: &mut dyn Device) {
+    set_up(device, 1);
+    for ip in Ip::BOTH {
+        for (port, flags) in [(40_000, RST), (40_001, RST | ACK)] {
+            let mut connection = Connection::new(ip, 1, port);
+            connection.from_client(device, SYN, b"");
+            let next = connection.client_sequence;
+            let strange = |device: &mut dyn Device, connection: &mut Connection, state| {
+                for sequence in [0, next - 1, next + (1 << 17), next + (1 << 31)] {
+                    connection.client_sequence = sequence;
+                    connection.from_client(device, flags, b"");
+                    expect(device, connection, state, TRANSIENT);
+                }
+                connection.client_sequence = next;
+            };
+            strange(device, &mut connection, FlowState::SynSent);
+            connection.from_backend(device, SYN | ACK, b"");
+            strange(device, &mut connection, FlowState::SynReceived);
+            connection.from_client(device, ACK, b"");
+            expect(device, &connection, FlowState::Established, ESTABLISHED);
+            connection.talk(device);
+            connection.close(device);
+        }
+        for (port, is_answered) in [(41_000, false), (41_001, true)] {
+            let mut connection = Connection::new(ip, 1, port);
+            connection.from_client(device, SYN, b"");
+            if is_answered {
+                connection.from_backend(device, SYN | ACK, b"");
+            }
+            connection.from_client(device, RST, b"");
+            expect(device, &connection, FlowState::Reset, TRANSIENT);
+        }
+    }
+}
+
+/// The client's port has begun a connection with another backend: what the one before still sends, whose
+/// entry stays as its port's history, is answered by an RST, and does not reach the client.
+pub fn late_segments_of_an_earlier_backend(device: &mut dyn Device) {
+    set_up(device, 2);
+    for ip in Ip::BOTH {
+        let mut earlier = Connection::open(device, ip, 1, 40_000);
+        earlier.talk(device);
+        earlier.close(device);
+        let late = [FIN | ACK, ACK, SYN | ACK].map(|flags| earlier.backend_segment(flags, b""));
+        let mut connection = Connection::new(ip, 1, 40_000);
+        connection.from_client(device, SYN, b"");
+        assert_ne!(connection.backend(), earlier.backend());
+        for (state, place) in [(FlowState::SynSent, TRANSIENT), (FlowState::Established, ESTABLISHED)] {
+            for spec in &late {
+                let before = drops(device, DropReason::NoFlow);
+                assert_eq!(answered(device, spec).flags() & RST, RST);
+                assert_eq!(drops(device, DropReason::NoFlow), before + 1);
+            }
+            dropped(device, &earlier.backend_segment(RST, b"").build(), DropReason::ResetWithoutFlow);
+            expect(device, &connection, state, place);
+            if place == TRANSIENT {
+                connection.from_backend(device, SYN | ACK, b"");
+                connection.from_client(device, ACK, b"");
+                connection.talk(device);
+            }
+        }
+        connection.close(device);
     }
 }
 
