@@ -89,20 +89,37 @@ fn somebody_takes_it_away(lab: &Lab, pins: &PinDirectory, object: &[u8], index: 
     Ok(())
 }
 
+/// What a program can be attached to.
+struct Bench {
+    object: Vec<u8>,
+    lab: Lab,
+    pins: PinDirectory,
+    /// Of the edge's device towards clients.
+    index: u32,
+}
+
+impl Bench {
+    /// Nothing without root or the programs; the reason is printed.
+    fn new() -> Result<Option<Self>> {
+        if !is_root() {
+            return Ok(None);
+        }
+        let Ok(object) = object() else {
+            println!("SKIP: the kernel programs are not built");
+            return Ok(None);
+        };
+        let lab = Lab::new(Options { backends: 0, ..Options::default() })?;
+        let pins = PinDirectory::new(&lab.pin_directory());
+        pins.prepare()?;
+        let index = uplink(&lab)?;
+        Ok(Some(Self { object, lab, pins, index }))
+    }
+}
+
 /// Attached, adopted and replaced in place by the next agent, and taken off, the pins with it.
 #[test]
 fn filters_are_adopted_and_replaced() -> Result<()> {
-    if !is_root() {
-        return Ok(());
-    }
-    let Ok(object) = object() else {
-        println!("SKIP: the kernel programs are not built");
-        return Ok(());
-    };
-    let lab = Lab::new(Options { backends: 0, ..Options::default() })?;
-    let pins = PinDirectory::new(&lab.pin_directory());
-    pins.prepare()?;
-    let index = uplink(&lab)?;
+    let Some(Bench { object, lab, pins, index }) = Bench::new()? else { return Ok(()) };
     let attach = |pins: &PinDirectory| -> Result<()> {
         let mut ebpf = loaded(&object)?;
         let program: &mut SchedClassifier =
@@ -177,17 +194,7 @@ fn refuse_links() -> Result<()> {
 /// A filter takes its place, on this device; where there are links, another agent has one again.
 #[test]
 fn a_link_that_is_refused_is_a_filter() -> Result<()> {
-    if !is_root() {
-        return Ok(());
-    }
-    let Ok(object) = object() else {
-        println!("SKIP: the kernel programs are not built");
-        return Ok(());
-    };
-    let lab = Lab::new(Options { backends: 0, ..Options::default() })?;
-    let pins = PinDirectory::new(&lab.pin_directory());
-    pins.prepare()?;
-    let index = uplink(&lab)?;
+    let Some(Bench { object, lab, pins, index }) = Bench::new()? else { return Ok(()) };
     let attach = || -> Result<bool> {
         let mut ebpf = loaded(&object)?;
         let program: &mut SchedClassifier =
