@@ -4,7 +4,10 @@ use std::{
     fs,
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    os::unix::{fs::PermissionsExt, net::UnixListener},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
     path::PathBuf,
     time::Duration,
 };
@@ -305,6 +308,37 @@ fn as_many_ports_as_there_can_be_are_handed_over() -> Result<()> {
     assert!(report.errors.is_empty(), "{report:?}\n{}", agent.log());
     let last = services[3].ports[89];
     who_answers(&world.lab.client, vip(&status, "many-3", true, last)?, 1)?;
+    Ok(())
+}
+
+/// Whoever asks to take over and then says no more, or does not even ask, holds up nothing.
+#[test]
+fn changes_are_followed_while_somebody_at_the_hand_over_is_silent() -> Result<()> {
+    let Some(world) = World::new(1)? else { return Ok(()) };
+    let (agent, _) = start(&world, &web(&[1]), PROXY)?;
+    let path = agent.socket().with_extension("sock.handover");
+    let mut turn = 0;
+    for request in [&b""[..], b"pointsman: take over\n"] {
+        // On a busy machine its time may be up first.
+        let is_waited_for = (0..5).try_fold(false, |is_waited_for, _| -> Result<bool> {
+            if is_waited_for {
+                return Ok(true);
+            }
+            let mut silent = UnixStream::connect(&path)?;
+            silent.write_all(request)?;
+            silent.read_exact(&mut vec![0; request.len().min(1)])?;
+            turn += 1;
+            let name = format!("late-{turn}");
+            agent.write_config(&manifest(&[web_service(&[1]), ServiceSpec::new(&name, &[HTTP], &[1])]))?;
+            agent.wait_status(&name, |status| {
+                list(status, "services").iter().any(|one| one["name"] == name)
+            })?;
+            silent.set_nonblocking(true)?;
+            let end = silent.read_to_end(&mut Vec::new());
+            Ok(end.is_err_and(|error| error.kind() == ErrorKind::WouldBlock))
+        })?;
+        assert!(is_waited_for, "it was turned away before the change was followed\n{}", agent.log());
+    }
     Ok(())
 }
 

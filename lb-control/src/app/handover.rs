@@ -9,12 +9,14 @@
 //! descriptors come along in groups with one byte each; the new one's byte that it has them; the old
 //! one's that it has let go; the new one's that it serves.
 
+use std::collections::BTreeSet;
 use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -23,7 +25,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, Interest};
 use tracing::{debug, info};
 
 use crate::model::Protocol;
@@ -37,8 +39,6 @@ const REQUEST: &[u8] = b"pointsman: take over\n";
 const GROUP: usize = 128;
 /// How long the old agent may be silent: it finishes what it is at, and gives back its Lease.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long the new one may: the old one's loop waits for it.
-const ANSWER: Duration = Duration::from_secs(5);
 /// Says that everything is let go of.
 const DONE: u8 = b'.';
 /// Comes with each group of descriptors, and says that all have come.
@@ -68,26 +68,48 @@ struct Told {
     protocol: Protocol,
 }
 
+/// The sockets that another agent has taken, by their inodes, which stand for a socket as long as anybody
+/// has it.
+pub struct Given(BTreeSet<u64>);
+
+impl Given {
+    /// # Errors
+    /// When the kernel does not tell of a socket.
+    fn new(sockets: &[Lent]) -> Result<Self> {
+        sockets.iter().map(inode).collect::<Result<_>>().map(Self)
+    }
+
+    /// Whether these are among them.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of a socket.
+    pub fn has(&self, sockets: &[Lent]) -> Result<bool> {
+        Ok(Self::new(sockets)?.0.is_subset(&self.0))
+    }
+}
+
+fn inode(socket: &Lent) -> Result<u64> {
+    let stat = nix::sys::stat::fstat(&socket.socket);
+    Ok(stat.with_context(|| format!("looking at the socket of {}", socket.address))?.st_ino)
+}
+
 /// The old agent's end.
-pub struct Heir(UnixStream);
+pub struct Heir(tokio::net::UnixStream);
 
 impl Heir {
     /// Somebody who has asked. Only who might as well end this process gets anything: the same user, or
     /// root.
     ///
     /// # Errors
-    /// When it is somebody else.
-    pub fn new(stream: UnixStream) -> Result<Self> {
+    /// When it is somebody else, or asks for something else.
+    pub async fn new(mut stream: tokio::net::UnixStream) -> Result<Self> {
         let user = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)
             .context("asking who wants to take over")?
             .uid();
         let own = nix::unistd::geteuid().as_raw();
         ensure!(user == own || user == 0, "user {user} may not take over from an agent of user {own}");
-        stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(ANSWER))?;
-        stream.set_read_timeout(Some(ANSWER))?;
         let mut request = [0; REQUEST.len()];
-        (&stream).read_exact(&mut request).context("it asks for nothing")?;
+        stream.read_exact(&mut request).await.context("it asks for nothing")?;
         ensure!(request == *REQUEST, "it asks for something else");
         Ok(Self(stream))
     }
@@ -96,32 +118,26 @@ impl Heir {
     ///
     /// # Errors
     /// When the other side is gone, or does not take them.
-    pub fn give(&self, sockets: &[Lent<'_>], drain: Duration) -> Result<()> {
+    pub async fn give(&mut self, sockets: &[Lent], drain: Duration) -> Result<Given> {
+        let given = Given::new(sockets)?;
         let told = sockets.iter().map(|one| Told { address: one.address, protocol: one.protocol }).collect();
         let drain_seconds = drain.as_secs();
         let mut letter = serde_json::to_vec(&Letter { version: VERSION, drain_seconds, sockets: told })?;
         letter.push(b'\n');
         let mut rest = letter.as_slice();
         while !rest.is_empty() {
-            let sent = rustix::io::retry_on_intr(|| rustix::net::send(&self.0, rest, SendFlags::NOSIGNAL))
-                .context("telling of the listening sockets")?;
-            rest = &rest[sent..];
+            let send = || Ok(rustix::net::send(&self.0, rest, SendFlags::NOSIGNAL)?);
+            let sent = self.0.async_io(Interest::WRITABLE, send).await;
+            rest = &rest[sent.context("telling of the listening sockets")?..];
         }
         for group in sockets.chunks(GROUP) {
-            let descriptors: Vec<BorrowedFd<'_>> = group.iter().map(|one| one.socket).collect();
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GROUP))];
-            let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            ensure!(
-                ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)),
-                "too many descriptors at once"
-            );
-            sendmsg(&self.0, &[IoSlice::new(&[HERE])], &mut ancillary, SendFlags::NOSIGNAL)
-                .context("handing over the listening sockets")?;
+            let sent = self.0.async_io(Interest::WRITABLE, || send_group(&self.0, group)).await;
+            sent.context("handing over the listening sockets")?;
         }
         let mut answer = [0];
-        (&self.0).read_exact(&mut answer).context("it did not take the listening sockets")?;
+        self.0.read_exact(&mut answer).await.context("it did not take the listening sockets")?;
         ensure!(answer == [HERE], "it did not take the listening sockets");
-        Ok(())
+        Ok(given)
     }
 
     /// Says that everything is let go of.
@@ -137,14 +153,23 @@ impl Heir {
     ///
     /// # Errors
     /// When it has ended before.
-    pub async fn serves(self) -> Result<()> {
-        self.0.set_nonblocking(true)?;
-        let mut stream = tokio::net::UnixStream::from_std(self.0)?;
+    pub async fn serves(mut self) -> Result<()> {
         let mut said = [0];
-        stream.read_exact(&mut said).await.context("the agent that took over has ended before it served")?;
+        self.0.read_exact(&mut said).await.context("the agent that took over has ended before it served")?;
         ensure!(said == [SERVES], "the agent that took over says {said:?}, which nobody understands");
         Ok(())
     }
+}
+
+fn send_group(stream: &tokio::net::UnixStream, group: &[Lent]) -> io::Result<()> {
+    let descriptors: Vec<BorrowedFd<'_>> = group.iter().map(|one| one.socket.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GROUP))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("too many descriptors at once"));
+    }
+    sendmsg(stream, &[IoSlice::new(&[HERE])], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 /// The new agent's end.
@@ -212,7 +237,7 @@ fn receive(mut stream: &UnixStream) -> Result<(Vec<Inherited>, Duration)> {
     rustix::net::send(stream, &[HERE], SendFlags::NOSIGNAL).context("taking the listening sockets")?;
     let (said, _) = receive_one(stream).context("waiting for it to let go")?;
     ensure!(said == DONE, "it says {said:#x}, which nobody understands");
-    let sockets = letter.sockets.into_iter().zip(descriptors);
+    let sockets = letter.sockets.into_iter().zip(descriptors.into_iter().map(Arc::new));
     let sockets =
         sockets.map(|(told, socket)| Inherited { address: told.address, protocol: told.protocol, socket });
     Ok((sockets.collect(), Duration::from_secs(letter.drain_seconds)))
@@ -240,7 +265,6 @@ fn receive_one(stream: &UnixStream) -> Result<(u8, Vec<OwnedFd>)> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixListener;
 
     use super::*;
@@ -249,9 +273,18 @@ mod tests {
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect()
     }
 
-    fn lent(listener: &TcpListener) -> Lent<'_> {
+    fn lent(listener: &TcpListener) -> Lent {
         let address = listener.local_addr().unwrap();
-        Lent { address, protocol: Protocol::Tcp, socket: listener.as_fd() }
+        Lent { address, protocol: Protocol::Tcp, socket: Arc::new(listener.try_clone().unwrap()) }
+    }
+
+    async fn heard(stream: UnixStream) -> Result<Heir> {
+        stream.set_nonblocking(true).unwrap();
+        Heir::new(tokio::net::UnixStream::from_std(stream).unwrap()).await
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
     }
 
     fn hand_over(count: usize) -> (Vec<SocketAddr>, Result<Option<Predecessor>>) {
@@ -259,12 +292,15 @@ mod tests {
         let path = path(&directory.path().join("agent.sock"));
         let server = UnixListener::bind(&path).unwrap();
         let old = std::thread::spawn(move || {
-            let heir = Heir::new(server.accept().unwrap().0).unwrap();
             let sockets = listeners(count);
-            heir.give(&sockets.iter().map(lent).collect::<Vec<_>>(), Duration::from_secs(7)).unwrap();
-            heir.done().unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let served = runtime.block_on(heir.serves());
+            let served = runtime().block_on(async {
+                let mut heir = heard(server.accept().unwrap().0).await.unwrap();
+                let all: Vec<_> = sockets.iter().map(lent).collect();
+                let given = heir.give(&all, Duration::from_secs(7)).await.unwrap();
+                assert!(given.has(&all).unwrap() && !given.has(&[lent(&listeners(1)[0])]).unwrap());
+                heir.done().unwrap();
+                heir.serves().await
+            });
             (sockets.iter().map(|one| one.local_addr().unwrap()).collect(), served)
         });
         let taken = take(&path).map(|taken| {
@@ -287,7 +323,7 @@ mod tests {
             let taken = taken.sockets;
             assert_eq!(taken.iter().map(|one| one.address).collect::<Vec<_>>(), addresses);
             if let (Some(one), Some(address)) = (taken.into_iter().last(), addresses.last()) {
-                let listener = TcpListener::from(one.socket);
+                let listener = TcpListener::from(Arc::into_inner(one.socket).unwrap());
                 let _client = std::net::TcpStream::connect(address).unwrap();
                 assert_eq!(listener.accept().unwrap().0.local_addr().unwrap(), *address);
             }
@@ -329,10 +365,12 @@ mod tests {
             let (old, mut new) = UnixStream::pair().unwrap();
             io::Write::write_all(&mut new, said).unwrap();
             drop(new);
-            Heir::new(old)
+            heard(old)
         };
-        assert!(ends(b"").is_err() && ends(b"GET / HTTP/1.1\r\n\r\n....").is_err());
-        let heir = ends(REQUEST).unwrap();
-        assert!(heir.give(&[lent(&listeners(1)[0])], Duration::ZERO).is_err());
+        runtime().block_on(async {
+            assert!(ends(b"").await.is_err() && ends(b"GET / HTTP/1.1\r\n\r\n....").await.is_err());
+            let mut heir = ends(REQUEST).await.unwrap();
+            assert!(heir.give(&[lent(&listeners(1)[0])], Duration::ZERO).await.is_err());
+        });
     }
 }

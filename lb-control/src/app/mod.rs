@@ -2,6 +2,7 @@
 
 mod agent;
 mod cluster;
+mod door;
 mod ending;
 mod feed;
 mod flood_guard;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -43,6 +44,7 @@ pub use writer::Writer;
 
 use agent::Agent;
 use cluster::{Cluster, Leave};
+use door::{Door, Heard};
 use ending::Ending;
 use flood_guard::FloodGuard;
 use handover::Heir;
@@ -156,10 +158,6 @@ const RENEWAL: Duration = Duration::from_secs(10);
 /// How often the maps are compared with what they should contain, and addresses are renewed.
 const RESYNC: Duration = Duration::from_secs(60);
 
-/// How long nobody is heard who asks to take over, after it could not be granted. Where there is no file
-/// descriptor for accepting, whoever asks stays there, and the loop would have nothing else to do.
-const DEAF: Duration = Duration::from_secs(1);
-
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -184,7 +182,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     // The socket is first: it tells whether another agent is at work here.
     let listener = http::bind(&settings.socket)?;
-    let heirs = http::bind(&handover)?;
+    let mut door = Door::new(http::bind(&handover)?);
     let port = settings.http.map(listen).transpose()?;
     // From here on changes are noticed, so what is read next cannot be outdated unseen.
     let monitor = Monitor::start()?;
@@ -201,8 +199,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     let servers = Servers::start(listener, port, &shared);
     let (end, ending) =
-        serve(&mut agent, &shared, updates, monitor, &mut signals, cluster.as_mut(), &heirs).await?;
-    drop(heirs);
+        serve(&mut agent, &shared, updates, monitor, &mut signals, cluster.as_mut(), &mut door).await?;
+    drop(door);
     let _ = std::fs::remove_file(&handover);
     if let End::Handover(heir) = end {
         servers.stop().await;
@@ -382,7 +380,7 @@ async fn serve(
     mut monitor: Monitor,
     signals: &mut Signals,
     mut cluster: Option<&mut Cluster>,
-    heirs: &UnixListener,
+    door: &mut Door,
 ) -> Result<(End, Ending)> {
     let mut health_problems = agent.health_problems();
     let mut verdicts = agent.verdicts();
@@ -396,7 +394,6 @@ async fn serve(
     resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut network_changed: Option<Instant> = None;
     let mut ending = Ending::default();
-    let mut deaf_until = None;
     loop {
         shared.turn();
         if agent.pins().is_none() {
@@ -439,24 +436,25 @@ async fn serve(
             found = probed(verdicts.as_mut()) => agent.probed(found).await,
             sweep = swept(upkeep.as_mut()) => agent.swept(&sweep),
             phase = flood(guard.as_mut()) => agent.use_cookies(phase),
-            asked = asked(heirs, deaf_until) => match asked.and_then(|stream| agent.endow(stream)) {
-                Ok(heir) => return Ok((End::Handover(heir), ending)),
-                Err(error) => {
-                    deaf_until = Some(Instant::now() + DEAF);
-                    warn!("somebody asked to take over, in vain: {error:#}");
-                }
+            heard = door.next() => match heard.and_then(|heard| endow(heard, agent, door)) {
+                Ok(None) => {}
+                Ok(Some(heir)) => return Ok((End::Handover(heir), ending)),
+                Err(error) => warn!("somebody asked to take over, in vain: {error:#}"),
             },
         }
     }
 }
 
-/// Waits for somebody who asks to take over; before a moment, if any, nobody is heard.
-async fn asked(heirs: &UnixListener, deaf_until: Option<Instant>) -> Result<UnixStream> {
-    if let Some(moment) = deaf_until {
-        sleep_until(moment).await;
+/// Gives whoever asks to take over what it needs for it. Gives back who has all of it.
+fn endow(heard: Heard, agent: &Agent, door: &mut Door) -> Result<Option<Heir>> {
+    match heard {
+        Heard::Asks(heir) => door.give(heir, agent.sockets(), agent.drain()),
+        Heard::Has(heir, given) => {
+            agent.has_heir(&given)?;
+            return Ok(Some(heir));
+        }
     }
-    let (stream, _) = heirs.accept().await?;
-    Ok(stream)
+    Ok(None)
 }
 
 /// Those who answer questions.

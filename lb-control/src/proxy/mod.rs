@@ -30,7 +30,6 @@ mod worker;
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::Ordering::{Relaxed, SeqCst},
@@ -69,7 +68,7 @@ pub struct Proxy {
     workers: Vec<Worker>,
     services: BTreeMap<ServiceKey, Served>,
     reader: Reader,
-    inherited: HashMap<(SocketAddr, Protocol), Vec<OwnedFd>>,
+    inherited: HashMap<(SocketAddr, Protocol), Vec<Inherited>>,
     /// How long it may still wait for file descriptors, so that what waits at a socket that is closed can be
     /// accepted.
     patience: Duration,
@@ -118,7 +117,7 @@ impl Proxy {
     /// Takes listening sockets of an agent before this one, for what [`Self::apply`] is going to open.
     pub fn inherit(&mut self, inherited: Vec<Inherited>) {
         for one in inherited {
-            self.inherited.entry((one.address, one.protocol)).or_default().push(one.socket);
+            self.inherited.entry((one.address, one.protocol)).or_default().push(one);
         }
     }
 
@@ -190,13 +189,16 @@ impl Proxy {
     }
 
     /// The sockets at VIPs, to hand over: as they are, since there may be more than a process may duplicate.
+    /// Those of the agent before this one that nothing has taken yet are among them: clients may wait there.
     #[must_use]
-    pub fn sockets(&self) -> Vec<Lent<'_>> {
+    pub fn sockets(&self) -> Vec<Lent> {
         let tcp = self.services.iter().flat_map(|(key, served)| {
             let (address, protocol) = (address(key), key.protocol);
-            served.listeners.iter().map(move |one| Lent { address, protocol, socket: one.as_fd() })
+            let lend = move |one: &Arc<Listener>| Lent { address, protocol, socket: Arc::clone(one) as _ };
+            served.listeners.iter().map(lend)
         });
-        tcp.chain(self.udp.sockets()).collect()
+        let unused = self.inherited.values().flatten().map(Inherited::lend);
+        tcp.chain(self.udp.sockets()).chain(unused).collect()
     }
 
     /// Another process has them, too: from now on what waits to be accepted when one is closed is left to
@@ -301,7 +303,7 @@ impl Proxy {
         }
         let mut listeners = Vec::new();
         for socket in self.inherited.remove(&(address, key.protocol)).unwrap_or_default() {
-            let listener = Listener::inherited(socket, entry, settings);
+            let listener = socket.take().and_then(|socket| Listener::inherited(socket, entry, settings));
             listeners.push(listener.with_context(|| format!("{key}: taking over its socket"))?);
         }
         while listeners.len() < wanted {

@@ -1,8 +1,10 @@
 //! What the proxy is told once.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -85,15 +87,16 @@ impl Settings {
     }
 }
 
-/// A listening socket (TCP), or a bound one (UDP), of this proxy, for the next one.
-#[derive(Clone, Copy, Debug)]
-pub struct Lent<'proxy> {
+/// A listening socket (TCP), or a bound one (UDP), of this proxy, for the next one. It stays open for as
+/// long as it is lent.
+#[derive(Clone)]
+pub struct Lent {
     /// VIP and port.
     pub address: SocketAddr,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// It.
-    pub socket: BorrowedFd<'proxy>,
+    pub socket: Arc<dyn AsFd + Send + Sync>,
 }
 
 /// One of the proxy before this one.
@@ -104,5 +107,22 @@ pub struct Inherited {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// It.
-    pub socket: OwnedFd,
+    pub socket: Arc<OwnedFd>,
+}
+
+impl Inherited {
+    /// For another agent, as long as this one does not use it.
+    #[must_use]
+    pub fn lend(&self) -> Lent {
+        let socket = Arc::clone(&self.socket);
+        Lent { address: self.address, protocol: self.protocol, socket }
+    }
+
+    /// For use.
+    ///
+    /// # Errors
+    /// When it is lent, and there is no descriptor for another one.
+    pub(super) fn take(self) -> io::Result<OwnedFd> {
+        Arc::try_unwrap(self.socket).or_else(|lent| lent.try_clone())
+    }
 }

@@ -10,20 +10,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use tokio::net::UnixStream;
+use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::telling::Placed;
 use super::{Agent, RETRY};
 use crate::app::DatapathPolicy;
-use crate::app::handover::{Heir, Predecessor};
+use crate::app::handover::{Given, Predecessor};
 use crate::app::live::Health;
 use crate::app::trouble::Area;
 use crate::model::{Desired, ObjectRef, Problem, Protocol, ServiceKey};
 use crate::plan::{Frontends, Proxied, Wanted};
-use crate::proxy::{Avoided, Inherited, Limits, Proxy, Reader, Settings};
+use crate::proxy::{Avoided, Inherited, Lent, Limits, Proxy, Reader, Settings};
 use crate::view::{AttachMode, DeviceView};
 
 /// How soon a port is tried again that could not be listened on: somebody else has it.
@@ -88,6 +87,12 @@ impl ProxyPath {
         // It does not begin to end before this one serves.
         let elsewhere = elsewhere.map(|one| (theirs, Instant::now() + one.drain + FIRST_CONFIGURATION));
         Self { no_kernel, inherited, predecessor, elsewhere, ..Self::default() }
+    }
+
+    /// The sockets at VIPs, to hand over, whether or not this agent has come to use them.
+    fn sockets(&self) -> Vec<Lent> {
+        let own = self.proxy.as_ref().map(Proxy::sockets).unwrap_or_default();
+        own.into_iter().chain(self.inherited.iter().map(Inherited::lend)).collect()
     }
 
     /// Entries of the kernel of which a proxy still has connections, be it this agent's or that of the
@@ -321,19 +326,23 @@ impl Agent {
         self.proxied.why.is_some()
     }
 
-    /// Gives whoever takes over the listening sockets. On an error, everything is as before.
+    /// The listening sockets, for whoever takes over.
+    pub fn sockets(&self) -> Vec<Lent> {
+        self.proxied.sockets()
+    }
+
+    /// Another agent has these listening sockets, and takes over if they are all that there are.
     ///
     /// # Errors
-    /// When they cannot be given.
-    pub fn endow(&self, stream: UnixStream) -> Result<Heir> {
-        let stream = stream.into_std()?;
-        let heir = tokio::task::block_in_place(|| Heir::new(stream))?;
-        let proxy = self.proxied.proxy.as_ref();
-        let sockets = proxy.map(Proxy::sockets).unwrap_or_default();
-        // A few messages, to somebody who waits for them.
-        tokio::task::block_in_place(|| heir.give(&sockets, self.settings.drain))?;
-        proxy.inspect(|proxy| proxy.has_heir());
-        Ok(heir)
+    /// When there are others by now. Then everything is as before.
+    pub fn has_heir(&self, given: &Given) -> Result<()> {
+        // It could not open them while this agent has them, and clients would be refused when it ends.
+        ensure!(
+            given.has(&self.sockets())?,
+            "ports were opened while it took those that there were; it may ask again"
+        );
+        self.proxied.proxy.as_ref().inspect(|proxy| proxy.has_heir());
+        Ok(())
     }
 
     /// How many connections the proxy has; sessions of UDP have no end to wait for.
@@ -373,5 +382,23 @@ impl Agent {
         let reason = Some(self.proxied.why.clone()?);
         let device = self.settings.link_device.clone();
         Some(DeviceView { device, mode: AttachMode::Proxy, reason, program_id: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// An agent may be followed before it has started its proxy.
+    #[test]
+    fn what_is_inherited_is_handed_on() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let inherited = Inherited { address, protocol: Protocol::Tcp, socket: Arc::new(listener.into()) };
+        let path = ProxyPath { inherited: vec![inherited], ..ProxyPath::default() };
+        assert_eq!(path.sockets().iter().map(|one| one.address).collect::<Vec<_>>(), [address]);
     }
 }

@@ -109,6 +109,21 @@ fn sockets_are_handed_over() {
     assert!(clients.join().unwrap() > 100);
 }
 
+/// Sockets that a proxy has not come to use are the next one's all the same: clients are waiting there.
+#[test]
+fn what_is_not_used_yet_is_handed_on() {
+    let (mut first, key) = (start(), key());
+    serve(&mut first, frontend(&key, &[echo()]));
+    let second = Proxy::start(settings(), handed_over(&first)).unwrap();
+    let mut third = Proxy::start(settings(), handed_over(&second)).unwrap();
+    for before in [first, second] {
+        assert_eq!(runtime().block_on(before.drain(PATIENCE)), 0);
+    }
+    let mut waiting = client(&key);
+    serve(&mut third, frontend(&key, &[echo()]));
+    assert_eq!(exchange(&mut waiting, "a"), "a");
+}
+
 const CHILD: &str = "POINTSMAN_TEST_CHILD";
 
 /// Whether this is the process of a test's own, since the limit of open files is the process's. Else it has

@@ -10,6 +10,7 @@ mod life;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -65,10 +66,10 @@ fn frontend(key: &ServiceKey, backends: &[SocketAddr]) -> Frontend {
 /// What another process gets that takes over.
 pub fn handed_over(proxy: &Proxy) -> Vec<Inherited> {
     proxy.has_heir();
-    let duplicate = |one: &Lent<'_>| Inherited {
+    let duplicate = |one: &Lent| Inherited {
         address: one.address,
         protocol: one.protocol,
-        socket: one.socket.try_clone_to_owned().unwrap(),
+        socket: Arc::new(one.socket.as_fd().try_clone_to_owned().unwrap()),
     };
     proxy.sockets().iter().map(duplicate).collect()
 }

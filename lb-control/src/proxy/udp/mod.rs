@@ -18,7 +18,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{
         Arc, PoisonError,
         atomic::Ordering::Relaxed,
@@ -35,7 +35,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Lent, entry::Entry, shared};
+use super::{Inherited, Lent, entry::Entry, shared};
 use crate::{
     model::{Protocol, ServiceKey},
     plan::{Frontend, Wanted},
@@ -128,7 +128,7 @@ impl Udp {
     ///
     /// # Errors
     /// When the address cannot be had: then it is not served.
-    pub fn apply(&mut self, key: &ServiceKey, wanted: Wanted, inherited: Vec<OwnedFd>) -> Result<()> {
+    pub fn apply(&mut self, key: &ServiceKey, wanted: Wanted, inherited: Vec<Inherited>) -> Result<()> {
         self.close_idle();
         match wanted {
             Wanted::Serve(frontend) => {
@@ -185,10 +185,14 @@ impl Udp {
     }
 
     /// The sockets, to hand over.
-    pub fn sockets(&self) -> impl Iterator<Item = Lent<'_>> {
+    pub fn sockets(&self) -> impl Iterator<Item = Lent> {
         self.entries.iter().flat_map(|(key, served)| {
             let (address, protocol) = (address(key), Protocol::Udp);
-            served.ways.iter().map(move |way| Lent { address, protocol, socket: way.socket.as_fd() })
+            served.ways.iter().map(move |way| Lent {
+                address,
+                protocol,
+                socket: Arc::clone(&way.socket) as _,
+            })
         })
     }
 
@@ -217,7 +221,7 @@ impl Udp {
         wait(served.ways.iter().filter_map(follow).collect());
     }
 
-    fn open(&mut self, key: &ServiceKey, inherited: Vec<OwnedFd>) -> Result<()> {
+    fn open(&mut self, key: &ServiceKey, inherited: Vec<Inherited>) -> Result<()> {
         let Some(served) = self.entries.get(key) else { return Ok(()) };
         let entry = Arc::clone(&served.entry);
         let address = address(key);
@@ -228,7 +232,7 @@ impl Udp {
         }
         let mut sockets = Vec::new();
         for socket in inherited {
-            let socket = socket::inherited(socket, &entry);
+            let socket = socket.take().and_then(|socket| socket::inherited(socket, &entry));
             sockets.push(socket.with_context(|| format!("{key}: taking over its socket"))?);
         }
         // All before any is read: each changes whom the others get.
