@@ -6,7 +6,7 @@ use std::process::Command;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::*;
-use crate::proxy::Refusal;
+use crate::proxy::{Refusal, SeqCst};
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
@@ -197,16 +197,16 @@ fn without_file_descriptors_what_waits_at_the_end_is_accepted_nonetheless() {
     serve(&mut proxy, frontend(&key, &[echo()]));
     assert_eq!(exchange(&mut client(&key), "a"), "a");
     eventually("it has ended", || proxy.total_connections() == 0);
-    let (socket, reader) = (new_socket(), proxy.reader());
+    let (socket, reader, shared) = (new_socket(), proxy.reader(), Arc::clone(&proxy.shared));
     let fills = fill();
     let mut stream = waiting(socket, &key);
     let shortages = move || reader.totals().shortages;
     eventually("it is told", || shortages() > 2);
     let client = thread::spawn(move || {
-        // Workers that accept no more tell nothing more: this is the one who closes.
-        thread::sleep(Duration::from_millis(100));
+        eventually("the drain has begun", || shared.is_draining.load(SeqCst));
+        // Workers accept no more then, and count once more each at most: this is the one who closes.
         let before = shortages();
-        eventually("it tries again", || shortages() > before + 2);
+        eventually("it tries again", || shortages() > before + 20);
         drop(fills);
         assert_eq!(exchange(&mut stream, "b"), "b");
     });
