@@ -5,7 +5,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::unix::{
-        fs::PermissionsExt,
+        fs::{PermissionsExt, symlink},
         net::{UnixListener, UnixStream},
     },
     path::PathBuf,
@@ -17,7 +17,7 @@ use lb_common::abi::ABI_VERSION;
 use pointsman_tests::{
     lab::{
         Agent, Lab,
-        agent::{list, wait_for},
+        agent::{Seat, list, wait_for},
         manifest::{ECHO, HTTP, Port, ServiceSpec, UDP, manifest, vip},
     },
     traffic::{
@@ -100,6 +100,40 @@ fn where_the_kernel_refuses_programs_it_serves() -> Result<()> {
     agent.use_flags(&["--datapath", "tc"]);
     agent.run()?;
     assert!(!agent.ended()?.success());
+    Ok(())
+}
+
+/// What the kernel lacked at the start comes while the agent runs: a file system for pins.
+#[test]
+fn a_kernel_that_can_forward_by_now_takes_over() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let (directory, pins) = (world.lab.directory(), world.lab.pin_directory());
+    let plain = directory.join("plain");
+    fs::create_dir_all(&plain)?;
+    fs::create_dir_all(&pins)?;
+    symlink(&plain, directory.join("pins"))?;
+    let seat = Seat { pins: directory.join("pins/here"), ..world.lab.seat() };
+    let agent = Agent::start_at(seat, &world.lab, &web(&[1, 2]), KERNEL)?;
+    let status = agent.wait_ready()?;
+    assert!(uplink(&status).1.contains("is not on a BPF file system"), "{status:#}");
+    assert!(served_by(&status, "web").iter().all(|by| by == "proxy"), "{status:#}");
+    let flows: Vec<_> = both(&status, ECHO)?
+        .into_iter()
+        .map(|to| PingPong::start(&world.lab.client, to, 2))
+        .collect::<Result<_>>()?;
+    symlink(&pins, directory.join("mounted"))?;
+    fs::rename(directory.join("mounted"), directory.join("pins"))?;
+    let status = agent.wait_status("the kernel", |status| uplink(status).0 == "xdp-native")?;
+    assert!(served_by(&status, "web").iter().all(|by| by == "kernel"), "{status:#}");
+    goes_round(&world, &status, 2)?;
+    for flows in flows {
+        flows.wait_exchanges(30)?;
+        let report = flows.stop()?;
+        assert!(report.broken.is_empty(), "{report:?}");
+    }
+    assert_eq!(agent.log().matches("this kernel cannot forward").count(), 1, "{}", agent.log());
+    // Flow tables are swept, which needs the pins.
+    agent.wait_status("a sweep", |status| !list(status, "flowTables").is_empty())?;
     Ok(())
 }
 

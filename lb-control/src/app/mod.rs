@@ -384,9 +384,7 @@ async fn serve(
 ) -> Result<(End, Ending)> {
     let mut health_problems = agent.health_problems();
     let mut verdicts = agent.verdicts();
-    let mut upkeep = agent.pins().map(Upkeep::start);
-    let guarded = agent.pins().filter(|_| agent.watches_floods());
-    let mut guard = guarded.map(|pins| FloodGuard::start(pins, agent.cookie_phase()));
+    let (mut upkeep, mut guard) = (None, None);
     let now = Instant::now();
     let mut renewal = interval_at(now + RENEWAL, RENEWAL);
     let mut resync = interval_at(now + RESYNC, RESYNC);
@@ -396,10 +394,17 @@ async fn serve(
     let mut ending = Ending::default();
     loop {
         shared.turn();
-        if agent.pins().is_none() {
-            (upkeep, guard) = (None, None);
+        match agent.pins() {
+            None => (upkeep, guard) = (None, None),
+            // At first, or the kernel can forward by now.
+            Some(pins) if upkeep.is_none() => {
+                upkeep = Some(Upkeep::start(pins));
+                let is_guarded = agent.watches_floods();
+                guard = is_guarded.then(|| FloodGuard::start(pins, agent.cookie_phase()));
+            }
+            Some(_) => {}
         }
-        let (retry, step) = (agent.retry_at(), agent.step_at());
+        let (retry, step, try_kernel) = (agent.retry_at(), agent.step_at(), agent.try_kernel_at());
         tokio::select! {
             biased;
             () = signals.next() => {
@@ -427,6 +432,7 @@ async fn serve(
             }
             () = at(retry) => agent.retry().await,
             () = at(step) => agent.step(),
+            () = at(try_kernel) => agent.try_kernel().await,
             _ = renewal.tick() => {
                 agent.network_changed().await;
                 agent.tell_avoided();

@@ -80,7 +80,15 @@ impl<'lab> Agent<'lab> {
     /// # Errors
     /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
     pub fn start_with(lab: &'lab Lab, yaml: &str, flags: &[&str]) -> Result<Self> {
-        let mut agent = Self::new(lab, lab.seat(), flags, None)?;
+        Self::start_at(lab.seat(), lab, yaml, flags)
+    }
+
+    /// As [`Self::start_with`], with files and pins in other places than the lab's.
+    ///
+    /// # Errors
+    /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
+    pub fn start_at(seat: Seat<'lab>, lab: &'lab Lab, yaml: &str, flags: &[&str]) -> Result<Self> {
+        let mut agent = Self::new(lab, seat, flags, None)?;
         agent.write_config(yaml)?;
         agent.run()?;
         Ok(agent)

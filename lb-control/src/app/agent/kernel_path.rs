@@ -1,15 +1,24 @@
 //! What the agent has in the kernel: programs, maps, and where they are attached.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use lb_common::abi::Config;
-use tracing::warn;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
+use super::Agent;
 use crate::app::start::{Loaded, first_config, load};
 use crate::app::{DatapathPolicy, Settings};
 use crate::dataplane::{
     Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock, SocketHooks,
 };
 use crate::plan::{Compiler, CookiePhase};
+
+/// How soon the kernel is tried again that could not forward. Each time later, up to [`LATEST`]: what lacks
+/// may come soon after a node's start, and a trial may load programs.
+const SOONEST: Duration = Duration::from_secs(10);
+const LATEST: Duration = Duration::from_secs(600);
 
 /// Programs and maps, and who keeps them.
 pub(super) struct KernelPath {
@@ -40,7 +49,7 @@ impl KernelPath {
     pub(super) fn begin(
         pins: &PinDirectory,
         settings: &Settings,
-    ) -> Result<(Option<Self>, Begin, Option<String>)> {
+    ) -> Result<(Option<Self>, Begin, Option<NoKernel>)> {
         // Before anything is touched.
         let without = Begin { config: first_config(settings, None)?, cookies: CookiePhase::Off };
         let has_left = pins.has_left();
@@ -53,7 +62,7 @@ impl KernelPath {
             Err(error) if settings.datapath != DatapathPolicy::Auto || has_left || pins.is_prepared() => {
                 return Err(error);
             }
-            Err(error) => return Ok((None, without, Some(no_kernel(&error)))),
+            Err(error) => return Ok((None, without, Some(NoKernel::new(&error)))),
         };
         match Self::start(lock, pins, settings) {
             Ok((path, begin)) => Ok((Some(path), begin, None)),
@@ -67,7 +76,7 @@ impl KernelPath {
                 if settings.datapath != DatapathPolicy::Auto {
                     return Err(error);
                 }
-                Ok((None, without, Some(no_kernel(&error))))
+                Ok((None, without, Some(NoKernel::new(&error))))
             }
         }
     }
@@ -105,7 +114,77 @@ impl KernelPath {
     }
 }
 
-/// Why the proxy serves a node whose kernel cannot.
-fn no_kernel(error: &anyhow::Error) -> String {
-    format!("this kernel cannot forward: {error:#}; `pointsman doctor` says what it lacks")
+/// That the proxy serves a node because its kernel cannot.
+#[derive(Debug)]
+pub(super) struct NoKernel {
+    /// Why, for people.
+    pub(super) why: String,
+    look_at: Instant,
+    pause: Duration,
+}
+
+impl NoKernel {
+    fn new(error: &anyhow::Error) -> Self {
+        let why = format!("this kernel cannot forward: {error:#}; `pointsman doctor` says what it lacks");
+        Self { why, look_at: Instant::now() + SOONEST, pause: SOONEST }
+    }
+
+    /// After the kernel was tried once more.
+    fn still(&mut self, other: Self) {
+        let pause = (self.pause * 2).min(LATEST);
+        *self = Self { look_at: Instant::now() + pause, pause, ..other };
+    }
+}
+
+impl Agent {
+    /// When to call [`Self::try_kernel`].
+    pub fn try_kernel_at(&self) -> Option<Instant> {
+        self.proxied.no_kernel.as_ref().map(|no_kernel| no_kernel.look_at)
+    }
+
+    /// Looks again whether the kernel can forward by now: its file system for pins may have been mounted
+    /// since, or memory may be free. If it can, it takes over from the proxy.
+    pub async fn try_kernel(&mut self) {
+        let pins = PinDirectory::new(&self.settings.pin_directory);
+        // Verifying programs may take seconds.
+        let found = tokio::task::block_in_place(|| KernelPath::begin(&pins, &self.settings));
+        let Some(before) = &mut self.proxied.no_kernel else { return };
+        let now = match found {
+            Ok((Some(kernel), Begin { config, cookies }, _)) => {
+                info!("the kernel takes the programs by now");
+                self.proxied.no_kernel = None;
+                (self.kernel, self.config, self.cookies) = (Some(kernel), config, cookies);
+                return self.retry().await;
+            }
+            Ok((None, _, now)) => now,
+            Err(error) => Some(NoKernel::new(&error)),
+        };
+        let Some(now) = now else { return };
+        let is_news = now.why != before.why;
+        before.still(now);
+        if is_news {
+            info!("the userspace proxy still serves: {}", before.why);
+            self.decide_proxied();
+            self.publish();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_tried_at_growing_intervals() {
+        let mut no_kernel = NoKernel::new(&anyhow::anyhow!("no file system"));
+        assert!(no_kernel.why.contains("no file system"));
+        let mut pauses = vec![no_kernel.pause.as_secs()];
+        for _ in 0..7 {
+            no_kernel.still(NoKernel::new(&anyhow::anyhow!("no right")));
+            assert!(no_kernel.look_at <= Instant::now() + no_kernel.pause);
+            pauses.push(no_kernel.pause.as_secs());
+        }
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 600, 600]);
+        assert!(no_kernel.why.contains("no right"));
+    }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::kernel_path::NoKernel;
 use super::telling::Placed;
 use super::{Agent, RETRY};
 use crate::app::DatapathPolicy;
@@ -50,8 +51,8 @@ pub(super) struct ProxyPath {
     pub(super) counted: Reader,
     /// Entries that it cannot serve, and why.
     pub(super) failed: BTreeMap<ServiceKey, String>,
-    /// Why there is no way in the kernel at all.
-    pub(super) no_kernel: Option<String>,
+    /// That there is no way in the kernel at all.
+    pub(super) no_kernel: Option<NoKernel>,
     /// Why no program could be attached to the link device.
     pub(super) link_refused: Option<Refused>,
     /// Listening sockets of the agent before this one.
@@ -80,7 +81,7 @@ impl ProxyPath {
     }
 
     /// With what the agent before this one has given.
-    pub(super) fn new(no_kernel: Option<String>, mut predecessor: Option<Predecessor>) -> Self {
+    pub(super) fn new(no_kernel: Option<NoKernel>, mut predecessor: Option<Predecessor>) -> Self {
         let inherited = predecessor.as_mut().map(|one| std::mem::take(&mut one.sockets)).unwrap_or_default();
         let theirs: BTreeSet<_> = inherited.iter().map(|one| (one.address, one.protocol)).collect();
         let elsewhere = predecessor.as_ref().filter(|_| !theirs.is_empty());
@@ -117,7 +118,8 @@ impl Agent {
             DatapathPolicy::Only(_) => None,
             DatapathPolicy::Auto => {
                 let path = &self.proxied;
-                path.no_kernel.clone().or_else(|| Some(path.link_refused.as_ref()?.why.clone()))
+                let no_kernel = path.no_kernel.as_ref().map(|no_kernel| &no_kernel.why);
+                no_kernel.or_else(|| Some(&path.link_refused.as_ref()?.why)).cloned()
             }
         }
     }
