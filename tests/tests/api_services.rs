@@ -6,6 +6,8 @@
 mod access;
 #[path = "api_services/endpoints.rs"]
 mod endpoints;
+#[path = "api_services/flow_tables.rs"]
+mod flow_tables;
 #[path = "api_services/kit.rs"]
 mod kit;
 #[path = "api_services/local.rs"]

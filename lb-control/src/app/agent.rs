@@ -303,6 +303,7 @@ impl Agent {
             self.leave_unused();
         }
         let problems = self.flow_tables.look(&sweep.tables);
+        self.live.nearly_full(self.flow_tables.nearly_full());
         self.trouble.replace(Area::Flows, problems);
         self.publish();
     }

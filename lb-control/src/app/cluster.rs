@@ -286,7 +286,12 @@ fn annotate(lease: &Hold, told: &Told) {
             lease.annotate(kinds::ANNOTATION_DATAPATH, forwarding.ways.clone());
             lease.annotate(kinds::ANNOTATION_DATAPATH_REASON, forwarding.reason.clone());
         }
-        Told::Begun | Told::Serves(_) | Told::Lacks(..) | Told::Health(..) | Told::Avoids(..) => {}
+        Told::Begun
+        | Told::Serves(_)
+        | Told::Lacks(..)
+        | Told::Health(..)
+        | Told::Avoids(..)
+        | Told::NearlyFull(_) => {}
     }
 }
 

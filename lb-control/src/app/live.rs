@@ -1,7 +1,7 @@
 //! What this node serves right now, told to whoever publishes it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -30,6 +30,8 @@ pub enum Told {
     /// How many backends of a Service the proxy does not avoid, when that is other than before; `None`: it
     /// does not serve it any more.
     Avoids(ObjectRef, Option<Health>),
+    /// Which tables of established flows are nearly full, when that are others than before.
+    NearlyFull(BTreeSet<&'static str>),
 }
 
 /// How many backends of a Service work.
@@ -74,6 +76,7 @@ pub struct Live {
     unhealthy: BTreeMap<ObjectRef, usize>,
     /// Services with backends that the proxy avoids.
     avoided: BTreeMap<ObjectRef, Health>,
+    nearly_full: BTreeSet<&'static str>,
     /// Nobody listens if there is no cluster.
     listener: Option<mpsc::UnboundedSender<Told>>,
 }
@@ -90,6 +93,7 @@ impl Live {
             lacking: BTreeMap::new(),
             unhealthy: BTreeMap::new(),
             avoided: BTreeMap::new(),
+            nearly_full: BTreeSet::new(),
             listener: None,
         }
     }
@@ -137,6 +141,17 @@ impl Live {
             let _ = listener.send(Told::Forwards(forwarding.clone()));
         }
         self.forwarding = forwarding;
+    }
+
+    /// All tables of established flows that are nearly full.
+    pub fn nearly_full(&mut self, tables: &BTreeSet<&'static str>) {
+        if self.nearly_full == *tables {
+            return;
+        }
+        self.nearly_full.clone_from(tables);
+        if let Some(listener) = &self.listener {
+            let _ = listener.send(Told::NearlyFull(tables.clone()));
+        }
     }
 
     /// All Services that cannot be served; those of which that is news are told.
@@ -281,6 +296,18 @@ mod tests {
         assert_eq!(told.try_recv(), Ok(Told::Forwards(forwarding)));
         live.forwards(Forwarding::default());
         assert_eq!(told.try_recv(), Ok(Told::Forwards(Forwarding::default())));
+        assert!(told.try_recv().is_err());
+    }
+
+    #[test]
+    fn which_tables_are_nearly_full_is_told_once() {
+        let (mut live, mut told) = Live::channel();
+        let (none, one) = (BTreeSet::new(), BTreeSet::from(["flows_v4"]));
+        for tables in [&none, &one, &one, &none, &none] {
+            live.nearly_full(tables);
+        }
+        assert_eq!(told.try_recv(), Ok(Told::NearlyFull(one)));
+        assert_eq!(told.try_recv(), Ok(Told::NearlyFull(none)));
         assert!(told.try_recv().is_err());
     }
 

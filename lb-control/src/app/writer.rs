@@ -45,7 +45,7 @@ pub struct Writer {
     served: BTreeMap<IpAddr, Few<ObjectRef>>,
     dirty: BTreeSet<IpAddr>,
     attempts: BTreeMap<IpAddr, Attempt>,
-    /// What this node sees of Services, since it was looked at last; `None`: nothing any more.
+    /// What this node sees of Services and of itself, since it was looked at last; `None`: nothing any more.
     heard: Vec<(ObjectRef, Topic, Option<Command>)>,
     tidings: Tidings,
 }
@@ -114,6 +114,11 @@ impl Writer {
                 let event = health.map(|health| self.avoids(&service, &health));
                 return self.heard.push((service, Topic::Connects, event));
             }
+            Told::NearlyFull(tables) => {
+                let about = EventTarget::node(&self.node);
+                let event = self.flow_tables(about.clone(), &tables);
+                return self.heard.push((about.object, Topic::FlowTables, Some(event)));
+            }
         };
         if services.is_empty() {
             self.served.remove(&address);
@@ -153,6 +158,20 @@ impl Writer {
         };
         let about = EventTarget::service(service, &health.uid);
         self.event(about, Topic::Connects, health.example.is_some(), &note)
+    }
+
+    /// Whether the tables of this node have room for established flows.
+    fn flow_tables(&self, about: EventTarget, nearly_full: &BTreeSet<&'static str>) -> Command {
+        let names: Vec<_> = nearly_full.iter().copied().collect();
+        let note = match &names[..] {
+            [] => "the tables of established flows have room again".to_owned(),
+            names => format!(
+                "nearly full: {}. Once a table of established flows is full, further connections work, but a \
+                 flood can evict them: raise --max-flows, or share the load among more nodes",
+                names.join(", ")
+            ),
+        };
+        self.event(about, Topic::FlowTables, !names.is_empty(), &note)
     }
 
     fn event(&self, about: EventTarget, topic: Topic, warning: bool, note: &str) -> Command {
@@ -348,6 +367,28 @@ mod tests {
         let due = writer.next_due().expect("it is to be looked at again");
         assert!(writer.commands(due).is_empty());
         assert!(writer.attempts.is_empty(), "{:?}", writer.attempts);
+    }
+
+    /// As an Event of the node: no Service alone fills them.
+    #[test]
+    fn full_tables_are_told_at_the_node() {
+        let mut writer = writer();
+        writer.changed(Vec::new(), START);
+        let mut told = |tables: &[&'static str], at: u64| {
+            writer.told(Told::NearlyFull(tables.iter().copied().collect()));
+            let mut commands = writer.commands(START + Duration::from_secs(at));
+            let Some(Command::Event { about, warning, reason, note }) = commands.pop() else { return None };
+            assert_eq!((about.kind, about.object.name.as_ref(), about.uid.as_str()), ("Node", "me", "me"));
+            assert!(commands.is_empty() && note.len() < 1_000, "{note}");
+            Some((warning, reason, note))
+        };
+        assert_eq!(told(&[], 0), None, "all is well is no news");
+        let (warning, reason, note) = told(&["flows_v4", "flows_v6"], 1).expect("news");
+        assert!(warning && reason == "FlowTableNearlyFull" && note.contains("flows_v4, flows_v6"), "{note}");
+        assert_eq!(told(&[], 2), None, "not at once");
+        let (warning, reason, note) = told(&[], 20).expect("news");
+        assert!(!warning && reason == "FlowTableHasRoom", "{note}");
+        assert_eq!(told(&[], 60), None, "once");
     }
 
     /// An agent that is late must not overwrite what the next owner has said.

@@ -51,6 +51,12 @@ impl FlowTableWatch {
         }
         problems
     }
+
+    /// Those that are said to be.
+    #[must_use]
+    pub fn nearly_full(&self) -> &BTreeSet<&'static str> {
+        &self.nearly_full
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +73,7 @@ mod tests {
             let tables = [("flows_v4", Fill { entries, room: 100 }), ("transient_v4", full)].into();
             let problems = watch.look(&tables);
             assert_eq!(problems.len(), usize::from(is_told), "{entries}: {problems:?}");
+            assert_eq!(watch.nearly_full().len(), problems.len());
             assert!(
                 problems
                     .iter()

@@ -1,4 +1,4 @@
-//! When an agent tells what its own node sees of a Service.
+//! When an agent tells what its own node sees of a Service, or how the node itself is.
 //!
 //! What was told last is what people read, so it must not stay untrue. And it must not be too much: states
 //! are gathered for a moment before they are told, and what changes again and again is told at growing
@@ -66,8 +66,8 @@ pub struct Tidings {
 impl Tidings {
     /// Something stands otherwise than before: `event` says how, and is told when it is time. That all is
     /// well is told only after it was told that it is not.
-    pub fn news(&mut self, service: &ObjectRef, topic: Topic, event: Command, now: Duration) {
-        let key = (service.clone(), topic);
+    pub fn news(&mut self, about: &ObjectRef, topic: Topic, event: Command, now: Duration) {
+        let key = (about.clone(), topic);
         let state = self.states.entry(key.clone()).or_insert_with(|| State {
             event: event.clone(),
             told: Told::Nothing,
@@ -83,15 +83,15 @@ impl Tidings {
                 let gather = if topic.is_counted() { GATHER } else { Duration::ZERO };
                 Some((now + gather).max(state.told_at + state.pause))
             }
-            (_, false) if state.told == Told::Nothing => return self.over(service, topic),
+            (_, false) if state.told == Told::Nothing => return self.over(about, topic),
             (_, false) => rest(state),
         };
         self.look_at(key, due);
     }
 
     /// This node has nothing to say about it any more.
-    pub fn over(&mut self, service: &ObjectRef, topic: Topic) {
-        let key = (service.clone(), topic);
+    pub fn over(&mut self, about: &ObjectRef, topic: Topic) {
+        let key = (about.clone(), topic);
         self.look_at(key.clone(), None);
         self.states.remove(&key);
     }

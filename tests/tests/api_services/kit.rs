@@ -186,6 +186,11 @@ pub fn wait_event(world: &ClusterWorld, name: &str, reason: &str) -> Result<()> 
     waited.with_context(|| format!("the Events of {name} are {last:?}"))
 }
 
+/// Waits until an Event at the agent's node says something; kept in `default`, as those of all Nodes.
+pub fn wait_node_event(world: &ClusterWorld, reason: &str) -> Result<()> {
+    wait_event(world, &format!("default/{}", world.node), reason)
+}
+
 /// Asks until there is a good answer.
 pub fn eventually<T>(what: &str, mut question: impl FnMut() -> Result<T>) -> Result<T> {
     let mut last: Option<Error> = None;

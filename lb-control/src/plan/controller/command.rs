@@ -123,8 +123,8 @@ pub enum Command {
     },
 }
 
-/// What an agent says of a Service as its own node sees it, whoever leads. Of the Events of one topic the
-/// newest counts.
+/// What an agent says of a Service as its own node sees it, or of the node, whoever leads. Of the Events of
+/// one topic the newest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Topic {
     /// Whether the node can serve it.
@@ -133,11 +133,13 @@ pub enum Topic {
     Health,
     /// How many of its backends the proxy avoids, since connects to them fail.
     Connects,
+    /// Whether the node's tables have room for established flows.
+    FlowTables,
 }
 
 impl Topic {
     /// All.
-    pub const ALL: [Self; 3] = [Self::Serving, Self::Health, Self::Connects];
+    pub const ALL: [Self; 4] = [Self::Serving, Self::Health, Self::Connects, Self::FlowTables];
 
     /// The reasons of its Events: that something is wrong, and, where that is told, that it is over.
     #[must_use]
@@ -146,6 +148,7 @@ impl Topic {
             Self::Serving => ("NodeCannotServe", None),
             Self::Health => ("BackendsUnhealthy", Some("BackendsHealthy")),
             Self::Connects => ("BackendsEjected", Some("BackendsReturned")),
+            Self::FlowTables => ("FlowTableNearlyFull", Some("FlowTableHasRoom")),
         }
     }
 
@@ -162,7 +165,7 @@ impl Topic {
     #[must_use]
     pub const fn is_counted(self) -> bool {
         match self {
-            Self::Serving => false,
+            Self::Serving | Self::FlowTables => false,
             Self::Health | Self::Connects => true,
         }
     }
@@ -198,6 +201,14 @@ impl EventTarget {
     #[must_use]
     pub fn service(object: &ObjectRef, uid: &str) -> Self {
         Self { api_version: "v1".into(), kind: "Service", object: object.clone(), uid: uid.to_owned() }
+    }
+
+    /// A node. Its name stands for its identity, as in the kubelet's Events: those who look for Events of a
+    /// node (`kubectl describe node`) take both.
+    #[must_use]
+    pub fn node(name: &str) -> Self {
+        let object = ObjectRef::new("", name);
+        Self { api_version: "v1".into(), kind: "Node", object, uid: name.to_owned() }
     }
 
     /// A pool, of our kind or of MetalLB's.
