@@ -21,7 +21,11 @@ use pointsman_tests::{
         manifest::{ECHO, HTTP, Port, ServiceSpec, UDP, manifest, vip},
     },
     traffic::{
-        client::{check_round_robin, connect, http_name, tally, who_answers, who_answers_udp},
+        Server,
+        client::{
+            check_round_robin, connect, http_name, tally, udp_exchange, udp_socket, who_answers,
+            who_answers_udp,
+        },
         load::Load,
         ping_pong::PingPong,
         probe,
@@ -472,6 +476,39 @@ fn backends_are_told_who_the_client_is() -> Result<()> {
         assert_eq!(bytes[16..16 + source.len()], source);
         assert_eq!(bytes[16 + usize::from(length)..], *b"hello");
     }
+    Ok(())
+}
+
+/// Behind a router whose next link takes less than the client's: the client hears of it, and what it sends
+/// arrives from then on.
+#[test]
+fn a_client_of_udp_learns_the_mtu_of_the_way() -> Result<()> {
+    const MTU: usize = 1_400;
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let outside = world.lab.behind_second_backend(MTU.try_into()?)?;
+    let _server = Server::start(&outside)?;
+    let yaml = web(&[2]).replace("10.2.0.12", "10.7.0.2").replace("fd02::12", "fd07::2");
+    let (agent, status) = start(&world, &yaml, PROXY)?;
+    let client = &world.lab.client;
+    for to in both(&status, UDP)? {
+        let family = if to.is_ipv4() { "-4" } else { "-6" };
+        let socket = client.enter(|| udp_socket(to))??;
+        assert_eq!(udp_exchange(&socket, b"small")?, "outside");
+        // Once is enough: the proxy's kernel makes fragments of what comes later.
+        socket.send(&[b'f'; MTU])?;
+        wait_for("the client to learn the MTU", || {
+            let routes = client.run(["ip", family, "route", "show", "cache"])?;
+            Ok(routes.contains(&format!("mtu {MTU}")).then_some(()))
+        })?;
+        // As a client that was told may be by the next call.
+        let _ = socket.take_error()?;
+        assert_eq!(udp_exchange(&socket, &[b'f'; MTU])?, "outside");
+    }
+    // The sessions have gone on.
+    let ports = list(&list(&agent.status()?, "services")[0], "ports").to_vec();
+    let udp = ports.iter().filter(|port| port["protocol"] == "UDP");
+    let sessions: Vec<_> = udp.map(|port| port["counters"]["newFlows"].as_u64()).collect();
+    assert_eq!(sessions, [Some(1), Some(1)], "{ports:#?}");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The packet that tells a client of UDP that nobody got its datagram.
+//! The packet that tells a client of UDP that its datagram did not arrive.
 //!
 //! The kernel of a client finds the socket that an error is for by the datagram that it quotes (RFC 1122,
 //! section 4.1.3.3), so a proxy has to write one: its own kernel knows of no error at the VIP.
@@ -12,6 +12,8 @@ pub enum Unreachable {
     Port,
     /// There is no way there.
     Host,
+    /// The way takes no packets longer than this, in bytes with the IP header, unless they are fragments.
+    TooBig(u32),
 }
 
 /// A datagram that cannot be delivered.
@@ -31,6 +33,10 @@ pub struct Undelivered<'a> {
 const MAXIMUM_V4: usize = 576;
 /// RFC 4443, section 2.4 (c).
 const MAXIMUM_V6: usize = 1_280;
+/// Nobody is told to send smaller packets than every host takes (RFC 791, section 3.1; RFC 8200, section 5),
+/// whatever somebody claims on the way.
+const LEAST_MTU_V4: u16 = 576;
+const LEAST_MTU_V6: u32 = 1_280;
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
 const IPPROTO_ICMP: u8 = 1;
@@ -55,9 +61,14 @@ fn packet_v4(why: Unreachable, client: SocketAddrV4, vip: SocketAddrV4, of: &Und
     let payload = &of.payload[..of.payload.len().min(room).min(of.length.into())];
     let pseudo = [client.ip().octets(), vip.ip().octets()].concat();
     let quoted_length = HEADER + UDP_HEADER + usize::from(of.length);
-    // RFC 792, page 4: host 1, port 3.
-    let code = if why == Unreachable::Port { 3 } else { 1 };
-    let mut icmp = vec![3, code, 0, 0, 0, 0, 0, 0];
+    // RFC 792, page 4: host 1, port 3, fragmentation needed 4, with the MTU of RFC 1191, section 4.
+    let (code, mtu) = match why {
+        Unreachable::Host => (1, 0),
+        Unreachable::Port => (3, 0),
+        Unreachable::TooBig(mtu) => (4, u16::try_from(mtu).unwrap_or(u16::MAX).max(LEAST_MTU_V4)),
+    };
+    let mut icmp = vec![3, code, 0, 0, 0, 0];
+    icmp.extend(mtu.to_be_bytes());
     icmp.extend(header_v4(*client.ip(), *vip.ip(), IPPROTO_UDP, quoted_length));
     icmp.extend(datagram(of, &pseudo, payload));
     let sum = checksum(&[&icmp]);
@@ -72,9 +83,14 @@ fn packet_v6(why: Unreachable, client: SocketAddrV6, vip: SocketAddrV6, of: &Und
     let room = MAXIMUM_V6 - HEADER - ICMP_HEADER - HEADER - UDP_HEADER;
     let payload = &of.payload[..of.payload.len().min(room).min(of.length.into())];
     let pseudo = [client.ip().octets(), vip.ip().octets()].concat();
-    // RFC 4443, section 3.1: address 3, port 4.
-    let code = if why == Unreachable::Port { 4 } else { 3 };
-    let mut icmp = vec![1, code, 0, 0, 0, 0, 0, 0];
+    // RFC 4443, section 3.1: address 3, port 4; section 3.2: packet too big.
+    let (kind, code, mtu) = match why {
+        Unreachable::Host => (1, 3, 0),
+        Unreachable::Port => (1, 4, 0),
+        Unreachable::TooBig(mtu) => (2, 0, mtu.max(LEAST_MTU_V6)),
+    };
+    let mut icmp = vec![kind, code, 0, 0];
+    icmp.extend(mtu.to_be_bytes());
     let quoted_length = UDP_HEADER + usize::from(of.length);
     icmp.extend(header_v6(*client.ip(), *vip.ip(), IPPROTO_UDP, quoted_length));
     icmp.extend(datagram(of, &pseudo, payload));
@@ -192,14 +208,20 @@ mod tests {
     #[test]
     fn codes() {
         let codes = |client, vip| {
-            [Unreachable::Port, Unreachable::Host].map(|why| {
+            let small = Unreachable::TooBig(7);
+            [Unreachable::Port, Unreachable::Host, Unreachable::TooBig(1_400), small].map(|why| {
                 let packet = packet(why, &of(client, vip, 0, b""));
                 let at = if packet[0] >> 4 == 4 { 20 } else { 40 };
-                (packet[at], packet[at + 1])
+                let mtu = u32::from_be_bytes(packet[at + 4..at + 8].try_into().unwrap());
+                (packet[at], packet[at + 1], mtu)
             })
         };
-        assert_eq!(codes("198.51.100.7:1", "192.0.2.1:2"), [(3, 3), (3, 1)]);
-        assert_eq!(codes("[::1]:1", "[::2]:2"), [(1, 4), (1, 3)]);
+        let v4 = [(3, 3, 0), (3, 1, 0), (3, 4, 1_400), (3, 4, 576)];
+        assert_eq!(codes("198.51.100.7:1", "192.0.2.1:2"), v4);
+        assert_eq!(codes("[::1]:1", "[::2]:2"), [(1, 4, 0), (1, 3, 0), (2, 0, 1_400), (2, 0, 1_280)]);
+        let huge = packet(Unreachable::TooBig(70_000), &of("198.51.100.7:1", "192.0.2.1:2", 0, b""));
+        assert_eq!(huge[24..28], [0, 0, 255, 255]);
+        assert!(is_right(&[&huge[20..]]));
     }
 
     #[test]

@@ -364,7 +364,8 @@ impl Engine {
         }
         if let Some(trouble) = trouble {
             self.fail_with(token, &trouble, now);
-        } else if self.is_draining && count > 0 {
+        }
+        if self.is_draining && count > 0 {
             self.end(token);
         }
         is_empty
@@ -414,19 +415,21 @@ impl Engine {
 
     fn fail(&mut self, token: Token, why: Unreachable, now: Duration) {
         let Some((_, session)) = self.sessions.get(token) else { return };
-        let told = session::trouble(&session.socket);
+        let told = session::trouble(&session.socket).filter(session::Trouble::ends_session);
         let trouble = told.unwrap_or(session::Trouble { why, payload: Vec::new() });
         self.fail_with(token, &trouble, now);
     }
 
-    /// Ends a session because its backend does not take what is sent to it, and tells the client.
+    /// Tells a client that its backend did not get what was sent to it. If it takes nothing, the session ends.
     fn fail_with(&mut self, token: Token, trouble: &session::Trouble, now: Duration) {
         let Some(((_, client), session)) = self.sessions.get(token) else { return };
-        session.backend.failed(now);
         let vip = SocketAddr::new(session.entry.key.vip, session.entry.key.port);
         let (client, backend, length) = (*client, session.backend.address, session.last_length);
-        self.refused.insert(client, backend, now);
-        self.end(token);
+        if trouble.ends_session() {
+            session.backend.failed(now);
+            self.refused.insert(client, backend, now);
+            self.end(token);
+        }
         let of = Undelivered { client, vip, length, payload: &trouble.payload };
         self.shared.teller.tell(trouble.why, &of, now);
     }

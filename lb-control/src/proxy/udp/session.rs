@@ -76,6 +76,14 @@ pub struct Trouble {
     pub payload: Vec<u8>,
 }
 
+impl Trouble {
+    /// Whether it is over with the backend. For longer datagrams than the way takes, the kernel makes
+    /// fragments from then on.
+    pub fn ends_session(&self) -> bool {
+        !matches!(self.why, Unreachable::TooBig(_))
+    }
+}
+
 /// Why there is no socket to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotOpen {
@@ -134,9 +142,9 @@ pub fn put_together(socket: &OwnedFd) {
     let _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
 }
 
-/// Reads all that ICMP has told about a socket; gives the first that ends the session.
+/// Reads all that ICMP has told about a socket; gives the first that ends the session, else the first.
 pub fn trouble(socket: &OwnedFd) -> Option<Trouble> {
-    let mut first = None;
+    let mut first: Option<Trouble> = None;
     let mut payload = vec![0; 2_048];
     let mut control = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
     // As many as a receive buffer has room for are more than enough.
@@ -150,23 +158,28 @@ pub fn trouble(socket: &OwnedFd) -> Option<Trouble> {
         };
         let why = message.cmsgs().into_iter().flatten().find_map(|message| match message {
             ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
-                verdict(error.ee_origin, error.ee_errno)
+                verdict(error.ee_origin, error.ee_errno, error.ee_info)
             }
             _ => None,
         });
         let bytes = message.bytes;
-        if let (Some(why), None) = (why, &first) {
-            first = Some(Trouble { why, payload: payload[..bytes].to_vec() });
+        let found = why.map(|why| Trouble { why, payload: payload[..bytes].to_vec() });
+        if first.is_none() || found.as_ref().is_some_and(Trouble::ends_session) {
+            first = first.filter(Trouble::ends_session).or(found);
         }
     }
     first
 }
 
-/// What an error of the error queue means.
-fn verdict(origin: u8, error: u32) -> Option<Unreachable> {
+/// What an error of the error queue means; `info` is the MTU of the way, where it is about that.
+fn verdict(origin: u8, error: u32, info: u32) -> Option<Unreachable> {
     let is_icmp = origin == libc::SO_EE_ORIGIN_ICMP || origin == libc::SO_EE_ORIGIN_ICMP6;
-    // What the kernel itself says about a datagram's length says nothing of the backend.
-    if is_icmp { means(Errno::from_raw(error.cast_signed())) } else { None }
+    match Errno::from_raw(error.cast_signed()) {
+        // What the kernel itself says about a datagram's length says nothing of the way.
+        _ if !is_icmp => None,
+        Errno::EMSGSIZE => Some(Unreachable::TooBig(info)),
+        error => means(error),
+    }
 }
 
 /// What an error of a connected socket means for the client; `None` if the session goes on.
@@ -230,7 +243,15 @@ mod tests {
         for goes_on in [Errno::EMSGSIZE, Errno::EAGAIN, Errno::ENOBUFS] {
             assert_eq!(means(goes_on), None);
         }
-        assert_eq!(verdict(libc::SO_EE_ORIGIN_LOCAL, libc::EHOSTUNREACH as u32), None);
+        let verdict = |origin, error: i32| verdict(origin, error.cast_unsigned(), 1_400);
+        assert_eq!(verdict(libc::SO_EE_ORIGIN_LOCAL, libc::EHOSTUNREACH), None);
+        assert_eq!(verdict(libc::SO_EE_ORIGIN_LOCAL, libc::EMSGSIZE), None);
+        for origin in [libc::SO_EE_ORIGIN_ICMP, libc::SO_EE_ORIGIN_ICMP6] {
+            assert_eq!(verdict(origin, libc::EMSGSIZE), Some(Unreachable::TooBig(1_400)));
+            assert_eq!(verdict(origin, libc::EHOSTUNREACH), Some(Unreachable::Host));
+        }
+        let ends = |why| Trouble { why, payload: Vec::new() }.ends_session();
+        assert!(ends(Unreachable::Port) && ends(Unreachable::Host) && !ends(Unreachable::TooBig(1_400)));
     }
 
     #[test]
