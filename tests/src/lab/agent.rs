@@ -80,7 +80,15 @@ impl<'lab> Agent<'lab> {
     /// # Errors
     /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
     pub fn start_with(lab: &'lab Lab, yaml: &str, flags: &[&str]) -> Result<Self> {
-        let mut agent = Self::new(lab, lab.seat(), flags, None)?;
+        Self::start_at(lab, lab.seat(), yaml, flags)
+    }
+
+    /// As [`Self::start_with`], on another node.
+    ///
+    /// # Errors
+    /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.
+    pub fn start_at(lab: &'lab Lab, seat: Seat<'lab>, yaml: &str, flags: &[&str]) -> Result<Self> {
+        let mut agent = Self::new(lab, seat, flags, None)?;
         agent.write_config(yaml)?;
         agent.run()?;
         Ok(agent)
