@@ -131,6 +131,15 @@ fn vips_are_found_on_each_link() -> Result<()> {
         wait_places(edge, vips, &["uplink", UPLINK_2])?;
         everything_works(&other.namespace, &status)?;
         everything_works(client, &status)?;
+        // A device that goes down takes its IPv6 addresses along.
+        edge.ip_batch(&format!("link set {UPLINK_2} down"))?;
+        edge.ip_batch(&format!("link set {UPLINK_2} up\n addr add fd05::1/64 dev {UPLINK_2} nodad"))?;
+        for vip in vips {
+            wait_for("an answer again", || {
+                Ok(who_answers(&other.namespace, (vip, HTTP.port).into(), 1).ok())
+            })?;
+        }
+        wait_places(edge, vips, &["uplink", UPLINK_2])?;
         agent.sigterm()?;
         wait_places(edge, vips, &[])?;
         if turn == "tc" || is_proxied() {
