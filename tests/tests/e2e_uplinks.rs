@@ -186,3 +186,30 @@ fn a_vip_that_moves_is_announced_on_each_link() -> Result<()> {
     agent.sigterm()?;
     wait_places(&second.namespace, vips, &[])
 }
+
+/// Until another node has them, VIPs are served by the devices that there are, and they go from these at
+/// the end.
+#[test]
+fn clients_outlive_the_link_device() -> Result<()> {
+    let Some(world) = World::new(2)? else { return Ok(()) };
+    let Lab { edge, .. } = &world.lab;
+    let other = ExtraClient::new(&world.lab)?;
+    other.has_vips_on_link()?;
+    let mut agent = Agent::start_with(&world.lab, &web(&[1, 2]), &FLAGS)?;
+    let status = agent.wait_ready()?;
+    let vips = both(&status, HTTP)?.map(|vip| vip.ip());
+    let streams: Result<Vec<_>> =
+        both(&status, ECHO)?.map(|to| connect(&other.namespace, to)).into_iter().collect();
+    edge.ip_batch("link del uplink")?;
+    agent.wait_status("the link device to be missed", |status| {
+        let problems = list(status, "problems").iter().filter_map(|problem| problem["message"].as_str());
+        problems.into_iter().any(|message| message.contains("link device uplink is gone"))
+    })?;
+    wait_places(edge, vips, &[UPLINK_2])?;
+    everything_works(&other.namespace, &status)?;
+    for stream in &streams? {
+        half_close(stream, b"has outlived the link device")?;
+    }
+    agent.sigterm()?;
+    wait_places(edge, vips, &[])
+}
