@@ -1,7 +1,6 @@
 //! What the agent knows and does, one step at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +32,7 @@ mod cookies;
 mod health;
 mod hooks;
 mod kernel_path;
+mod placing;
 mod proxied;
 mod telling;
 
@@ -451,39 +451,6 @@ impl Agent {
         }
     }
 
-    /// Puts the VIPs on the link device, and takes those off that nobody needs: as far as they changed.
-    async fn place_addresses(&mut self, changed: Option<&BTreeSet<IpAddr>>) {
-        let device = self.next_hops.links().iter().find(|(_, link)| link.name == self.settings.link_device);
-        let Some((index, _)) = device else { return self.placed = Placed::None };
-        let wanted = &self.planner.plan().desired.vips;
-        if let Some(new) = changed.filter(|_| self.placed == Placed::All)
-            && new.iter().all(|address| wanted.contains_key(address))
-            && addresses::add(self.network.handle(), *index, new).await
-        {
-            return;
-        }
-        let wanted: BTreeSet<_> = wanted.keys().copied().collect();
-        let placed = addresses::reconcile(self.network.handle(), *index, &wanted).await;
-        self.trouble.clear(Area::Addresses);
-        match placed {
-            Ok(changes) => {
-                self.placed = Placed::All;
-                let foreign = changes.foreign.into_iter().map(|address| {
-                    Problem::warning(format!(
-                        "the VIP {address} is on this node already, and not by us: it is served, and stays when we leave"
-                    ))
-                });
-                self.trouble.extend(Area::Addresses, foreign);
-            }
-            Err(error) => {
-                // One that is refused says nothing about the others.
-                let there = addresses::ours(self.network.handle(), *index).await;
-                self.placed = there.map_or(Placed::None, Placed::These);
-                self.fail(Area::Addresses, "addresses", &error);
-            }
-        }
-    }
-
     /// Takes note of something that failed and will be tried again.
     fn fail(&mut self, area: Area, about: &str, error: &anyhow::Error) {
         self.trouble.extend(area, [Problem::error(format!("{about}: {error:#}"))]);
@@ -518,11 +485,10 @@ impl Agent {
         let mut failed = Vec::new();
         // Even if something stays behind: this node is not to be relied on.
         let mut live = std::mem::replace(&mut self.live, Live::untold());
-        let links = self.network.links().await.unwrap_or_default();
-        let device = links.iter().find(|(_, link)| link.name == self.settings.link_device);
-        let index = device.map_or(0, |(index, _)| *index);
-        if let Err(error) = addresses::reconcile(self.network.handle(), index, &BTreeSet::new()).await {
-            failed.push(error);
+        // On no device any more, those that are not named by now among them.
+        match addresses::reconcile(self.network.handle(), &BTreeSet::new(), &BTreeSet::new()).await {
+            Ok(done) => failed.extend(done.refused.into_iter().map(|(_, error)| anyhow::Error::msg(error))),
+            Err(error) => failed.push(error),
         }
         let mut kernel = self.kernel.take();
         if let Some(kernel) = &mut kernel {

@@ -61,9 +61,9 @@ pub struct Settings {
     pub node: String,
     /// Whether Services without a class are ours.
     pub default_class: bool,
-    /// Device that gets the VIPs.
+    /// Device that gets the VIPs, and by whose state this node counts as able to serve.
     pub link_device: String,
-    /// Further devices that clients come in by.
+    /// Further devices that clients come in by, which get them, too.
     pub client_devices: Vec<String>,
     /// Directory of the pins.
     pub pin_directory: PathBuf,

@@ -22,8 +22,8 @@ pub struct RunArgs {
     /// Device that the VIPs are put on, and that clients come in by
     #[arg(long, env = "LINKDEVICE", value_name = "DEVICE", value_parser = device_name)]
     pub link_device: String,
-    /// Further devices that clients come in by, as those of other uplinks, separated by commas: VIPs are not
-    /// put on them, so clients, or their routers, have routes to them by an address of this node
+    /// Further devices that clients come in by, as those of other uplinks, separated by commas: VIPs are put
+    /// on them and announced there, too
     #[arg(long, env = "CLIENT_DEVICES", value_name = "DEVICES", value_delimiter = ',', value_parser = device_name)]
     pub client_devices: Vec<String>,
     /// Take Services from the Kubernetes API; false: from --config

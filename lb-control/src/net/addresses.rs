@@ -1,10 +1,14 @@
-//! VIPs on the link device.
+//! VIPs on the devices that clients come in by.
+//!
+//! Each VIP is on all of them, because the kernel answers a neighbour solicitation for the addresses of the
+//! device that it came in by alone (`ndisc_recv_ns`), as it does an ARP request where `arp_ignore` is 1. To
+//! have one address on several devices is legal; routes of the table `local` lead to it by each.
 //!
 //! Ours are tagged: they carry an address protocol of our own (`IFA_PROTO`, Linux 5.18) and a
 //! lifetime that is renewed, so that a crash leaves nothing that cannot be recognised, or that
 //! stays. An address that was there before us is never touched.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
@@ -16,6 +20,8 @@ use netlink_packet_route::address::{
 use rtnetlink::Handle;
 use tracing::{info, warn};
 
+use super::kernel::Links;
+use super::way::LinkKind;
 use super::{announce, local_address};
 
 /// The address protocol of ours; those below 4 are the kernel's (include/uapi/linux/if_addr.h).
@@ -45,22 +51,47 @@ pub struct Found {
     pub valid_seconds: u32,
 }
 
+/// An address on a device, by the device's index.
+pub type Placement = (IpAddr, u32);
+
 /// What has to be done to the addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// To be put on the device.
-    pub add: Vec<IpAddr>,
+    /// To be put on devices.
+    pub add: Vec<Placement>,
     /// To be renewed.
-    pub renew: Vec<IpAddr>,
+    pub renew: Vec<Placement>,
     /// To be taken off: address, device, prefix length.
     pub remove: Vec<(IpAddr, u32, u8)>,
     /// There before us: left as they are.
     pub foreign: Vec<IpAddr>,
 }
 
-/// Compares the addresses that are wanted on a device with those that are there.
+/// What was done, and what was not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// What was tried; of the addresses to be put on devices, those that were.
+    pub changes: Changes,
+    /// What the kernel refused: device, and why.
+    pub refused: Vec<(u32, String)>,
+}
+
+/// The devices that VIPs are put on: the link device, and those further ones of clients on which somebody
+/// may ask for them. Not those without Ethernet address, and no ports of a bridge or a bond, whose frames
+/// are the upper device's.
 #[must_use]
-pub fn compare(wanted: &BTreeSet<IpAddr>, ifindex: u32, found: &[Found]) -> Changes {
+pub fn devices(link_device: &str, client_devices: &[String], links: &Links) -> BTreeSet<u32> {
+    let is_vrf = |master: u32| links.get(&master).is_some_and(|found| found.kind == LinkKind::Vrf);
+    let takes = links.iter().filter(|(_, link)| {
+        let is_end = link.mac.is_some() && !link.is_loopback && link.master.is_none_or(is_vrf);
+        link.name == link_device || is_end && client_devices.contains(&link.name)
+    });
+    takes.map(|(index, _)| *index).collect()
+}
+
+/// Compares the addresses that are wanted on each of some devices with those that are there.
+#[must_use]
+pub fn compare(wanted: &BTreeSet<IpAddr>, devices: &BTreeSet<u32>, found: &[Found]) -> Changes {
     let mut changes = Changes::default();
     let mut places: HashMap<IpAddr, Vec<&Found>> = HashMap::with_capacity(found.len());
     for found in found {
@@ -70,72 +101,91 @@ pub fn compare(wanted: &BTreeSet<IpAddr>, ifindex: u32, found: &[Found]) -> Chan
         let here = places.get(address).map_or(&[][..], Vec::as_slice);
         if here.iter().any(|found| !found.ours) {
             changes.foreign.push(*address);
-        } else if let Some(ours) = here.iter().find(|found| found.ifindex == ifindex) {
-            // One that an agent has left for us to take over stays for ever.
-            if ours.valid_seconds < RENEW_BELOW_SECONDS || ours.valid_seconds > LIFETIME_SECONDS {
-                changes.renew.push(*address);
+            continue;
+        }
+        for device in devices {
+            let place = (*address, *device);
+            match here.iter().find(|found| found.ifindex == *device) {
+                None => changes.add.push(place),
+                // One that an agent has left for us to take over stays for ever.
+                Some(ours)
+                    if ours.valid_seconds < RENEW_BELOW_SECONDS || ours.valid_seconds > LIFETIME_SECONDS =>
+                {
+                    changes.renew.push(place);
+                }
+                Some(_) => {}
             }
-        } else {
-            changes.add.push(*address);
         }
     }
     for found in found.iter().filter(|found| found.ours) {
-        if found.ifindex != ifindex || !wanted.contains(&found.address) {
+        if !devices.contains(&found.ifindex) || !wanted.contains(&found.address) {
             changes.remove.push((found.address, found.ifindex, found.prefix));
         }
     }
     changes
 }
 
-/// Puts the wanted addresses on a device, takes ours that are not wanted off all devices, and
-/// renews. Gives what was done. New ones are announced to the neighbours of the device, as soon as
-/// it can send.
+/// Puts the wanted addresses on each of some devices, takes ours that are not wanted off all devices, and
+/// renews. Gives what was done: all that the kernel does not refuse. New ones are announced to the neighbours
+/// of each device, as soon as it can send.
 ///
 /// # Errors
-/// When the kernel refuses; names the addresses. All that it does not refuse is done.
-pub async fn reconcile(handle: &Handle, ifindex: u32, wanted: &BTreeSet<IpAddr>) -> Result<Changes> {
-    let mut changes = compare(wanted, ifindex, &list(handle).await?);
+/// When the kernel does not say which addresses there are.
+pub async fn reconcile(
+    handle: &Handle,
+    devices: &BTreeSet<u32>,
+    wanted: &BTreeSet<IpAddr>,
+) -> Result<Reconciled> {
+    let mut changes = compare(wanted, devices, &list(handle).await?);
     let mut refused = Vec::new();
+    let mut refuse = |device: u32, error: anyhow::Error| refused.push((device, format!("{error:#}")));
     for (address, device, prefix) in &changes.remove {
-        refused.extend(remove(handle, *address, *device, *prefix).await.err());
-    }
-    for address in &changes.renew {
-        refused.extend(put(handle, ifindex, *address, Presence::Ours, LIFETIME_SECONDS).await.err());
-    }
-    let mut added = Vec::new();
-    for address in std::mem::take(&mut changes.add) {
-        match put(handle, ifindex, address, Presence::Absent, LIFETIME_SECONDS).await {
-            Ok(()) => {
-                info!(%address, "VIP is on the link device");
-                added.push(address);
-            }
-            Err(error) => refused.push(error),
+        if let Err(error) = remove(handle, *address, *device, *prefix).await {
+            refuse(*device, error);
         }
     }
+    for (address, device) in &changes.renew {
+        if let Err(error) = put(handle, *device, *address, Presence::Ours, LIFETIME_SECONDS).await {
+            refuse(*device, error);
+        }
+    }
+    let mut added = Vec::new();
+    for (address, device) in std::mem::take(&mut changes.add) {
+        match put(handle, device, address, Presence::Absent, LIFETIME_SECONDS).await {
+            Ok(()) => added.push((address, device)),
+            Err(error) => refuse(device, error),
+        }
+    }
+    welcome(handle, &added).await;
     changes.add = added;
-    if !changes.add.is_empty() {
-        announce::announce_and_repeat(handle, ifindex, &changes.add).await;
-    }
-    match refused.into_iter().reduce(|all, error| all.context(format!("{error:#}"))) {
-        Some(error) => Err(error),
-        None => Ok(changes),
-    }
+    Ok(Reconciled { changes, refused })
 }
 
-/// Puts addresses that are new on a device and announces them, at no cost for those that are there.
-/// Says whether all are there and ours: if not, [`reconcile`] finds out what is in the way.
-pub async fn add(handle: &Handle, ifindex: u32, new: &BTreeSet<IpAddr>) -> bool {
+/// Puts addresses that are new on each of some devices and announces them, at no cost for those that are
+/// there. Says whether all are there and ours: if not, [`reconcile`] finds out what is in the way.
+pub async fn add(handle: &Handle, devices: &BTreeSet<u32>, new: &BTreeSet<IpAddr>) -> bool {
     let mut added = Vec::new();
     for address in new {
-        if put(handle, ifindex, *address, Presence::Absent, LIFETIME_SECONDS).await.is_ok() {
-            info!(%address, "VIP is on the link device");
-            added.push(*address);
+        for device in devices {
+            if put(handle, *device, *address, Presence::Absent, LIFETIME_SECONDS).await.is_ok() {
+                added.push((*address, *device));
+            }
         }
     }
-    if !added.is_empty() {
-        announce::announce_and_repeat(handle, ifindex, &added).await;
+    welcome(handle, &added).await;
+    added.len() == new.len() * devices.len()
+}
+
+/// Tells the log, and the neighbours of each device, of addresses that have come to it.
+async fn welcome(handle: &Handle, added: &[Placement]) {
+    let mut by_device: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+    for (address, device) in added {
+        info!(%address, device, "VIP is on the device");
+        by_device.entry(*device).or_default().push(*address);
     }
-    added.len() == new.len()
+    for (device, addresses) in by_device {
+        announce::announce_and_repeat(handle, device, &addresses).await;
+    }
 }
 
 /// Renews all addresses of ours, wherever they are: for as long as it is not known which of them
@@ -251,14 +301,14 @@ async fn remove(handle: &Handle, address: IpAddr, ifindex: u32, prefix: u8) -> R
     message.attributes.push(AddressAttribute::Address(address));
     match handle.address().del(message).execute().await {
         Ok(()) => {
-            info!(%address, "VIP is off the link device");
+            info!(%address, device = ifindex, "VIP is off the device");
             Ok(())
         }
         // Gone already, with its device or by hand.
         Err(rtnetlink::Error::NetlinkError(error))
             if matches!(-error.raw_code(), libc::EADDRNOTAVAIL | libc::ENODEV) =>
         {
-            warn!(%address, "VIP was gone from its device already");
+            warn!(%address, device = ifindex, "VIP was gone from the device already");
             Ok(())
         }
         Err(error) => Err(error).with_context(|| format!("taking the VIP {address} off device {ifindex}")),
@@ -268,8 +318,10 @@ async fn remove(handle: &Handle, address: IpAddr, ifindex: u32, prefix: u8) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::way::Link;
 
     const DEVICE: u32 = 7;
+    const SECOND: u32 = 8;
 
     fn found(address: &str, ifindex: u32, ours: bool, valid_seconds: u32) -> Found {
         let address: IpAddr = address.parse().expect("an address");
@@ -281,11 +333,19 @@ mod tests {
         addresses.iter().map(|address| address.parse().expect("an address")).collect()
     }
 
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn on(devices: &[u32], wanted_ones: &[&str], found: &[Found]) -> Changes {
+        compare(&wanted(wanted_ones), &devices.iter().copied().collect(), found)
+    }
+
     #[test]
     fn missing_ones_are_added_and_ours_that_nobody_wants_are_removed() {
         let here = [found("192.0.2.1", DEVICE, true, 3_600), found("192.0.2.9", DEVICE, true, 3_600)];
-        let changes = compare(&wanted(&["192.0.2.1", "192.0.2.2"]), DEVICE, &here);
-        assert_eq!(changes.add, ["192.0.2.2".parse::<IpAddr>().expect("an address")]);
+        let changes = on(&[DEVICE], &["192.0.2.1", "192.0.2.2"], &here);
+        assert_eq!(changes.add, [(ip("192.0.2.2"), DEVICE)]);
         assert_eq!(changes.remove, [(here[1].address, DEVICE, 32)]);
         assert_eq!((changes.renew.len(), changes.foreign.len()), (0, 0));
     }
@@ -293,25 +353,75 @@ mod tests {
     #[test]
     fn one_that_was_there_before_us_is_neither_taken_nor_removed() {
         let here = [found("192.0.2.1", DEVICE, false, u32::MAX), found("192.0.2.2", 3, false, u32::MAX)];
-        let changes = compare(&wanted(&["192.0.2.1"]), DEVICE, &here);
-        assert_eq!(changes.foreign, [here[0].address]);
-        assert_eq!((changes.add.len(), changes.renew.len(), changes.remove.len()), (0, 0, 0));
+        for devices in [&[DEVICE][..], &[DEVICE, SECOND]] {
+            let changes = on(devices, &["192.0.2.1"], &here);
+            assert_eq!(changes.foreign, [here[0].address]);
+            assert_eq!((changes.add.len(), changes.renew.len(), changes.remove.len()), (0, 0, 0));
+        }
     }
 
     #[test]
     fn ours_move_when_the_link_device_changes() {
         let here = [found("2001:db8::1", 3, true, 3_600)];
-        let changes = compare(&wanted(&["2001:db8::1"]), DEVICE, &here);
-        assert_eq!(changes.add, [here[0].address]);
+        let changes = on(&[DEVICE], &["2001:db8::1"], &here);
+        assert_eq!(changes.add, [(here[0].address, DEVICE)]);
         assert_eq!(changes.remove, [(here[0].address, 3, 128)]);
     }
 
     #[test]
-    fn ours_are_renewed_in_time() {
-        let renewed = |left| {
-            compare(&wanted(&["192.0.2.1"]), DEVICE, &[found("192.0.2.1", DEVICE, true, left)]).renew.len()
+    fn each_device_has_each_and_is_looked_at_by_itself() {
+        let here = [
+            found("192.0.2.1", DEVICE, true, 60),
+            found("192.0.2.1", SECOND, true, 3_600),
+            found("192.0.2.2", DEVICE, true, 3_600),
+            found("192.0.2.9", SECOND, true, 3_600),
+        ];
+        let changes = on(&[DEVICE, SECOND], &["192.0.2.1", "192.0.2.2"], &here);
+        let expected = Changes {
+            add: vec![(ip("192.0.2.2"), SECOND)],
+            renew: vec![(ip("192.0.2.1"), DEVICE)],
+            remove: vec![(ip("192.0.2.9"), SECOND, 32)],
+            foreign: Vec::new(),
         };
+        assert_eq!(changes, expected);
+        // A device that clients do not come in by any more gives back what is ours.
+        let removed = on(&[DEVICE], &["192.0.2.1", "192.0.2.2"], &here).remove;
+        assert_eq!(removed, [(ip("192.0.2.1"), SECOND, 32), (ip("192.0.2.9"), SECOND, 32)]);
+    }
+
+    #[test]
+    fn ours_are_renewed_in_time() {
+        let renewed =
+            |left| on(&[DEVICE], &["192.0.2.1"], &[found("192.0.2.1", DEVICE, true, left)]).renew.len();
         assert_eq!(renewed(RENEW_BELOW_SECONDS), 0);
         assert_eq!(renewed(RENEW_BELOW_SECONDS - 1), 1);
+    }
+
+    #[test]
+    fn vips_are_on_ends_of_links_alone() {
+        let link =
+            |name: &str, master| Link { name: name.into(), mac: Some([2; 6]), master, ..Link::default() };
+        let kind = |name: &str, kind| Link { kind, ..link(name, None) };
+        let links = Links::from([
+            (1, Link { is_loopback: true, ..link("lo", None) }),
+            (2, link("eth0", None)),
+            (3, link("eth1", None)),
+            (4, kind("br0", LinkKind::Bridge)),
+            (5, link("port", Some(4))),
+            (6, kind("red", LinkKind::Vrf)),
+            (7, link("eth2", Some(6))),
+            (8, Link { mac: None, ..link("tun0", None) }),
+            (9, link("other", None)),
+            (10, link("elsewhere", Some(99))),
+        ]);
+        let on = |link: &str, clients: &[&str]| {
+            let clients: Vec<_> = clients.iter().map(ToString::to_string).collect();
+            devices(link, &clients, &links).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(on("eth0", &[]), [2]);
+        assert_eq!(on("eth0", &["eth1", "eth0", "eth1", "gone"]), [2, 3], "each once");
+        assert_eq!(on("eth0", &["br0", "port", "eth2", "tun0", "lo", "elsewhere"]), [2, 4, 7]);
+        assert_eq!(on("tun0", &["eth1"]), [3, 8], "the link device is what it was said to be");
+        assert_eq!(on("gone", &["eth1"]), [3]);
     }
 }

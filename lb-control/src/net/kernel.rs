@@ -234,6 +234,7 @@ fn read_kind(info: &LinkInfo) -> Option<LinkKind> {
     match info {
         LinkInfo::Kind(InfoKind::Bridge) => Some(LinkKind::Bridge),
         LinkInfo::Kind(InfoKind::Veth) => Some(LinkKind::Veth),
+        LinkInfo::Kind(InfoKind::Vrf) => Some(LinkKind::Vrf),
         _ => None,
     }
 }

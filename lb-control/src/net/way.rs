@@ -39,6 +39,8 @@ pub enum LinkKind {
     Bridge,
     /// One end of a pair: the other end may be in a pod.
     Veth,
+    /// A routing domain, whose ports keep what they receive.
+    Vrf,
     /// Any other.
     #[default]
     Other,

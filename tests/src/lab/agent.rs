@@ -83,7 +83,7 @@ impl<'lab> Agent<'lab> {
         Self::start_at(lab.seat(), lab, yaml, flags)
     }
 
-    /// As [`Self::start_with`], with files and pins in other places than the lab's.
+    /// As [`Self::start_with`], on another node, or with files and pins in other places.
     ///
     /// # Errors
     /// When `POINTSMAN_BIN` is not set, or the agent cannot be started.

@@ -2,7 +2,12 @@
 
 use anyhow::Result;
 
-use super::{netns::Namespace, topology::Lab, xdp_pass::XdpPass};
+use super::{
+    extra_edge::ExtraEdge,
+    netns::Namespace,
+    topology::{Lab, VIPS_V4, VIPS_V6},
+    xdp_pass::XdpPass,
+};
 
 /// The device of the edge that leads to the client.
 pub const UPLINK_2: &str = "uplink2";
@@ -45,6 +50,32 @@ impl ExtraClient {
         )?;
         *far_end = Some(XdpPass::attach(namespace, "eth0")?);
         Ok(())
+    }
+
+    /// Takes the edge's address for no router any more: VIPs are on the link.
+    ///
+    /// # Errors
+    /// When the routes are others already.
+    pub fn has_vips_on_link(&self) -> Result<()> {
+        self.namespace.ip_batch(&format!(
+            "route del default\n route del ::/0\n route add {VIPS_V4} dev eth0\n route add {VIPS_V6} dev eth0"
+        ))
+    }
+
+    /// Joins the device [`UPLINK_2`] of another edge to the same link, whose end here is `br0` from now on.
+    ///
+    /// # Errors
+    /// When one is joined already.
+    pub fn join_other(&self, other: &ExtraEdge) -> Result<()> {
+        let name = other.namespace.name();
+        self.namespace.ip_batch(&format!(
+            "addr flush dev eth0\n link add br0 type bridge stp_state 0 mcast_snooping 0
+             addr add 10.5.0.2/24 dev br0\n addr add fd05::2/64 dev br0 nodad\n link set br0 up
+             link add eth1 type veth peer name {UPLINK_2} netns {name}
+             link set eth0 master br0\n link set eth1 master br0 up
+             route add {VIPS_V4} dev br0\n route add {VIPS_V6} dev br0"
+        ))?;
+        other.namespace.ip_batch(&format!("addr add 10.5.0.9/24 dev {UPLINK_2}\n link set {UPLINK_2} up"))
     }
 
     /// Takes the device away.

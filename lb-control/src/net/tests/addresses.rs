@@ -22,8 +22,19 @@ fn set(addresses: &[&str]) -> BTreeSet<IpAddr> {
 }
 
 async fn place(lab: &Lab, device: &str, wanted: &[&str]) -> Changes {
-    let (index, _) = lab.node.device(device).await;
-    reconcile(lab.node.handle(), index, &set(wanted)).await.unwrap()
+    place_on(lab, &[device], wanted).await
+}
+
+async fn place_on(lab: &Lab, devices: &[&str], wanted: &[&str]) -> Changes {
+    let done = reconcile(lab.node.handle(), &indices(lab, devices).await, &set(wanted)).await.unwrap();
+    assert_eq!(done.refused, []);
+    done.changes
+}
+
+async fn indices(lab: &Lab, devices: &[&str]) -> BTreeSet<u32> {
+    let links = lab.node.links().await.unwrap();
+    let named = links.iter().filter(|(_, link)| devices.contains(&link.name.as_str()));
+    named.map(|(index, _)| *index).collect()
 }
 
 async fn messages_of(lab: &Lab, address: &str) -> Vec<AddressMessage> {
@@ -37,7 +48,8 @@ fn a_vip_is_tagged_mortal_and_usable_at_once() {
     run(async |lab| {
         lab.veth("eth0", &[], &[]).await;
         let changes = place(lab, "eth0", &[VIP4, VIP6]).await;
-        assert_eq!(changes, Changes { add: vec![ip(VIP4), ip(VIP6)], ..Changes::default() });
+        let (eth0, _) = lab.node.device("eth0").await;
+        assert_eq!(changes, Changes { add: vec![(ip(VIP4), eth0), (ip(VIP6), eth0)], ..Changes::default() });
         for (vip, prefix, scope) in [(VIP4, 32, AddressScope::Host), (VIP6, 128, AddressScope::Universe)] {
             let messages = messages_of(lab, vip).await;
             let [message] = messages.as_slice() else { panic!("{messages:?}") };
@@ -71,10 +83,10 @@ fn new_vips_join_the_others_and_what_is_in_the_way_is_told() {
     run(async |lab| {
         lab.veth("eth0", &["192.0.2.30/24"], &[]).await;
         place(lab, "eth0", &[VIP4]).await;
-        let (index, _) = lab.node.device("eth0").await;
-        assert!(add(lab.node.handle(), index, &set(&[VIP6])).await);
+        let devices = indices(lab, &["eth0"]).await;
+        assert!(add(lab.node.handle(), &devices, &set(&[VIP6])).await);
         assert_eq!(place(lab, "eth0", &[VIP4, VIP6]).await, Changes::default(), "both are there, and ours");
-        assert!(!add(lab.node.handle(), index, &set(&[VIP4, "192.0.2.11"])).await, "one is there already");
+        assert!(!add(lab.node.handle(), &devices, &set(&[VIP4, "192.0.2.11"])).await, "one is there already");
         let all = [VIP4, VIP6, "192.0.2.11"];
         assert_eq!(place(lab, "eth0", &all).await, Changes::default(), "the other was added all the same");
     });
@@ -100,7 +112,7 @@ fn a_foreign_address_that_goes_is_replaced_by_ours() {
         place(lab, "eth0", &[VIP4]).await;
         let theirs = messages_of(lab, VIP4).await.remove(0);
         lab.node.handle().address().del(theirs).execute().await.unwrap();
-        assert_eq!(place(lab, "eth0", &[VIP4]).await.add, [ip(VIP4)]);
+        assert_eq!(place(lab, "eth0", &[VIP4]).await.add.len(), 1);
     });
 }
 
@@ -150,7 +162,11 @@ fn an_old_lease_is_renewed() {
         place(lab, "eth0", &[VIP4, VIP6]).await;
         age(lab).await;
         let changes = place(lab, "eth0", &[VIP4, VIP6]).await;
-        assert_eq!(changes, Changes { renew: vec![ip(VIP4), ip(VIP6)], ..Changes::default() });
+        let (eth0, _) = lab.node.device("eth0").await;
+        assert_eq!(
+            changes,
+            Changes { renew: vec![(ip(VIP4), eth0), (ip(VIP6), eth0)], ..Changes::default() }
+        );
         assert_eq!(place(lab, "eth0", &[VIP4, VIP6]).await, Changes::default(), "renewed for long");
 
         // The same while nobody knows yet which of them are wanted.
@@ -274,13 +290,60 @@ fn a_vip_on_a_device_that_is_down_is_announced_when_it_comes_up() {
 fn one_address_that_is_refused_does_not_stop_the_others() {
     run(async |lab| {
         lab.veth("eth0", &[], &[]).await;
-        let (index, _) = lab.node.device("eth0").await;
         // The kernel refuses multicast addresses; it sorts before the good ones.
         let wanted = set(&["224.0.0.1", "255.255.255.255", VIP6]);
-        let error = reconcile(lab.node.handle(), index, &wanted).await.unwrap_err();
-        assert!(
-            format!("{error:#}").contains("224.0.0.1") || format!("{error:#}").contains("255.255.255.255")
-        );
+        let devices = indices(lab, &["eth0"]).await;
+        let refused = reconcile(lab.node.handle(), &devices, &wanted).await.unwrap().refused;
+        let is_named = |(device, why): &(u32, String)| {
+            devices.contains(device) && (why.contains("224.0.0.1") || why.contains("255.255.255.255"))
+        };
+        assert!(!refused.is_empty() && refused.iter().all(is_named), "{refused:?}");
         assert_eq!(messages_of(lab, VIP6).await.len(), 1);
+    });
+}
+
+/// A device that refuses keeps no other from its VIPs.
+#[test]
+fn a_vip_is_on_each_device_and_goes_from_each() {
+    run(async |lab| {
+        for device in ["eth0", "eth1"] {
+            lab.veth(device, &[], &[]).await;
+        }
+        let places = async |vip| {
+            let mut all: Vec<_> =
+                messages_of(lab, vip).await.iter().map(|found| found.header.index).collect();
+            all.sort_unstable();
+            all
+        };
+        let both = ["eth0", "eth1"];
+        let devices = indices(lab, &both).await;
+        assert_eq!(place_on(lab, &both, &[VIP4, VIP6]).await.add.len(), 4);
+        assert_eq!(place_on(lab, &both, &[VIP4, VIP6]).await, Changes::default(), "the second time");
+        for vip in [VIP4, VIP6] {
+            assert!(places(vip).await.iter().eq(&devices), "{vip}");
+        }
+        assert!(add(lab.node.handle(), &devices, &set(&["192.0.2.11"])).await);
+        assert_eq!(places("192.0.2.11").await.len(), 2);
+
+        // Of what goes from one device, the other keeps its own.
+        place(lab, "eth1", &[VIP4, VIP6]).await;
+        let (eth1, _) = lab.node.device("eth1").await;
+        for vip in [VIP4, VIP6] {
+            assert_eq!(places(vip).await, [eth1], "{vip}");
+        }
+        assert_eq!(UdpSocket::bind((VIP4, 0)).map(drop).map_err(|error| error.kind()), Ok(()));
+
+        std::fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1").unwrap();
+        let done = reconcile(lab.node.handle(), &devices, &set(&[VIP4, VIP6])).await.unwrap();
+        let (eth0, _) = lab.node.device("eth0").await;
+        assert_eq!(done.changes.add, [(ip(VIP4), eth0)]);
+        assert!(matches!(&done.refused[..], [(device, why)] if *device == eth0 && why.contains(VIP6)));
+        assert!(!add(lab.node.handle(), &devices, &set(&["2001:db8::11"])).await);
+        assert_eq!(places("2001:db8::11").await, [eth1]);
+
+        place_on(lab, &[], &[]).await;
+        for vip in [VIP4, VIP6, "192.0.2.11", "2001:db8::11"] {
+            assert!(messages_of(lab, vip).await.is_empty(), "{vip}");
+        }
     });
 }

@@ -47,6 +47,7 @@ pub(super) fn judge(facts: &Facts, found: &mut Vec<FindingView>) {
         rp_filter(facts, device, found);
     }
     for device in facts.link_devices() {
+        arp_answers(facts, device, found);
         arp(facts, device, found);
         ipv6(facts, device, found);
     }
@@ -178,17 +179,48 @@ fn rp_filter(facts: &Facts, device: &Device, found: &mut Vec<FindingView>) {
     });
 }
 
-/// Whether another device answers for VIPs.
+/// Whether the device answers for VIPs itself: they are addresses of their own, without a subnet, and of
+/// host scope (`arp_ignore` in net/ipv4/arp.c). Values that are not named mean 0.
+fn arp_answers(facts: &Facts, link: &Device, found: &mut Vec<FindingView>) {
+    const CHECK: &str = "arp";
+    let Some((value, path)) = larger(facts, &link.name, "arp_ignore") else { return };
+    // The larger value counts, so it is the larger one that has to be made smaller.
+    let way_out = set(&path, 1);
+    match value {
+        2 => found.push(
+            note(
+                CHECK,
+                "arp_ignore 2: the node answers ARP requests for those VIPs alone that are in the device's own subnet",
+            )
+            .about(&link.name)
+            .remedy(format!("if there are others that routers or clients on the link ask for: {way_out}")),
+        ),
+        3 | 8 => found.push(
+            warning(
+                CHECK,
+                format!("arp_ignore {value}: the node answers no ARP request for a VIP, so nobody on the link finds it"),
+            )
+            .about(&link.name)
+            .remedy(way_out),
+        ),
+        _ => {}
+    }
+}
+
+/// Whether another device, which has no VIPs, answers for those of this one.
 fn arp(facts: &Facts, link: &Device, found: &mut Vec<FindingView>) {
     const CHECK: &str = "arp";
     let neighbours = |other: &&Device| {
-        other.name != link.name
+        // On those of clients, VIPs are, and the datapath is.
+        other.role != Role::Link
+            && other.name != link.name
             && other.is_up
             && link.below.as_deref() != Some(other.name.as_str())
             && other.addresses.iter().any(|one| link.addresses.iter().any(|two| is_same_subnet(*one, *two)))
     };
     let Some(other) = facts.devices.iter().find(neighbours) else {
-        return found.push(ok(CHECK, "no other device is on the same subnet").about(&link.name));
+        return found
+            .push(ok(CHECK, "no device but those of clients is on the same subnet").about(&link.name));
     };
     let ignores = larger(facts, &other.name, "arp_ignore").map_or(0, |(value, _)| value);
     let announces = larger(facts, &link.name, "arp_announce").map_or(0, |(value, _)| value);

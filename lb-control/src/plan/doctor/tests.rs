@@ -299,9 +299,11 @@ fn answers_of_other_devices() {
         facts.devices[2].addresses = facts.devices[0].addresses.clone();
     });
     finds(&shared, &["warning arp eth0", "note arp eth0"]);
-    let right =
-        shared.set(&[("net/ipv4/conf/other/arp_ignore", "1"), ("net/ipv4/conf/all/arp_announce", "2")]);
+    let right = shared
+        .clone()
+        .set(&[("net/ipv4/conf/other/arp_ignore", "1"), ("net/ipv4/conf/all/arp_announce", "2")]);
     finds(&right, &[]);
+    finds(&shared.changed(|facts| facts.devices[2].role = Role::Link), &[]);
     // The VLAN device's own device below may well share a subnet with nobody else.
     let host = healthy().changed(|facts| {
         for device in &mut facts.devices {
@@ -309,6 +311,23 @@ fn answers_of_other_devices() {
         }
     });
     finds(&host, &[]);
+}
+
+#[test]
+fn answers_of_the_device_itself() {
+    let own = |value: &str| healthy().set(&[("net/ipv4/conf/all/arp_ignore", value)]);
+    for (value, expected) in [
+        ("0", &[][..]),
+        ("1", &[]),
+        ("2", &["note arp eth0"]),
+        ("3", &["warning arp eth0"]),
+        ("4", &[]),
+        ("8", &["warning arp eth0"]),
+    ] {
+        finds(&own(value), expected);
+    }
+    finds(&own("0").set(&[("net/ipv4/conf/eth0/arp_ignore", "8")]), &["warning arp eth0"]);
+    finds(&own("0").set(&[("net/ipv4/conf/other/arp_ignore", "8")]), &[]);
 }
 
 #[test]
