@@ -65,6 +65,36 @@ fn the_table_hears_of_a_flow_now_and_then() {
     }
 }
 
+/// Of flows that take turns at one place, the one that is there is served by its copy, until it is no longer
+/// in use.
+#[test]
+fn a_flow_in_use_holds_its_place() {
+    for ip in Ip::BOTH {
+        let mut host = Host::default();
+        host.set_cache(1);
+        set_up(&mut host, 1);
+        let mut one = Connection::open(&mut host, ip, 1, 40_000);
+        let mut other = Connection::open(&mut host, ip, 2, 40_000);
+        let by_the_table = |host: &mut Host, connection: &mut Connection| {
+            host.now += 1;
+            connection.from_client(host, PSH | ACK, b"in turn");
+            last_seen(host, connection) == host.now
+        };
+        assert!(by_the_table(&mut host, &mut one), "{ip:?}");
+        for _ in 0..2 {
+            for _ in 0..3 {
+                assert!(by_the_table(&mut host, &mut other), "{ip:?}");
+            }
+            assert!(!by_the_table(&mut host, &mut one), "{ip:?}");
+        }
+        for _ in 0..4 {
+            assert!(by_the_table(&mut host, &mut other), "{ip:?}");
+        }
+        assert!(!by_the_table(&mut host, &mut other), "{ip:?}");
+        assert!(by_the_table(&mut host, &mut one), "{ip:?}");
+    }
+}
+
 /// Whether an RST is believed depends on a sequence number that the table knows.
 #[test]
 fn the_table_hears_of_a_sequence_number_far_on() {

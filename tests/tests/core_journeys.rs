@@ -48,28 +48,27 @@ fn a_full_table_takes_nobody_until_there_is_room() {
     }
 }
 
-/// The port of a connection that another CPU moves to the other table, just when it was looked for there,
-/// is not given away.
+/// The port of a connection that another CPU makes and establishes, right after it was looked for, is not
+/// given away.
 #[test]
 fn a_port_is_not_given_to_two() {
     let mut host = Host::default();
     set_up(&mut host, 1);
     for ip in Ip::BOTH {
         host.config = Config { snat_port_first: 2000, snat_port_count: 1, ..Config::default() };
-        let mut first = Connection::new(ip, 1, 40_000);
-        first.from_client(&mut host, SYN, b"");
-        first.from_backend(&mut host, SYN | ACK, b"");
+        let mut first = Connection::open(&mut host, ip, 1, 40_000);
+        host.v4.set_aside();
+        host.v6.set_aside();
         host.meanwhile.set(Some(|host| {
-            host.v4.promote_all();
-            host.v6.promote_all();
+            host.v4.bring_back();
+            host.v6.bring_back();
         }));
         let second = Connection::new(ip, 2, 40_000);
         let syn = second.client_segment(SYN, b"").build();
         dropped(&mut host, &syn, DropReason::SnatPortsExhausted);
-        assert_eq!(states(&mut host, &first), [Some((FlowState::SynReceived as u8, true)); 2]);
+        assert_eq!(states(&mut host, &first), [Some((FlowState::Established as u8, true)); 2]);
         let tables = host.snapshots();
         assert!(tables.v4.transient.is_empty() && tables.v6.transient.is_empty(), "nothing is left behind");
-        first.from_client(&mut host, ACK, b"");
         first.talk(&mut host);
     }
 }

@@ -48,7 +48,7 @@ pub struct CachedFlow<A, P> {
     pub version: u16,
     /// TCP, to the backend: the highest byte of a sequence number of about then.
     pub sequence: u8,
-    /// IANA protocol number, and [`CachedFlow::REPLY`].
+    /// IANA protocol number, [`CachedFlow::REPLY`] and [`CachedFlow::HELD`].
     pub kind: u8,
     /// Zero.
     pub pad: P,
@@ -71,6 +71,16 @@ plain!(CachedFlow<[u8; 16], [u8; 16]>, size = 128, {
 impl<A, P> CachedFlow<A, P> {
     /// In `kind`: the packets come from the backend.
     pub const REPLY: u8 = 0x80;
+
+    /// In `kind`, a number of two bits: as many packets of other flows that come to the place leave the copy
+    /// there.
+    pub const HELD: u8 = 0x60;
+
+    /// One of [`Self::HELD`].
+    pub const HELD_ONCE: u8 = 0x20;
+
+    /// In `kind`: the protocol number, TCP's or UDP's.
+    pub const PROTOCOL: u8 = 0x1f;
 
     /// A copy of no flow; `address` is any address.
     pub const fn nobodys(address: A, pad: P) -> Self

@@ -1,6 +1,7 @@
 //! The flow cache in front of the table of established flows: each CPU keeps copies of flows, in an
 //! array at the place that the hash of the tuple names, so that a packet in the middle of a flow
-//! needs no search. A flow that comes to a place that is taken pushes the other one out.
+//! needs no search. A flow that comes to a place that is taken pushes the other one out once that was of no
+//! use for three such packets: flows that take turns would push each other out with each packet.
 //!
 //! A packet is treated as it would be without the cache, because a copy is used only
 //!
@@ -103,7 +104,7 @@ fn edit<D: Tables<F>, F: IpFamily>(
         && flow.source_port == key.source_port
         && flow.destination_port == key.destination_port;
     let reply = flow.kind & CachedFlow::<(), ()>::REPLY != 0;
-    let protocol = flow.kind & !CachedFlow::<(), ()>::REPLY;
+    let protocol = flow.kind & CachedFlow::<(), ()>::PROTOCOL;
     if !is_of_tuple || u32::from(protocol) != key.protocol || flow.version != place.version {
         return None;
     }
@@ -146,12 +147,17 @@ fn edit<D: Tables<F>, F: IpFamily>(
         let tcp = datapath.packet().head::<TcpFrame<F::Header>>()?;
         checksum::apply(&mut tcp.tcp.checksum, flow.l4_checksum_delta);
     }
+    if flow.kind & HELD != HELD {
+        flow.kind |= HELD;
+    }
     datapath.count_forwarded(flow.service, flow.backend, reply, length as u64);
     Some(ifindex)
 }
 
-/// Where flows are copied, keeps a copy of a flow whose packet was just treated by the table, and to which the table has
-/// nothing to add.
+const HELD: u8 = CachedFlow::<(), ()>::HELD;
+
+/// Where flows are copied, keeps a copy of a flow whose packet was just treated by the table, and to which
+/// the table has nothing to add; unless the place is held.
 #[inline(always)]
 pub fn keep<D: Tables<F>, F: IpFamily>(
     datapath: &D,
@@ -163,6 +169,14 @@ pub fn keep<D: Tables<F>, F: IpFamily>(
         return;
     }
     let Some(copy) = datapath.cached_flow(place.hash) else { return };
+    let now = datapath.jiffies();
+    if copy.kind & HELD != 0
+        && copy.version == place.version
+        && now.wrapping_sub(copy.copied) < datapath.cache_lifetime()
+    {
+        copy.kind -= CachedFlow::<(), ()>::HELD_ONCE;
+        return;
+    }
     let reply = flow.is_reply();
     copy.source = key.source;
     copy.destination = key.destination;
@@ -180,8 +194,9 @@ pub fn keep<D: Tables<F>, F: IpFamily>(
     copy.ifindex = flow.next_hop.ifindex;
     copy.backend = flow.backend;
     copy.service = flow.service;
-    copy.copied = datapath.jiffies();
+    copy.copied = now;
     copy.version = place.version;
     copy.sequence = (flow.mark >> 24) as u8;
-    copy.kind = key.protocol as u8 | if reply { CachedFlow::<(), ()>::REPLY } else { 0 };
+    // Held from the start, or of flows that take turns none would ever be served by its copy.
+    copy.kind = key.protocol as u8 | HELD | if reply { CachedFlow::<(), ()>::REPLY } else { 0 };
 }

@@ -86,6 +86,12 @@ pub fn begin<D: Tables<F>, F: IpFamily>(
         Ok(delta) => delta,
         Err(reason) => return Verdict::drop(datapath, reason),
     };
+    if datapath.established(&scratch.peer_key).is_some() {
+        // Between being asked for and being claimed the port got a flow of another CPU's, which is past its
+        // handshake already. The client sends its packet again.
+        datapath.remove_transient(&scratch.peer_key);
+        return Verdict::drop(datapath, DropReason::SnatPortsExhausted);
+    }
     let Scratch { parsed, key, out, flow, handshake, .. } = scratch;
     set_up::<F>(flow, key, out);
     flow.set_initial_sequence(parsed.transport.sequence);
@@ -203,7 +209,8 @@ fn claim_port<D: Tables<F>, F: IpFamily>(
     }
     let hash = snat::client_hash::<F>(&scratch.key.source);
     // Before the loop, and in memory: the verifier would follow each of its paths in each turn.
-    let Scratch { parsed, cursor, timestamp, .. } = scratch;
+    let Scratch { parsed, cursor, timestamp, flow, .. } = scratch;
+    set_way_back(datapath, &parsed.link, &mut flow.next_hop);
     *timestamp = if parsed.ip.protocol == IPPROTO_TCP {
         tcp_options::timestamp(datapath, cursor, parsed.ip.l4, &parsed.transport)
     } else {
@@ -223,27 +230,31 @@ fn claim_port<D: Tables<F>, F: IpFamily>(
             scratch.out.source = F::from_wide(&address);
         }
         turn(&mut scratch.peer_key, &scratch.out);
-        if datapath.established(&scratch.peer_key).is_some() {
-            continue;
-        }
-        let Scratch { parsed, key, peer_key, out, flow, handshake, .. } = scratch;
+        let Scratch { key, peer_key, out, flow, handshake, .. } = scratch;
         // Replies leave with the client's own tuple turned around.
         turn(out, key);
         set_up::<F>(flow, peer_key, out);
         turn(out, peer_key);
         flow.timestamp_delta = handshake.delta;
         flow.mark = handshake.cookie;
-        set_way_back(datapath, &parsed.link, &mut flow.next_hop);
-        match datapath.insert_new_transient(peer_key, flow) {
-            // Asked again: another CPU may have moved the port's flow to the other table in between.
-            Ok(()) if datapath.established(peer_key).is_none() => return Ok(0),
-            Ok(()) => datapath.remove_transient(peer_key),
-            Err(InsertFailed::Full) => return Err(DropReason::TableFull),
-            Err(InsertFailed::Exists) => {
-                if let Some(delta) = take_over::<D, F>(datapath, scratch, attempt) {
-                    return Ok(delta);
-                }
+        flow.next_hop.ifindex = datapath.ingress_device();
+        // Both tables are asked right after each other, so that the processor need not wait twice; and
+        // before the insertion, which would push another flow out first, for nothing.
+        if datapath.established(peer_key).is_some() {
+            continue;
+        }
+        if let Some(old) = datapath.transient(peer_key) {
+            if let Some(delta) = take_over::<D, F>(datapath, scratch, old, attempt) {
+                return Ok(delta);
             }
+            continue;
+        }
+        match datapath.insert_new_transient(peer_key, flow) {
+            Ok(()) => return Ok(0),
+            Err(InsertFailed::Full) => return Err(DropReason::TableFull),
+            // Another CPU was faster. That is rare, and the client sends its packet again: going on would be
+            // one more path for the verifier to follow from each turn into the next.
+            Err(InsertFailed::Exists) => return Err(DropReason::SnatPortsExhausted),
         }
     }
     Err(DropReason::SnatPortsExhausted)
@@ -254,9 +265,9 @@ fn claim_port<D: Tables<F>, F: IpFamily>(
 fn take_over<D: Tables<F>, F: IpFamily>(
     datapath: &D,
     scratch: &mut Scratch<F::Address>,
+    mut old: D::FlowRef,
     attempt: u32,
 ) -> Option<u32> {
-    let mut old = datapath.transient(&scratch.peer_key)?;
     let before = old.status;
     let history = History {
         status: before,

@@ -20,6 +20,7 @@ type FlowTable<A> = RefCell<HashMap<FlowKey<A>, Shared<Flow<A>>>>;
 pub struct Family<A, P> {
     pub(super) established: FlowTable<A>,
     pub(super) transient: FlowTable<A>,
+    aside: FlowTable<A>,
     /// How many established flow entries there is room for.
     pub capacity: usize,
     /// VIPs.
@@ -40,6 +41,7 @@ impl<A: Copy + Ord + Hash, P: Copy> Family<A, P> {
         Self {
             established: RefCell::default(),
             transient: RefCell::default(),
+            aside: RefCell::default(),
             capacity: usize::MAX,
             vips: HashMap::new(),
             fragments: RefCell::default(),
@@ -101,9 +103,14 @@ impl<A: Copy + Ord + Hash, P: Copy> Family<A, P> {
         self.transient.get_mut().clear();
     }
 
-    /// Moves all beginning flows to the table of established ones.
-    pub fn promote_all(&self) {
-        self.established.borrow_mut().extend(self.transient.borrow_mut().drain());
+    /// Takes all established flows out of their table.
+    pub fn set_aside(&self) {
+        self.aside.borrow_mut().extend(self.established.borrow_mut().drain());
+    }
+
+    /// Puts them back.
+    pub fn bring_back(&self) {
+        self.established.borrow_mut().extend(self.aside.borrow_mut().drain());
     }
 
     /// What the kernel's LRU does when it needs room; says whether there was such an entry.
