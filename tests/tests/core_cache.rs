@@ -106,6 +106,10 @@ fn the_table_hears_of_a_sequence_number_far_on() {
         tcp.sequence = tcp.sequence.wrapping_add(2 << 24);
         forwarded(&mut host, &spec);
         assert_eq!(last_seen(&mut host, &connection), host.now, "{ip:?}");
+        // The copy that was out of date has not held the place against the new one.
+        host.now += 1;
+        forwarded(&mut host, &spec);
+        assert_ne!(last_seen(&mut host, &connection), host.now, "{ip:?}");
     }
 }
 

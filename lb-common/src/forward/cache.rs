@@ -170,7 +170,13 @@ pub fn keep<D: Tables<F>, F: IpFamily>(
     }
     let Some(copy) = datapath.cached_flow(place.hash) else { return };
     let now = datapath.jiffies();
+    // A flow's own copy that is out of date is in nobody's way.
+    let is_of_another = copy.source_port != key.source_port
+        || copy.destination_port != key.destination_port
+        || copy.source != key.source
+        || copy.destination != key.destination;
     if copy.kind & HELD != 0
+        && is_of_another
         && copy.version == place.version
         && now.wrapping_sub(copy.copied) < datapath.cache_lifetime()
     {

@@ -214,6 +214,10 @@ impl Proxy {
         self.patience = LAST_ACCEPTS;
         let keys: Vec<_> = self.services.keys().cloned().collect();
         keys.iter().for_each(|key| self.close(key));
+        for worker in &self.workers {
+            // It may have accepted one just now that it has not counted yet.
+            let _ = worker.handle.spawn(async {}).await;
+        }
         let ended = async {
             while self.shared.open() > 0 {
                 self.shared.has_ended.notified().await;
