@@ -17,9 +17,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -39,6 +40,10 @@ const REQUEST: &[u8] = b"pointsman: take over\n";
 const GROUP: usize = 128;
 /// How long the old agent may be silent: it finishes what it is at, and gives back its Lease.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often the new agent asks, if the old one ends it half way.
+const TRIES: u32 = 5;
+/// How long it waits before it asks again: what changes the old one's ports seldom comes alone.
+const PAUSE: Duration = Duration::from_millis(300);
 /// Says that everything is let go of.
 const DONE: u8 = b'.';
 /// Comes with each group of descriptors, and says that all have come.
@@ -79,12 +84,12 @@ impl Given {
         sockets.iter().map(inode).collect::<Result<_>>().map(Self)
     }
 
-    /// Whether these are among them.
+    /// Whether they are these, no more and no less.
     ///
     /// # Errors
     /// When the kernel does not tell of a socket.
     pub fn has(&self, sockets: &[Lent]) -> Result<bool> {
-        Ok(Self::new(sockets)?.0.is_subset(&self.0))
+        Ok(Self::new(sockets)?.0 == self.0)
     }
 }
 
@@ -190,27 +195,70 @@ impl Predecessor {
     }
 }
 
-/// Asks the agent that runs to hand over, if there is one, and waits until it has. Blocks.
+/// Asks the agent that runs to hand over, if there is one, and waits until it has. It may end that half way,
+/// since its ports have changed meanwhile, and is asked again, [`TRIES`] times at most. Blocks.
 ///
 /// # Errors
 /// When it does not, or speaks otherwise.
 pub fn take(path: &Path) -> Result<Option<Predecessor>> {
-    let stream = match UnixStream::connect(path) {
-        Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+    take_asking_again(path, PAUSE)
+}
+
+fn take_asking_again(path: &Path, pause: Duration) -> Result<Option<Predecessor>> {
+    let context = "taking over from the agent that runs: stop it, or start without --take-over";
+    let mut tries = 0;
+    let mut last = None;
+    while tries < TRIES {
+        if last.is_some() {
+            thread::sleep(pause);
+        }
+        tries += 1;
+        let Some(stream) = connect(path)? else {
+            if last.is_some() {
+                // It was there: it is about to end, or to be followed by somebody who is not there yet.
+                continue;
+            }
             info!("no agent runs here that could hand over");
             return Ok(None);
+        };
+        stream.set_read_timeout(Some(PATIENCE))?;
+        match receive(&stream) {
+            Ok((sockets, drain)) => return Ok(Some(Predecessor { stream, sockets, drain })),
+            Err(error) if has_ended(&error) => {
+                info!(tries, "the agent that runs has not handed over: {error:#}");
+                last = Some(error);
+            }
+            Err(error) => return Err(error.context(context)),
         }
-        Err(error) => return Err(error).with_context(|| format!("asking {} to hand over", path.display())),
-    };
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let context = "taking over from the agent that runs: stop it, or start without --take-over";
-    let (sockets, drain) = receive(&stream).context(context)?;
-    Ok(Some(Predecessor { stream, sockets, drain }))
+    }
+    Err(last.unwrap_or_else(|| anyhow!("nobody was asked")).context(context))
+}
+
+/// Where somebody listens.
+fn connect(path: &Path) -> Result<Option<UnixStream>> {
+    match UnixStream::connect(path) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("asking {} to hand over", path.display())),
+    }
+}
+
+/// Whether the other side has closed the stream, rather than said something wrong or nothing at all.
+fn has_ended(error: &anyhow::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| matches!(cause.kind(), BrokenPipe | ConnectionReset | UnexpectedEof))
+}
+
+fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<()> {
+    rustix::net::send(stream, bytes, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 fn receive(mut stream: &UnixStream) -> Result<(Vec<Inherited>, Duration)> {
-    rustix::net::send(stream, REQUEST, SendFlags::NOSIGNAL).context("asking for it")?;
+    send(stream, REQUEST).context("asking for it")?;
     let mut line = Vec::new();
     loop {
         let mut byte = [0];
@@ -234,7 +282,7 @@ fn receive(mut stream: &UnixStream) -> Result<(Vec<Inherited>, Duration)> {
         );
         descriptors.extend(group);
     }
-    rustix::net::send(stream, &[HERE], SendFlags::NOSIGNAL).context("taking the listening sockets")?;
+    send(stream, &[HERE]).context("taking the listening sockets")?;
     let (said, _) = receive_one(stream).context("waiting for it to let go")?;
     ensure!(said == DONE, "it says {said:#x}, which nobody understands");
     let sockets = letter.sockets.into_iter().zip(descriptors.into_iter().map(Arc::new));
@@ -251,8 +299,11 @@ fn receive_one(stream: &UnixStream) -> Result<(u8, Vec<OwnedFd>)> {
     let mut target = [IoSliceMut::new(&mut byte)];
     let received =
         rustix::io::retry_on_intr(|| recvmsg(stream, &mut target, &mut ancillary, RecvFlags::CMSG_CLOEXEC))
+            .map_err(io::Error::from)
             .context("it does not answer")?;
-    ensure!(received.bytes == 1, "it has ended");
+    if received.bytes == 0 {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof)).context("it has closed the connection");
+    }
     let mut descriptors = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(group) = message {
@@ -298,6 +349,8 @@ mod tests {
                 let all: Vec<_> = sockets.iter().map(lent).collect();
                 let given = heir.give(&all, Duration::from_secs(7)).await.unwrap();
                 assert!(given.has(&all).unwrap() && !given.has(&[lent(&listeners(1)[0])]).unwrap());
+                // One that was closed meanwhile is dead at the other side, too.
+                assert!(all.is_empty() || !given.has(&all[1..]).unwrap());
                 heir.done().unwrap();
                 heir.serves().await
             });
@@ -353,9 +406,41 @@ mod tests {
                 let (mut stream, _) = server.accept().unwrap();
                 io::Write::write_all(&mut stream, said.as_bytes()).unwrap();
             });
-            let error = take(&path).map(drop).unwrap_err();
+            let error = take_asking_again(&path, Duration::ZERO).map(drop).unwrap_err();
             old.join().unwrap();
             assert!(format!("{error:#}").contains("without --take-over"), "{error:#}");
+        }
+    }
+
+    /// As an agent does whose ports have changed while they were handed over.
+    #[test]
+    fn who_is_refused_asks_again() {
+        for refusals in [1, TRIES - 1, TRIES] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("x");
+            let server = UnixListener::bind(&path).unwrap();
+            let old = std::thread::spawn(move || {
+                let sockets = listeners(2);
+                let all: Vec<_> = sockets.iter().map(lent).collect();
+                runtime().block_on(async {
+                    for number in 0..TRIES.min(refusals + 1) {
+                        let mut heir = heard(server.accept().unwrap().0).await.unwrap();
+                        // The first is refused before it has anything.
+                        if number > 0 || refusals == 1 {
+                            heir.give(&all, Duration::ZERO).await.unwrap();
+                        }
+                        if number == refusals {
+                            heir.done().unwrap();
+                        }
+                    }
+                });
+            });
+            let taken = take_asking_again(&path, Duration::ZERO);
+            old.join().unwrap();
+            match taken {
+                Ok(taken) => assert!(taken.unwrap().sockets.len() == 2 && refusals < TRIES),
+                Err(error) => assert!(refusals == TRIES, "{error:#}"),
+            }
         }
     }
 

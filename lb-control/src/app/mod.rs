@@ -404,7 +404,9 @@ async fn serve(
             }
             Some(_) => {}
         }
-        let (retry, step, try_kernel) = (agent.retry_at(), agent.step_at(), agent.try_kernel_at());
+        let (retry, step) = (agent.retry_at(), agent.step_at());
+        // Asked to end, it waits for connections, and changes nobody's way any more.
+        let try_kernel = agent.try_kernel_at().filter(|_| ending.look_at().is_none());
         tokio::select! {
             biased;
             () = signals.next() => {

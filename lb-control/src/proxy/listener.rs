@@ -69,14 +69,18 @@ impl Listener {
         Ok(listener)
     }
 
-    /// One that listens already.
+    /// One that listens already; `None` if it does not. Whoever else has it may have shut it down, which ends
+    /// it for all, and it would be readable for ever with nothing to accept.
     ///
     /// # Errors
     /// When its options cannot be set.
-    pub fn inherited(socket: OwnedFd, entry: &Entry, settings: &Settings) -> io::Result<Self> {
+    pub fn inherited(socket: OwnedFd, entry: &Entry, settings: &Settings) -> io::Result<Option<Self>> {
         let socket = Socket::from(socket);
+        if !socket.is_listener()? {
+            return Ok(None);
+        }
         socket.set_nonblocking(true)?;
-        Self::with(socket, entry, settings)
+        Self::with(socket, entry, settings).map(Some)
     }
 
     fn with(socket: Socket, entry: &Entry, settings: &Settings) -> io::Result<Self> {

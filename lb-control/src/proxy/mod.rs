@@ -40,6 +40,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use tokio::time::{MissedTickBehavior, interval};
+use tracing::warn;
 
 pub use counts::{BackendCounts, FrontendCounts, Refusal};
 pub use limits::{Limits, raise_descriptors};
@@ -308,7 +309,12 @@ impl Proxy {
         let mut listeners = Vec::new();
         for socket in self.inherited.remove(&(address, key.protocol)).unwrap_or_default() {
             let listener = socket.take().and_then(|socket| Listener::inherited(socket, entry, settings));
-            listeners.push(listener.with_context(|| format!("{key}: taking over its socket"))?);
+            match listener.with_context(|| format!("{key}: taking over its socket"))? {
+                Some(listener) => listeners.push(listener),
+                None => {
+                    warn!("{key}: a socket of the agent before this one no longer listens; it gets another")
+                }
+            }
         }
         while listeners.len() < wanted {
             let listener = Listener::open(address, entry, settings);

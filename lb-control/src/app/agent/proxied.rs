@@ -333,15 +333,16 @@ impl Agent {
         self.proxied.sockets()
     }
 
-    /// Another agent has these listening sockets, and takes over if they are all that there are.
+    /// Another agent has these listening sockets, and takes over if they are those that there are.
     ///
     /// # Errors
-    /// When there are others by now. Then everything is as before.
+    /// When there are others by now, or fewer. Then everything is as before.
     pub fn has_heir(&self, given: &Given) -> Result<()> {
-        // It could not open them while this agent has them, and clients would be refused when it ends.
+        // What was opened meanwhile it could not open while this agent has it, and clients would be refused
+        // when that ends. What was closed meanwhile was shut down, which nobody can undo.
         ensure!(
             given.has(&self.sockets())?,
-            "ports were opened while it took those that there were; it may ask again"
+            "ports were opened or closed while it took those that there were; it asks again"
         );
         self.proxied.proxy.as_ref().inspect(|proxy| proxy.has_heir());
         Ok(())

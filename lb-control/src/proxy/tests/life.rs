@@ -124,6 +124,19 @@ fn what_is_not_used_yet_is_handed_on() {
     assert_eq!(exchange(&mut waiting, "a"), "a");
 }
 
+/// Who closes a port before it knows of its heir shuts the socket down, the heir's too.
+#[test]
+fn what_no_longer_listens_is_opened_anew() {
+    let (mut old, key) = (start(), key());
+    serve(&mut old, frontend(&key, &[echo()]));
+    let inherited = duplicates(&old);
+    assert!(!inherited.is_empty());
+    serve(&mut old, frontend(&key, &[]));
+    let mut new = Proxy::start(settings(), inherited).unwrap();
+    serve(&mut new, frontend(&key, &[echo()]));
+    assert_eq!(exchange(&mut client(&key), "a"), "a");
+}
+
 const CHILD: &str = "POINTSMAN_TEST_CHILD";
 
 /// Whether this is the process of a test's own, since the limit of open files is the process's. Else it has

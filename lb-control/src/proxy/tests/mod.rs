@@ -66,6 +66,11 @@ fn frontend(key: &ServiceKey, backends: &[SocketAddr]) -> Frontend {
 /// What another process gets that takes over.
 pub fn handed_over(proxy: &Proxy) -> Vec<Inherited> {
     proxy.has_heir();
+    duplicates(proxy)
+}
+
+/// Its sockets, without its knowing.
+fn duplicates(proxy: &Proxy) -> Vec<Inherited> {
     let duplicate = |one: &Lent| Inherited {
         address: one.address,
         protocol: one.protocol,
