@@ -486,7 +486,9 @@ impl Agent {
         // Even if something stays behind: this node is not to be relied on.
         let mut live = std::mem::replace(&mut self.live, Live::untold());
         // On no device any more, those that are not named by now among them.
-        match addresses::reconcile(self.network.handle(), &BTreeSet::new(), &BTreeSet::new()).await {
+        let (no_device, none_wanted) = (BTreeSet::new(), BTreeSet::new());
+        let handle = self.network.handle();
+        match addresses::reconcile(handle, &no_device, self.next_hops.links(), &none_wanted).await {
             Ok(done) => failed.extend(done.refused.into_iter().map(|(_, error)| anyhow::Error::msg(error))),
             Err(error) => failed.push(error),
         }

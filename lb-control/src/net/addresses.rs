@@ -89,9 +89,15 @@ pub fn devices(link_device: &str, client_devices: &[String], links: &Links) -> B
     takes.map(|(index, _)| *index).collect()
 }
 
-/// Compares the addresses that are wanted on each of some devices with those that are there.
+/// Compares the addresses that are wanted on each of some devices with those that are there. `listed`: all
+/// devices that the kernel told of.
 #[must_use]
-pub fn compare(wanted: &BTreeSet<IpAddr>, devices: &BTreeSet<u32>, found: &[Found]) -> Changes {
+pub fn compare(
+    wanted: &BTreeSet<IpAddr>,
+    devices: &BTreeSet<u32>,
+    listed: &Links,
+    found: &[Found],
+) -> Changes {
     let mut changes = Changes::default();
     let mut places: HashMap<IpAddr, Vec<&Found>> = HashMap::with_capacity(found.len());
     for found in found {
@@ -118,15 +124,20 @@ pub fn compare(wanted: &BTreeSet<IpAddr>, devices: &BTreeSet<u32>, found: &[Foun
         }
     }
     for found in found.iter().filter(|found| found.ours) {
-        if !devices.contains(&found.ifindex) || !wanted.contains(&found.address) {
+        // Others decide where it is: it came after ours, or ours came before anybody looked.
+        let is_foreign = changes.foreign.binary_search(&found.address).is_ok();
+        // The kernel's list may lack a device that is there (NLM_F_DUMP_INTR): its name, and so whether it is
+        // one of clients, is not known. One that is gone has no addresses.
+        let is_elsewhere = !devices.contains(&found.ifindex) && listed.contains_key(&found.ifindex);
+        if is_elsewhere || is_foreign || !wanted.contains(&found.address) {
             changes.remove.push((found.address, found.ifindex, found.prefix));
         }
     }
     changes
 }
 
-/// Puts the wanted addresses on each of some devices, takes ours that are not wanted off all devices, and
-/// renews. Gives what was done: all that the kernel does not refuse. New ones are announced to the neighbours
+/// Puts the wanted addresses on each of some devices, takes ours that are not wanted off all devices, those
+/// that are wanted off the others that are `listed`, and renews. Gives what was done: all that the kernel does not refuse. New ones are announced to the neighbours
 /// of each device, as soon as it can send.
 ///
 /// # Errors
@@ -134,9 +145,10 @@ pub fn compare(wanted: &BTreeSet<IpAddr>, devices: &BTreeSet<u32>, found: &[Foun
 pub async fn reconcile(
     handle: &Handle,
     devices: &BTreeSet<u32>,
+    listed: &Links,
     wanted: &BTreeSet<IpAddr>,
 ) -> Result<Reconciled> {
-    let mut changes = compare(wanted, devices, &list(handle).await?);
+    let mut changes = compare(wanted, devices, listed, &list(handle).await?);
     let mut refused = Vec::new();
     let mut refuse = |device: u32, error: anyhow::Error| refused.push((device, format!("{error:#}")));
     for (address, device, prefix) in &changes.remove {
@@ -338,7 +350,9 @@ mod tests {
     }
 
     fn on(devices: &[u32], wanted_ones: &[&str], found: &[Found]) -> Changes {
-        compare(&wanted(wanted_ones), &devices.iter().copied().collect(), found)
+        let listed = found.iter().map(|found| found.ifindex).chain(devices.iter().copied());
+        let listed = listed.map(|index| (index, Link::default())).collect();
+        compare(&wanted(wanted_ones), &devices.iter().copied().collect(), &listed, found)
     }
 
     #[test]
@@ -358,6 +372,45 @@ mod tests {
             assert_eq!(changes.foreign, [here[0].address]);
             assert_eq!((changes.add.len(), changes.renew.len(), changes.remove.len()), (0, 0, 0));
         }
+    }
+
+    #[test]
+    fn ours_make_way_for_one_that_somebody_has_put_on_another_device() {
+        for elsewhere in [SECOND, 3] {
+            let here = [
+                found("192.0.2.1", DEVICE, true, 60),
+                found("192.0.2.1", elsewhere, false, u32::MAX),
+                found("192.0.2.2", DEVICE, true, 3_600),
+                found("192.0.2.2", SECOND, true, 3_600),
+            ];
+            let changes = on(&[DEVICE, SECOND], &["192.0.2.1", "192.0.2.2"], &here);
+            let expected = Changes {
+                remove: vec![(ip("192.0.2.1"), DEVICE, 32)],
+                foreign: vec![ip("192.0.2.1")],
+                ..Changes::default()
+            };
+            assert_eq!(changes, expected);
+        }
+    }
+
+    #[test]
+    fn a_device_that_was_not_listed_keeps_the_vips_that_are_wanted() {
+        let here = [
+            found("192.0.2.1", DEVICE, true, 3_600),
+            found("192.0.2.1", SECOND, true, 3_600),
+            found("192.0.2.9", SECOND, true, 3_600),
+        ];
+        let (wanted, devices) = (wanted(&["192.0.2.1"]), BTreeSet::from([DEVICE]));
+        let removed = |listed: &[u32]| {
+            let listed = listed.iter().map(|index| (*index, Link::default())).collect();
+            compare(&wanted, &devices, &listed, &here).remove
+        };
+        let unwanted = (ip("192.0.2.9"), SECOND, 32);
+        assert_eq!(removed(&[DEVICE]), [unwanted]);
+        assert_eq!(removed(&[DEVICE, SECOND]), [(ip("192.0.2.1"), SECOND, 32), unwanted]);
+        // Who leaves wants none, and needs no list.
+        let leaving = compare(&BTreeSet::new(), &BTreeSet::new(), &Links::new(), &here);
+        assert_eq!(leaving.remove.len(), here.len());
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Agent {
             return;
         }
         let wanted: BTreeSet<_> = wanted.keys().copied().collect();
-        let done = addresses::reconcile(self.network.handle(), &devices, &wanted).await;
+        let done = addresses::reconcile(self.network.handle(), &devices, links, &wanted).await;
         self.trouble.clear(Area::Addresses);
         let is_all = match done {
             Ok(done) => self.take_stock(&devices, done),

@@ -11,7 +11,7 @@ use netlink_packet_route::neighbour::NeighbourState;
 use tokio::time::timeout;
 
 use crate::net::Monitor;
-use crate::net::addresses::{Changes, add, reconcile, renew};
+use crate::net::addresses::{Changes, Reconciled, add, reconcile, renew};
 use crate::net::testing::{Lab, PATIENCE, ip, run};
 
 const VIP4: &str = "192.0.2.10";
@@ -26,9 +26,14 @@ async fn place(lab: &Lab, device: &str, wanted: &[&str]) -> Changes {
 }
 
 async fn place_on(lab: &Lab, devices: &[&str], wanted: &[&str]) -> Changes {
-    let done = reconcile(lab.node.handle(), &indices(lab, devices).await, &set(wanted)).await.unwrap();
+    let done = try_place(lab, &indices(lab, devices).await, wanted).await;
     assert_eq!(done.refused, []);
     done.changes
+}
+
+async fn try_place(lab: &Lab, devices: &BTreeSet<u32>, wanted: &[&str]) -> Reconciled {
+    let listed = lab.node.links().await.unwrap();
+    reconcile(lab.node.handle(), devices, &listed, &set(wanted)).await.unwrap()
 }
 
 async fn indices(lab: &Lab, devices: &[&str]) -> BTreeSet<u32> {
@@ -102,6 +107,25 @@ fn a_foreign_address_is_used_and_kept() {
         assert_eq!(changes, Changes { foreign: vec![ip(VIP4), ip(VIP6)], ..Changes::default() });
         assert_eq!(place(lab, "eth0", &[]).await, Changes::default());
         assert_eq!((messages_of(lab, VIP4).await, messages_of(lab, VIP6).await), before);
+    });
+}
+
+/// [`add`] does not look what others have put there: IPv4 takes one address with another prefix twice.
+#[test]
+fn ours_go_where_somebody_has_one_on_another_device() {
+    run(async |lab| {
+        lab.veth("eth0", &["192.0.2.10/24"], &[]).await;
+        lab.veth("eth1", &[], &[]).await;
+        let theirs = messages_of(lab, VIP4).await;
+        let both = ["eth0", "eth1"];
+        let devices = indices(lab, &both).await;
+        assert!(add(lab.node.handle(), &devices, &set(&[VIP4])).await);
+        assert_eq!(messages_of(lab, VIP4).await.len(), 3);
+        let mut changes = place_on(lab, &both, &[VIP4]).await;
+        changes.remove.sort_unstable();
+        let remove = devices.iter().map(|device| (ip(VIP4), *device, 32)).collect();
+        assert_eq!(changes, Changes { remove, foreign: vec![ip(VIP4)], ..Changes::default() });
+        assert_eq!(messages_of(lab, VIP4).await, theirs);
     });
 }
 
@@ -291,9 +315,9 @@ fn one_address_that_is_refused_does_not_stop_the_others() {
     run(async |lab| {
         lab.veth("eth0", &[], &[]).await;
         // The kernel refuses multicast addresses; it sorts before the good ones.
-        let wanted = set(&["224.0.0.1", "255.255.255.255", VIP6]);
+        let wanted = ["224.0.0.1", "255.255.255.255", VIP6];
         let devices = indices(lab, &["eth0"]).await;
-        let refused = reconcile(lab.node.handle(), &devices, &wanted).await.unwrap().refused;
+        let refused = try_place(lab, &devices, &wanted).await.refused;
         let is_named = |(device, why): &(u32, String)| {
             devices.contains(device) && (why.contains("224.0.0.1") || why.contains("255.255.255.255"))
         };
@@ -334,7 +358,7 @@ fn a_vip_is_on_each_device_and_goes_from_each() {
         assert_eq!(UdpSocket::bind((VIP4, 0)).map(drop).map_err(|error| error.kind()), Ok(()));
 
         std::fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1").unwrap();
-        let done = reconcile(lab.node.handle(), &devices, &set(&[VIP4, VIP6])).await.unwrap();
+        let done = try_place(lab, &devices, &[VIP4, VIP6]).await;
         let (eth0, _) = lab.node.device("eth0").await;
         assert_eq!(done.changes.add, [(ip(VIP4), eth0)]);
         assert!(matches!(&done.refused[..], [(device, why)] if *device == eth0 && why.contains(VIP6)));
