@@ -15,8 +15,8 @@ use super::shared::Shared;
 use super::start::check_device;
 use super::trouble::{Area, Trouble};
 use super::{DatapathPolicy, Settings};
+use crate::dataplane::PinDirectory;
 use crate::dataplane::collect::Sweep;
-use crate::dataplane::{PinDirectory, linked_devices};
 use crate::http::{HealthPorts, HealthProblems, Inspect};
 use crate::model::{ObjectRef, Problem, Severity};
 use crate::net::next_hops::{Ask, NextHops, Refreshed};
@@ -117,9 +117,8 @@ impl Agent {
         };
         let planner = Planner::new(settings.default_class, settings.node.clone(), addressing);
         let mut leaving = Leaving::default();
-        if kernel.is_some() {
-            let left = linked_devices(&pins)?.into_iter();
-            left.filter_map(|device| device.name).for_each(|name| leaving.adopt(name));
+        if let Some(kernel) = &kernel {
+            leaving = kernel.adopt_devices(leaving)?;
         }
         let probes = Probes::start();
         let shared = Arc::new(Shared::new(&pins, settings.metrics_per_backend, probes.counts()));

@@ -30,7 +30,8 @@ struct Device {
 impl Leaving {
     /// Takes note of a device that an agent before this one has attached the datapath to.
     pub fn adopt(&mut self, device: String) {
-        self.devices.insert(device, Device { has_more: true, sweeps: Some(0), ..Device::default() });
+        let device = self.devices.entry(device).or_default();
+        (device.has_more, device.sweeps) = (true, Some(0));
     }
 
     /// Takes note of the addresses that connections are given towards backends behind a device.
@@ -130,6 +131,19 @@ mod tests {
         leaving.look(&["lan2"].into());
         assert!(!leaving.swept(&addresses(["10.0.1.1"])), "its addresses are still known");
         assert!(!leaving.swept(&addresses(["10.0.1.1"])) && leaving.keeps("lan1"));
+    }
+
+    #[test]
+    fn adopting_a_device_forgets_no_address_of_it() {
+        let mut leaving = two_devices();
+        leaving.adopt("lan1".to_owned());
+        leaving.look(&["lan1", "lan2"].into());
+        assert!(!leaving.swept(&addresses([])), "nothing of the earlier agent's is left");
+        leaving.look(&["lan2"].into());
+        for _ in 0..3 {
+            assert!(!leaving.swept(&addresses(["10.0.1.1"])) && leaving.keeps("lan1"));
+        }
+        assert!(leaving.swept(&addresses([])) && !leaving.keeps("lan1"));
     }
 
     #[test]

@@ -12,8 +12,9 @@ use crate::app::start::{Loaded, first_config, load};
 use crate::app::{DatapathPolicy, Settings};
 use crate::dataplane::{
     Classifiers, Devices, Direction, Kernel as Programs, KernelMaps, PinDirectory, PinLock, SocketHooks,
+    linked_devices,
 };
-use crate::plan::{Compiler, CookiePhase};
+use crate::plan::{Compiler, CookiePhase, Leaving};
 
 /// How soon the kernel is tried again that could not forward. Each time later, up to [`LATEST`]: what lacks
 /// may come soon after a node's start, and a trial may load programs.
@@ -102,6 +103,17 @@ impl KernelPath {
         Ok((path, Begin { config, cookies }))
     }
 
+    /// Adds the devices that an earlier agent has left attached: old connections may need them, whatever leads
+    /// by them now.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub(super) fn adopt_devices(&self, mut known: Leaving) -> Result<Leaving> {
+        let left = linked_devices(&self.pins)?.into_iter();
+        left.filter_map(|device| device.name).for_each(|name| known.adopt(name));
+        Ok(known)
+    }
+
     /// Whether the program for replies of backends on this node is attached anywhere.
     pub(super) fn has_exits(&self) -> bool {
         self.exits.attached().next().is_some()
@@ -147,12 +159,18 @@ impl Agent {
     pub async fn try_kernel(&mut self) {
         let pins = PinDirectory::new(&self.settings.pin_directory);
         // Verifying programs may take seconds.
-        let found = tokio::task::block_in_place(|| KernelPath::begin(&pins, &self.settings));
+        let found = tokio::task::block_in_place(|| {
+            let (kernel, begin, now) = KernelPath::begin(&pins, &self.settings)?;
+            let leaving =
+                kernel.as_ref().map(|kernel| kernel.adopt_devices(self.leaving.clone())).transpose()?;
+            Ok((kernel.zip(leaving), begin, now))
+        });
         let Some(before) = &mut self.proxied.no_kernel else { return };
         let now = match found {
-            Ok((Some(kernel), Begin { config, cookies }, _)) => {
+            Ok((Some((kernel, leaving)), Begin { config, cookies }, _)) => {
                 info!("the kernel takes the programs by now");
                 self.proxied.no_kernel = None;
+                self.leaving = leaving;
                 (self.kernel, self.config, self.cookies) = (Some(kernel), config, cookies);
                 return self.retry().await;
             }
