@@ -124,7 +124,9 @@ fn a_device_is_left_once_no_connection_needs_it() -> Result<()> {
     other_routes(&world.lab, "add", 1)?;
     agent.wait_status("both devices to be hooked", are_hooked(["lan", "lan2", "uplink"]))?;
     drop(stream);
-    agent.wait_status("the first device to be left", are_hooked(["lan2", "uplink"]))?;
+    // Two rounds of the sweep take twenty seconds, and longer on a busy machine than the usual patience.
+    let is_left = || agent.wait_status("the first device to be left", are_hooked(["lan2", "uplink"]));
+    is_left().or_else(|_| is_left())?;
     Ok(())
 }
 
