@@ -43,7 +43,7 @@ drop_reasons! {
     BackendGone = 2, "backend-gone", true;
     /// The packet's TTL or hop limit ran out here; answered with ICMP time exceeded.
     TtlExpired = 3, "ttl-expired", true;
-    /// No source port towards the backend was free: add SNAT addresses.
+    /// No source port towards the backend was free, or another CPU took it just then: if it goes on, add SNAT addresses.
     SnatPortsExhausted = 4, "snat-ports-exhausted", false;
     /// The node has no source address towards the backend.
     NoSnatAddress = 5, "no-snat-address", false;
